@@ -7,7 +7,7 @@ __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'P
            'read_results', 'write_rows', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot',
            'main_table', 'difficulty_table', 'rates_table', 'contrast_table', 'audit_table', 'style', 'styled',
            'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_margins',
-           'draw_training']
+           'draw_training', 'draw_method']
 
 # %% ../nbs/11_report.ipynb #11-repor-002
 import functools, json, math, re
@@ -284,9 +284,9 @@ def draw_worked_problem(worked, # dict of worked_problem.json
         im = heat.imshow(R[:, a:b], aspect='auto', origin='lower', cmap='RdBu_r', norm=mpl.colors.Normalize(-lim, lim), extent=(a-.5, b-.5, -.5, len(R)-.5), interpolation='nearest')
         bar.bar(np.arange(a, b), sel[a:b], .8, color=[RED if v > 0 else BLUE for v in sel[a:b]])
         _token_axes(heat, bar, tokens, a, a + width, b, start, top)
-    fig.colorbar(im, ax=axs[:, 0].tolist(), label='relevance of a layer\'s MLP neurons', shrink=.5, pad=.01, aspect=30).outline.set_visible(False)
+    fig.colorbar(im, ax=axs[:, 0].tolist(), label='relevance', shrink=.6 if len(spans) > 1 else .9, pad=.01, aspect=14*len(spans)).outline.set_visible(False)
     cut = '' if (shown.start, shown.stop) == (0, R.shape[1]) else f' (tokens {shown.start+1} to {shown.stop} of {R.shape[1]})'
-    axs[0, 0].set_title('Where the solution gets its likelihood from: every token, every layer' + cut)
+    axs[0, 0].set_title('Relevance of the MLP neurons, by layer and token' + cut, pad=13)
     return fig
 
 # %% ../nbs/11_report.ipynb #11-repor-039
@@ -297,7 +297,7 @@ def _token_axes(heat, bar, tokens, a, stop, b, start, top):
         for s in ax.spines.values(): s.set_visible(False)
         if a < start < b: ax.axvline(start-.5, color=INK, lw=1)
     heat.tick_params(bottom=False, labelbottom=False, length=2); heat.set_ylabel('layer')
-    if a < start < b: heat.text(start-.2, 1.02, 'response', transform=heat.get_xaxis_transform(), fontsize=7, va='bottom')
+    if a < start < b: heat.text(start-.5, 1.02, 'response →', transform=heat.get_xaxis_transform(), fontsize=7, va='bottom')
     bar.axhline(0, color='#bbbbbb', lw=.6); bar.set(ylim=(-1.05*top, 1.05*top), yticks=[])
     bar.set_ylabel('selected', rotation=0, ha='right', va='center', fontsize=7)
     bar.set_xticks(range(a, b), tokens[a:b], rotation=90, fontsize=6.2, family='DejaVu Sans Mono'); bar.tick_params(axis='x', length=0, pad=1)
@@ -324,7 +324,7 @@ def _ablation_panel(ax, df):
         many = (g.size() > 1).any()
         low, high = (g.delta_nll.min(), g.delta_nll.max()) if many else (g.low.min(), g.high.max())
         ax.fill_between(x, low, high, color=color, alpha=.18, lw=0)
-        ax.plot(x, mid, 'o-', color=color, ms=3.5, mec='white', mew=.5, label=f'{name}, median and range of {g.size().max()} draws' if many else f'{name}, 95 % interval')
+        ax.plot(x, mid, 'o-', color=color, ms=3.5, mec='white', mew=.5, label=f'{name} (range of {g.size().max()} draws)' if many else f'{name} (95 % interval)')
     ax.set_xscale('log'); ax.set_yscale('symlog', linthresh=.01, linscale=.6); ax.axhline(0, color='#999999', lw=.7)
     ticks = sorted(set(100*df.fraction))
     ax.set_xticks(ticks, [f'{t:.3g}' for t in ticks]); ax.minorticks_off()
@@ -349,7 +349,7 @@ def draw_margins(margins): # frame of margins/*.csv with `arm` and `seed`
 def _margin_panel(ax, before, after, bins, color):
     for v, kw in ((before, dict(histtype='stepfilled', color='#d0d0d0')), (after, dict(histtype='step', color=color, lw=1.6))):
         ax.hist(v, bins, weights=np.full(len(v), 100/max(len(v), 1)), **kw)
-    ax.axvline(0, color=INK, lw=.8)
+    ax.axvline(0, color=INK, lw=.8); ax.margins(y=.45)
     for v, c, y, name in ((before, '#777777', .95, 'before'), (after, color, .80, 'after')):
         ax.text(1, y, f'{name}: {100*np.mean(v > 0):.0f} % above 0', transform=ax.transAxes, ha='right', va='top', fontsize=7.5, color=c)
         ax.plot([v.mean()], [0], marker=6, color=c, ms=6, clip_on=False, zorder=5)
@@ -380,3 +380,75 @@ def _curve(ax, df, col, color, label, smooth):
     by = df.pivot_table(index='step', columns='seed', values=col)
     ax.plot(by.index, by, color=color, lw=.7, alpha=.3)
     ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label)
+
+# %% ../nbs/11_report.ipynb #11-repor-055
+def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2):
+    "A rounded box with a bold title and lines of text below it"
+    from matplotlib.patches import FancyBboxPatch
+    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle='round,pad=0,rounding_size=1.1', fc=face, ec=color, lw=1.1, zorder=2))
+    lines = text.count('\n') + 1 if text else 0
+    top = y + h/2 + 1.32*lines
+    ax.text(x + w/2, top, title, ha='center', va='center', fontsize=size, weight='bold', color=color, zorder=3)
+    if text: ax.text(x + w/2, top - 1.9, text, ha='center', va='top', fontsize=size - 1, color=INK, linespacing=1.4, zorder=3)
+
+def _arrow(ax, a, b, color=INK, bend=0, ls='-', label='', at=(0, 0), lw=1.2):
+    "An arrow from a to b, with a small label beside its middle"
+    from matplotlib.patches import FancyArrowPatch
+    ax.add_patch(FancyArrowPatch(a, b, arrowstyle='-|>', mutation_scale=9, connectionstyle=f'arc3,rad={bend}', color=color, lw=lw, ls=ls, shrinkA=0, shrinkB=0, zorder=1.5))
+    if label: ax.text((a[0]+b[0])/2 + at[0], (a[1]+b[1])/2 + at[1], label, fontsize=7, color=color, ha='center', va='center', zorder=3)
+
+def _lane(ax, x, w, number, title, color):
+    "A tinted column with its number and title"
+    from matplotlib.patches import FancyBboxPatch
+    ax.add_patch(FancyBboxPatch((x, 8.5), w, 45, boxstyle='round,pad=0,rounding_size=1.6', fc=color, ec='none', alpha=.075, zorder=0))
+    ax.text(x + 1.6, 51.2, str(number), fontsize=10, weight='bold', color='white', ha='left', va='center', zorder=3, bbox=dict(boxstyle='circle,pad=.22', fc=color, ec='none'))
+    ax.text(x + 4.4, 51.2, title, fontsize=9.6, weight='bold', color=color, va='center', zorder=3)
+
+# %% ../nbs/11_report.ipynb #11-repor-056
+def _network(ax, x, y, w, h, lit, layers=6, neurons=11, seed=4):
+    "A stack of layers whose neurons are dots, a few of them lit"
+    from matplotlib.patches import FancyBboxPatch
+    rng, dx, dy = np.random.default_rng(seed), w/neurons, h/layers
+    on = {(int(l), int(i)) for l, i in zip(rng.integers(0, layers, 13), rng.integers(0, neurons, 13))}
+    for l in range(layers):
+        ax.add_patch(FancyBboxPatch((x, y + l*dy + .15*dy), w, .7*dy, boxstyle='round,pad=0,rounding_size=.6', fc='white', ec='#c9c9c9', lw=.7, zorder=2))
+        for i in range(neurons):
+            hot = (l, i) in on
+            ax.plot(x + (i + .5)*dx, y + (l + .5)*dy, 'o', ms=4.6 if hot else 3.2, color=lit if hot else '#d9d9d9', mec='none', zorder=3)
+
+@styled
+def draw_method():
+    "Select neurons once, read their margin on each pair, add it to DPO: our reading of arXiv 2605.11906"
+    fig, axs = panels(size=(10, 5.5)); ax = axs[0, 0]
+    ax.set(xlim=(0, 100), ylim=(0, 55)); ax.axis('off'); ax.grid(False)
+    for args in ((.5, 30.5, 1, 'Find the neurons, once', RED), (32.5, 34.5, 2, 'Read both responses', BLUE), (68.5, 31, 3, 'Train', GREEN)): _lane(ax, *args)
+    _draw_select(ax); _draw_read(ax); _draw_train(ax)
+    ax.text(50, 4.1, 'Control that carries the claim: the same loss with random neurons of the same layers.', ha='center', va='center', fontsize=8.4, weight='bold', color='#7a4466',
+            bbox=dict(boxstyle='round,pad=.5', fc='#f7ebf2', ec=PURPLE, lw=1, ls=(0, (4, 2))))
+    ax.text(0.5, .2, 'The neuron terms are our reading of arXiv 2605.11906; no formula of the paper is public where we could reach it.', fontsize=6.5, color=GREY, va='center')
+    return fig
+
+# %% ../nbs/11_report.ipynb #11-repor-057
+def _draw_select(ax):
+    _box(ax, 2, 40.5, 12.6, 7, 'math text', 'solutions', RED); _box(ax, 16.9, 40.5, 12.6, 7, 'general text', 'same lengths', GREY)
+    _box(ax, 2, 27.2, 27.5, 9, 'AttnLRP, one backward pass', 'relevance of every MLP neuron', INK)
+    _arrow(ax, (8.3, 40.5), (8.3, 36.2), RED); _arrow(ax, (23.2, 40.5), (23.2, 36.2), GREY)
+    _box(ax, 2, 15, 27.5, 8.2, r'top $k$ of  $\bar R_i^{\,math} - \bar R_i^{\,general}$', r'weights $w_i$, directions $d_i = \pm 1$', RED)
+    _arrow(ax, (15.7, 27.2), (15.7, 23.2), INK)
+    ax.text(15.7, 11.4, r'a neuron set $S$, saved and checked against its model', fontsize=7, ha='center', va='center', color=RED)
+    _arrow(ax, (29.5, 19.1), (35.6, 19.1), RED, label='$S$', at=(0, 1.5), lw=1.8)
+
+def _draw_read(ax):
+    ax.text(49.75, 47, r'question $x$', ha='center', va='center', fontsize=8.2, weight='bold')
+    _box(ax, 34.5, 39.3, 14.2, 5.4, r'chosen $y_w$', '', GREEN); _box(ax, 50.8, 39.3, 14.2, 5.4, r'rejected $y_l$', '', GREY)
+    _network(ax, 36, 14.4, 27.5, 20.6, RED)
+    _arrow(ax, (41.6, 39.3), (44.5, 35), GREEN); _arrow(ax, (57.9, 39.3), (55, 35), GREY)
+    ax.text(49.75, 11.4, r'policy $\pi_\theta$: one forward pass gives both margins', fontsize=7, ha='center', va='center', color=BLUE)
+    _arrow(ax, (63.5, 31), (70.4, 38.2), BLUE, label='', lw=1.4); _arrow(ax, (63.5, 19), (70.4, 26), RED, lw=1.4)
+
+def _draw_train(ax):
+    _box(ax, 70.4, 36, 27.2, 11.5, 'log-ratio margin', r'$\Delta = \log\frac{\pi_\theta(y_w)}{\pi_{ref}(y_w)} - \log\frac{\pi_\theta(y_l)}{\pi_{ref}(y_l)}$', BLUE)
+    _box(ax, 70.4, 23, 27.2, 10.3, 'neuron margin', r'$\Delta\tilde\varphi = (\Delta\varphi_\theta - \Delta\varphi_{ref})\,/\,s$' + '\nclipped, standardised', RED)
+    _box(ax, 70.4, 10.3, 27.2, 9, r'$-\log\sigma(\beta\Delta) \; - \; \lambda\,\log\sigma(\kappa\Delta\tilde\varphi - m)$', r'$\lambda = 0$ is DPO', GREEN, '#eef8f4', 8.6)
+    _arrow(ax, (76, 23), (76, 19.3), RED); _arrow(ax, (92.5, 23), (92.5, 19.3), BLUE)
+    _arrow(ax, (70.4, 13.5), (63.8, 16), GREEN, bend=-.25, ls=(0, (4, 2)), label='gradient', at=(.2, -2.4))
