@@ -35,13 +35,14 @@ def evaluate_model(model, tokenizer, problems, # `Problem`s
                    arm:str='', seed:int=0, set:str='', # labels of every row
                    max_new_tokens:int=256, batch_size:int=32,
                    path=None, # JSONL of raw responses, resumed from when it exists
+                   nll_model=None, # scores the gold solutions instead of `model`, say the same weights in float32
                    nll_batch_size:int=8, progress:bool=True):
     "One row per question: greedy answer, three extractions, verdicts, and the gold solution's NLL"
     from yfpo.responses import generate
     if not len(problems): raise ValueError(f'there are no questions in the set {set!r}: nothing to evaluate')
     made = {r['id']: r for r in generate(model, tokenizer, problems, max_new_tokens=max_new_tokens, batch_size=batch_size,
                                          seed=seed, path=path, progress=progress)}
-    nll = gold_nll(model, tokenizer, problems, nll_batch_size)
+    nll = gold_nll(nll_model or model, tokenizer, problems, nll_batch_size)
     level = lambda p: dict(difficulty=p.meta['difficulty']) if 'difficulty' in p.meta else {}
     return score_answers([dict(arm=arm, seed=seed, set=set, id=p.id, answer=p.answer, text=made[p.id]['text'], n_tokens=made[p.id]['n_tokens'],
                                finished=made[p.id]['finished'], nll_gold=v, **level(p)) for p, v in zip(problems, nll)])

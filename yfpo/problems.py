@@ -11,7 +11,7 @@ __all__ = ['STRICT', 'FLEXIBLE', 'NUMBER', 'GSM8K_REVISION', 'SVAMP_REVISION', '
            'masked_text', 'check_disjoint', 'split_problems', 'general_texts']
 
 # %% ../nbs/00_problems.ipynb #00-probl-002
-import ast, json, os, random, re
+import ast, json, operator, os, random, re
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +42,8 @@ def read_jsonl(path:str|Path) -> list:
         try: row = json.loads(line)
         except json.JSONDecodeError as e:
             raise ValueError(f'{path}, line {i}: not valid JSON ({e.msg}); mend or remove the line') from None
-        if not isinstance(row, dict): raise ValueError(f'{path}, line {i}: a JSON object was expected, not {type(row).__name__}; mend or remove it')
+        if not isinstance(row, dict):
+            raise ValueError(f'{path}, line {i}: a JSON object was expected, not {type(row).__name__}; mend or remove it')
         rows.append(row)
     return rows
 
@@ -59,6 +60,7 @@ def to_number(s:str): # -> Fraction | None
     s = str(s).strip().replace('−', '-').replace('$', '').replace(',', '').rstrip('.')
     return Fraction(s) if re.fullmatch(r'[-+]?(\d+(\.\d+)?|\.\d+)', s) else None
 
+# %% ../nbs/00_problems.ipynb #00-probl-014
 def show_number(x): # -> str | None
     "An exact value as short decimal text, or `None` when the decimals never end"
     x = Fraction(x)
@@ -70,8 +72,8 @@ def show_number(x): # -> str | None
     digits = f'{abs(x.numerator) * 10**twos // x.denominator:0{twos+1}d}'
     return ('-' if x < 0 else '') + f'{digits[:-twos]}.{digits[-twos:]}'.rstrip('0')
 
-# %% ../nbs/00_problems.ipynb #00-probl-016
-_ops = {ast.Add: lambda a,b: a+b, ast.Sub: lambda a,b: a-b, ast.Mult: lambda a,b: a*b, ast.Div: lambda a,b: a/b, ast.FloorDiv: lambda a,b: Fraction(a//b)}
+# %% ../nbs/00_problems.ipynb #00-probl-017
+_ops = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv}
 
 def _value(node):
     if isinstance(node, ast.Constant) and type(node.value) in (int, float): return Fraction(repr(node.value))
@@ -80,15 +82,16 @@ def _value(node):
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd): return _value(node.operand)
     raise ValueError('only numbers, + - * / and brackets are allowed')
 
+# %% ../nbs/00_problems.ipynb #00-probl-018
 def calc(expr:str) -> Fraction:
     "The exact value of an arithmetic expression; anything but numbers, `+ - * / //` and brackets is refused"
     if len(expr) > 500: raise ValueError(f'expression of {len(expr)} characters is too long to be a calculator annotation')
     source = re.sub(r'(?<![\d.])0+(?=\d)', '', expr.strip())
-    try: return _value(ast.parse(source, mode='eval').body)
+    try: return Fraction(_value(ast.parse(source, mode='eval').body))
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError) as e:
         raise ValueError(f'cannot calculate {expr!r}: {e}') from None
 
-# %% ../nbs/00_problems.ipynb #00-probl-019
+# %% ../nbs/00_problems.ipynb #00-probl-021
 class Annotation(NamedTuple):
     "One calculator annotation `<<expr=value>>` and its place in the text"
     expr:str
@@ -100,6 +103,7 @@ def strip_annotations(text:str) -> str:
     "`text` without its `<<...>>` annotations"
     return re.sub(r'<<[^<>]*>>', '', text)
 
+# %% ../nbs/00_problems.ipynb #00-probl-022
 def parse_annotations(text:str) -> list:
     "The calculator annotations of a solution, in order"
     res = []
@@ -113,7 +117,7 @@ def annotations_hold(text:str, tol=Fraction(1, 100)) -> bool: # difference that 
     "True when every annotation of `text` evaluates to the value it states"
     return all(abs(calc(a.expr) - calc(a.value.replace(',', ''))) <= tol for a in parse_annotations(text))
 
-# %% ../nbs/00_problems.ipynb #00-probl-023
+# %% ../nbs/00_problems.ipynb #00-probl-026
 STRICT = re.compile(r'#### (\-?[0-9\.\,]+)')                # lm-evaluation-harness, gsm8k v3, strict-match
 FLEXIBLE = re.compile(r'(-?[$0-9.,]{2,})|(-?[0-9]+)')       # lm-evaluation-harness, gsm8k v3, flexible-extract
 NUMBER = re.compile(r'(?:(?<![\w.)%])-)?\$?-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+')
@@ -123,6 +127,7 @@ def extract_strict(text:str): # -> str | None
     m = STRICT.search(text)
     return m[1] if m else None
 
+# %% ../nbs/00_problems.ipynb #00-probl-027
 def extract_flexible(text:str): # -> str | None
     "The last match of the flexible pattern, as the text has it"
     ms = FLEXIBLE.findall(text)
@@ -133,11 +138,12 @@ def extract_number(text:str): # -> str | None
     found = [extract_strict(text) or ''] + NUMBER.findall(text.replace('−', '-'))[::-1]
     return next((show_number(x) for x in map(to_number, found) if x is not None), None)
 
-# %% ../nbs/00_problems.ipynb #00-probl-026
+# %% ../nbs/00_problems.ipynb #00-probl-030
 def normalise_answer(s:str) -> str:
     "An answer as lm-evaluation-harness compares it: commas, `$`, all up to `#### ` and a final full stop deleted"
     return re.sub(r',|\$|(?s:.*#### )|\.$', '', s.strip())
 
+# %% ../nbs/00_problems.ipynb #00-probl-031
 def is_correct(text:str, # what a model wrote
                answer:str, # gold answer
                rule:str='numeric') -> bool: # 'strict', 'flexible' or 'numeric'
@@ -150,7 +156,7 @@ def is_correct(text:str, # what a model wrote
     found = (extract_strict if rule == 'strict' else extract_flexible)(text)
     return found is not None and normalise_answer(found) == normalise_answer(answer)
 
-# %% ../nbs/00_problems.ipynb #00-probl-030
+# %% ../nbs/00_problems.ipynb #00-probl-035
 @dataclass(frozen=True)
 class Problem:
     "A question with a worked gold solution in GSM8K's form"
@@ -161,30 +167,33 @@ class Problem:
     source:str # 'gsm8k/train', 'gsm8k/test', 'svamp' or 'templates'
     meta:dict = field(default_factory=dict, compare=False)
 
-# %% ../nbs/00_problems.ipynb #00-probl-031
+# %% ../nbs/00_problems.ipynb #00-probl-036
 def gold_problem(question:str, solution:str, id:str, source:str, where:str='', **meta) -> Problem:
     "A `Problem` whose answer is read from the last line of `solution`; `where` names the row in errors"
     where = where or id
     for k,v in dict(question=question, answer=solution).items():
-        if not isinstance(v, str) or not v.strip(): raise ValueError(f'{where}: the {k} is missing or empty; every row needs a question and an answer')
+        if not isinstance(v, str) or not v.strip():
+            raise ValueError(f'{where}: the {k} is missing or empty; every row needs a question and an answer')
     found = extract_strict(solution)
     if '####' not in solution or found is None:
         raise ValueError(f'{where}: the gold answer has no "#### number" line; end it with one, such as "#### 42"')
     if to_number(found) is None: raise ValueError(f'{where}: {found!r} after "####" is not a number; write it in digits')
     return Problem(id, question.strip(), solution.strip(), show_number(to_number(found)), source, meta)
 
-# %% ../nbs/00_problems.ipynb #00-probl-035
+# %% ../nbs/00_problems.ipynb #00-probl-040
 GSM8K_REVISION = '740312add88f781978c0658806c59bc2815b9866'
 SVAMP_REVISION = '5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef'
 
 def _local(data_dir, *names):
     "First of `names` that exists under `data_dir`"
     root = Path(data_dir).expanduser()
-    if not root.is_dir(): raise FileNotFoundError(f'data_dir {root} does not exist; make that folder and put {names[0]} in it, or leave data_dir empty to use the hub')
+    hint = 'or leave data_dir empty to use the hub'
+    if not root.is_dir(): raise FileNotFoundError(f'data_dir {root} does not exist; make that folder and put {names[0]} in it, {hint}')
     for n in names:
         if (root/n).is_file(): return root/n
-    raise FileNotFoundError(f'data_dir {root} has no {" or ".join(names)}; put the official file there, or leave data_dir empty to use the hub')
+    raise FileNotFoundError(f'data_dir {root} has no {" or ".join(names)}; put the official file there, {hint}')
 
+# %% ../nbs/00_problems.ipynb #00-probl-041
 def _hub(name, config, split, revision):
     "Rows of a hub data set"
     from datasets import load_dataset
@@ -193,7 +202,7 @@ def _hub(name, config, split, revision):
         raise FileNotFoundError(f'{name} could not be read from the Hugging Face hub ({type(e).__name__}); '
                                 'go online, or give data_dir, a folder with the official files') from e
 
-# %% ../nbs/00_problems.ipynb #00-probl-036
+# %% ../nbs/00_problems.ipynb #00-probl-042
 def load_gsm8k(split:str='train', # 'train' or 'test'
                data_dir:str|Path=None, # folder with gsm8k/{split}.jsonl or {split}.jsonl; None or '' reads openai/gsm8k from the hub
                revision:str=GSM8K_REVISION) -> list: # commit of the hub data set
@@ -202,9 +211,10 @@ def load_gsm8k(split:str='train', # 'train' or 'test'
     path = _local(data_dir, f'gsm8k/{split}.jsonl', f'{split}.jsonl') if data_dir else f'openai/gsm8k {split}'
     rows = read_jsonl(path) if data_dir else _hub('openai/gsm8k', 'main', split, revision)
     if not rows: raise ValueError(f'{path} is empty; it should hold one JSON object a line with question and answer')
-    return [gold_problem(r.get('question'), r.get('answer'), f'gsm8k-{split}-{i}', f'gsm8k/{split}', f'{path}, row {i+1}') for i,r in enumerate(rows)]
+    return [gold_problem(r.get('question'), r.get('answer'), f'gsm8k-{split}-{i}', f'gsm8k/{split}', f'{path}, row {i+1}')
+            for i,r in enumerate(rows)]
 
-# %% ../nbs/00_problems.ipynb #00-probl-040
+# %% ../nbs/00_problems.ipynb #00-probl-046
 def _steps(node, lines):
     "Text of a sub-expression; each operation that ends in a plain decimal becomes a line of its own"
     if not isinstance(node, ast.BinOp): return show_number(_value(node))
@@ -216,6 +226,7 @@ def _steps(node, lines):
     lines.append(f'{a} {op} {b} = <<{a}{op}{b}={value}>>{value}')
     return value
 
+# %% ../nbs/00_problems.ipynb #00-probl-047
 def equation_solution(equation:str) -> str:
     "A solution in GSM8K's form from an equation such as `( ( 8.0 + 2.0 ) - 3.0 )`"
     calc(equation)
@@ -223,7 +234,7 @@ def equation_solution(equation:str) -> str:
     last = _steps(ast.parse(equation.strip(), mode='eval').body, lines)
     return '\n'.join((lines or [f'<<{last}={last}>>{last}']) + [f'#### {last}'])
 
-# %% ../nbs/00_problems.ipynb #00-probl-043
+# %% ../nbs/00_problems.ipynb #00-probl-050
 def _svamp_problem(r, where):
     "One SVAMP row as a `Problem`"
     lacking = [k for k in ('ID', 'Body', 'Question', 'Equation', 'Answer') if k not in r]
@@ -237,7 +248,7 @@ def _svamp_problem(r, where):
     solution = equation_solution(r['Equation']) if agrees else f'#### {show_number(stated)}'
     return gold_problem(f'{body} {question}', solution, f'svamp-{r["ID"]}', 'svamp', where, type=r.get('Type', ''), agrees=agrees)
 
-# %% ../nbs/00_problems.ipynb #00-probl-044
+# %% ../nbs/00_problems.ipynb #00-probl-051
 def load_svamp(data_dir:str|Path=None, # folder with svamp/SVAMP.json or SVAMP.json; None or '' reads ChilleD/SVAMP from the hub
                split:str='all', # 'all', or the hub's 'train' (700) and 'test' (300); the local file is one set
                revision:str=SVAMP_REVISION) -> list: # commit of the hub data set
@@ -247,82 +258,111 @@ def load_svamp(data_dir:str|Path=None, # folder with svamp/SVAMP.json or SVAMP.j
         if split != 'all': raise ValueError(f"SVAMP.json is one set without splits, so split={split!r} needs the hub; use split='all'")
         path = _local(data_dir, 'svamp/SVAMP.json', 'SVAMP.json')
         try: rows = json.loads(path.read_text(encoding='utf-8'))
-        except json.JSONDecodeError as e: raise ValueError(f'{path}, line {e.lineno}: not valid JSON ({e.msg}); fetch the file again') from None
+        except json.JSONDecodeError as e:
+            raise ValueError(f'{path}, line {e.lineno}: not valid JSON ({e.msg}); fetch the file again') from None
     else: path,rows = 'ChilleD/SVAMP', _hub('ChilleD/SVAMP', None, 'train+test' if split == 'all' else split, revision)
     if not rows: raise ValueError(f'{path} is empty; it should hold a list of problems')
     order = lambda p: [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', p.id)]
     return sorted((_svamp_problem(r, f'{path}, row {i+1}') for i,r in enumerate(rows)), key=order)
 
-# %% ../nbs/00_problems.ipynb #00-probl-048
+# %% ../nbs/00_problems.ipynb #00-probl-055
 TEMPLATES = '''
 gather|1|a 2 30, b 2 30|{A} has {a} {item} and finds {b} more. How many {item} does {A} have now?|{A} has [r:a+b] {item} now.
-give-away|1|a 10 60, b 2 30|{A} had {a} {item} and gave {b} of them to {B}. How many {item} does {A} have left?|{A} has [r:a-b] {item} left.
-boxes|1|a 2 9, b 2 9|There are {a} boxes on {A}'s shelf and each box holds {b} {item}. How many {item} are there in all?|There are [r:a*b] {item} in all.
-share|1|a 6 80, b 2 9|{A} shares {a} {item} equally among {b} friends. How many {item} does each friend get?|Each friend gets [r:a/b] {item}.
-bus|1|a 12 40, b 2 11, c 2 11|The bus to {place} leaves with {a} passengers. At the first stop {b} get off and {c} get on. How many passengers are on the bus now?|\
+give-away|1|a 10 60, b 2 30|{A} had {a} {item} and gave {b} of them to {B}. How many {item} does {A} have left?|\
+{A} has [r:a-b] {item} left.
+boxes|1|a 2 9, b 2 9|There are {a} boxes on {A}'s shelf and each box holds {b} {item}. How many {item} are there in all?|\
+There are [r:a*b] {item} in all.
+share|1|a 6 80, b 2 9|{A} shares {a} {item} equally among {b} friends. How many {item} does each friend get?|\
+Each friend gets [r:a/b] {item}.
+bus|1|a 12 40, b 2 11, c 2 11|The bus to {place} leaves with {a} passengers. At the first stop {b} get off and {c} get on. \
+How many passengers are on the bus now?|\
 After {b} get off there are [s:a-b] passengers.~After {c} get on there are [r:s+c] passengers.
 twice|1|a 3 15, k 2 4|{A} picked {a} pears and {B} picked {k} times as many. How many pears did they pick together?|\
 {B} picked [m:k*a] pears.~Together they picked [r:a+m] pears.
-garden|1|a 4 20, b 2 12|{A}'s garden in {place} is {a} metres long and {b} metres wide. How many metres of fence go all the way round it?|\
+garden|1|a 4 20, b 2 12|{A}'s garden in {place} is {a} metres long and {b} metres wide. \
+How many metres of fence go all the way round it?|\
 One long side and one short side are [s:a+b] metres.~The fence is [r:2*s] metres long.
-visitors|2|a 120 900, b 120 900|The museum of {place} had {a} visitors on Saturday and {b} visitors on Sunday. How many visitors came over the weekend?|\
+visitors|2|a 120 900, b 120 900|The museum of {place} had {a} visitors on Saturday and {b} visitors on Sunday. \
+How many visitors came over the weekend?|\
 Over the weekend [r:a+b] visitors came.
-ribbon|2|a 150 900, b 30 140|A roll of ribbon is {a} centimetres long. {A} cuts off a piece of {b} centimetres. How many centimetres are left on the roll?|\
+ribbon|2|a 150 900, b 30 140|A roll of ribbon is {a} centimetres long. {A} cuts off a piece of {b} centimetres. \
+How many centimetres are left on the roll?|\
 On the roll [r:a-b] centimetres are left.
 wage|2|a 11 28, b 3 12|{A} earns ${a} an hour and works {b} hours. How many dollars does {A} earn?|{A} earns $[r:a*b].
-rows|2|a 84 400, b 6 14|For {A}'s concert in {place}, {a} chairs are set out in rows of {b}. How many rows are there?|There are [r:a/b] rows.
-bags|2|a 2 12, b 2 12, c 3 12|Each gift bag holds {a} sweets and {b} small toys. {A} fills {c} bags. How many things does {A} need?|{A} needs [r:(a+b)*c] things.
+rows|2|a 84 400, b 6 14|For {A}'s concert in {place}, {a} chairs are set out in rows of {b}. How many rows are there?|\
+There are [r:a/b] rows.
+bags|2|a 2 12, b 2 12, c 3 12|Each gift bag holds {a} sweets and {b} small toys. {A} fills {c} bags. How many things does {A} need?|\
+{A} needs [r:(a+b)*c] things.
 saving|2|a 5 30, b 3 12, c 5 60|{A} saves ${a} a week for {b} weeks and then spends ${c} on a gift. How many dollars does {A} have left?|\
 {A} saves $[s:a*b].~After the gift {A} has $[r:s-c].
-crates|2|a 3 15, b 6 24, c 2 20|{A}'s shop in {place} has {a} crates of {b} oranges and {c} loose oranges. How many oranges does {A} have?|\
+crates|2|a 3 15, b 6 24, c 2 20|{A}'s shop in {place} has {a} crates of {b} oranges and {c} loose oranges. \
+How many oranges does {A} have?|\
 The crates hold [s:a*b] oranges.~{A} has [r:s+c] oranges.
-meal|2|a 30 120, b 2 6, c 4 20|In {place}, {A}'s {b} guests share a meal that costs ${a} and add a tip of ${c}. They split the sum equally. How many dollars does each guest pay?|\
+meal|2|a 30 120, b 2 6, c 4 20|In {place}, {A}'s {b} guests share a meal that costs ${a} and add a tip of ${c}. \
+They split the sum equally. How many dollars does each guest pay?|\
 The meal and the tip cost $[s:a+c].~Each guest pays $[r:s/b].
-pages|2|a 120 400, b 8 30, c 3 9|{A}'s book about {place} has {a} pages. {A} reads {b} pages a day for {c} days. How many pages are left to read?|\
+pages|2|a 120 400, b 8 30, c 3 9|{A}'s book about {place} has {a} pages. {A} reads {b} pages a day for {c} days. \
+How many pages are left to read?|\
 {A} has read [s:b*c] pages.~There are [r:a-s] pages left.
-change|2|a 20 50 100, b 2 9, c 2 9|{A} buys {b} notebooks at ${c} each and pays with a ${a} note. How many dollars of change does {A} get?|\
+change|2|a 20 50 100, b 2 9, c 2 9|{A} buys {b} notebooks at ${c} each and pays with a ${a} note. \
+How many dollars of change does {A} get?|\
 The notebooks cost $[s:b*c].~{A} gets $[r:a-s] back.
 average|2|a 4 30, b 4 30, c 4 30|{A} scored {a}, {b} and {c} points in three games. How many points did {A} score on average?|\
 In all {A} scored [s:a+b+c] points.~The average is [r:s/3] points.
 ages|2|a 3 12, k 2 5, c 2 15|{A} is {a} years old and {B} is {k} times as old. How old will {B} be in {c} years?|\
 {B} is now [s:k*a] years old.~In {c} years {B} will be [r:s+c].
-bicycle|2|a 90 300, b 10 80, c 4 20|{A} wants a bicycle that costs ${a}. {A} has ${b} and saves ${c} a week. How many weeks does {A} have to save?|\
+bicycle|2|a 90 300, b 10 80, c 4 20|{A} wants a bicycle that costs ${a}. {A} has ${b} and saves ${c} a week. \
+How many weeks does {A} have to save?|\
 {A} still needs $[m:a-b].~That takes [r:m/c] weeks.
-recipe|2|a 2 5, b 100 800, c 6 12|{A}'s recipe for {a} people needs {b} grams of flour. How many grams of flour are needed for {c} people?|\
+recipe|2|a 2 5, b 100 800, c 6 12|{A}'s recipe for {a} people needs {b} grams of flour. \
+How many grams of flour are needed for {c} people?|\
 For one person [u:b/a] grams are needed.~For {c} people [r:u*c] grams are needed.
-tank|2|a 60 600, b 8 30, c 2 7|{A}'s tank in {place} holds {a} litres. A pump adds {b} litres a minute and a leak loses {c} litres a minute. \
+tank|2|a 60 600, b 8 30, c 2 7|{A}'s tank in {place} holds {a} litres. \
+A pump adds {b} litres a minute and a leak loses {c} litres a minute. \
 How many minutes does it take to fill the empty tank?|Each minute the tank gains [n:b-c] litres.~Filling it takes [r:a/n] minutes.
-tiles|3|a 4 15, b 3 12, c 2 6|The floor of {A}'s kitchen in {place} is {a} metres long and {b} metres wide. One pack of tiles covers {c} square metres. How many packs are needed?|\
+tiles|3|a 4 15, b 3 12, c 2 6|The floor of {A}'s kitchen in {place} is {a} metres long and {b} metres wide. \
+One pack of tiles covers {c} square metres. How many packs are needed?|\
 The floor has [s:a*b] square metres.~That needs [r:s/c] packs.
-sale|3|a 40 400, p 10 20 25 40|{A} likes a coat that costs ${a} in {place}. In the sale it is {p} percent cheaper. How many dollars does the coat cost in the sale?|\
+sale|3|a 40 400, p 10 20 25 40|{A} likes a coat that costs ${a} in {place}. In the sale it is {p} percent cheaper. \
+How many dollars does the coat cost in the sale?|\
 The discount is $[d:a*p/100].~The coat costs $[r:a-d].
 bakery|3|a 24 120, b 4 30|{A} bakes {a} rolls. Half of them are sold in the morning and {b} in the afternoon. How many rolls are left?|\
 In the morning [h:a/2] rolls are sold.~Then there are [s:a-h] rolls.~In the evening [r:s-b] rolls are left.
 lamps|3|a 4 20, b 5 25, c 12 45|{A} buys {a} lamps at ${b} each and sells them all at ${c} each. How many dollars does {A} gain?|\
 {A} pays $[x:a*b].~{A} is paid $[y:a*c].~The gain is $[r:y-x].
-journey|3|a 40 90, b 2 6, c 30 80, d 2 5|The train from {place} travels at {a} kilometres an hour for {b} hours and at {c} kilometres an hour for {d} hours. How many kilometres does it travel?|\
+journey|3|a 40 90, b 2 6, c 30 80, d 2 5|\
+The train from {place} travels at {a} kilometres an hour for {b} hours and at {c} kilometres an hour for {d} hours. \
+How many kilometres does it travel?|\
 The first part is [x:a*b] kilometres.~The second part is [y:c*d] kilometres.~The train travels [r:x+y] kilometres.
-eggs|3|a 2 9, k 2 6, b 3 6, c 4 6 8 10 12|{A}'s farm in {place} has {a} cows and {k} times as many hens. Each hen lays {b} eggs a week, and a carton holds {c} eggs. \
+eggs|3|a 2 9, k 2 6, b 3 6, c 4 6 8 10 12|{A}'s farm in {place} has {a} cows and {k} times as many hens. Each hen lays {b} eggs a week, \
+and a carton holds {c} eggs. \
 How many cartons are filled in a week?|There are [h:a*k] hens.~They lay [e:h*b] eggs.~That fills [r:e/c] cartons.
-parking|3|a 3 9, b 2 6, c 3 9|Parking in {place} costs ${a} for the first hour and ${b} for each further hour. {A} parks for {c} hours. How many dollars does {A} pay?|\
+parking|3|a 3 9, b 2 6, c 3 9|Parking in {place} costs ${a} for the first hour and ${b} for each further hour. {A} parks for {c} hours. \
+How many dollars does {A} pay?|\
 There are [h:c-1] further hours.~They cost $[x:h*b].~{A} pays $[r:a+x].
-collectors|3|a 12 40, b 2 9|{A} has {a} {item}. {B} has {b} fewer than {A}, and {C} has twice as many as {B}. How many more {item} does {C} have than {A}?|\
+collectors|3|a 12 40, b 2 9|{A} has {a} {item}. {B} has {b} fewer than {A}, and {C} has twice as many as {B}. \
+How many more {item} does {C} have than {A}?|\
 {B} has [x:a-b] {item}.~{C} has [y:2*x] {item}.~{C} has [r:y-a] more than {A}.
-trip|3|a 3 8, b 18 30, c 2 20, d 20 25 30 40 50|The school of {place} has {a} classes of {b} pupils. On the day of a trip {c} pupils are ill, and the others fill coaches of {d} seats. \
+trip|3|a 3 8, b 18 30, c 2 20, d 20 25 30 40 50|The school of {place} has {a} classes of {b} pupils. \
+On the day of a trip {c} pupils are ill, and the others fill coaches of {d} seats. \
 How many coaches are filled?|The school has [p:a*b] pupils.~On the trip there are [s:p-c] pupils.~They fill [r:s/d] coaches.
-market|3|a 4 15, b 5 12, c 3 12, d 2 9, e 10 50|{A} sells {a} jars of honey at ${b} each and {c} candles at ${d} each. The stall costs ${e}. \
+market|3|a 4 15, b 5 12, c 3 12, d 2 9, e 10 50|{A} sells {a} jars of honey at ${b} each and {c} candles at ${d} each. \
+The stall costs ${e}. \
 How many dollars does {A} keep after paying for the stall?|\
 The honey brings $[x:a*b].~The candles bring $[y:c*d].~Together that is $[s:x+y].~After paying for the stall {A} keeps $[r:s-e].
-factory|3|a 12 60, b 3 6, c 2 5, d 2 20, e 6 8 10 12|{A}'s factory in {place} makes {a} toys an hour. The morning shift lasts {b} hours and the evening shift {c} hours. \
+factory|3|a 12 60, b 3 6, c 2 5, d 2 20, e 6 8 10 12|{A}'s factory in {place} makes {a} toys an hour. \
+The morning shift lasts {b} hours and the evening shift {c} hours. \
 {d} toys fail the check, and the others are packed in boxes of {e}. How many boxes are filled?|\
 The shifts last [h:b+c] hours.~They make [t:a*h] toys.~After the check [g:t-d] toys remain.~They fill [r:g/e] boxes.
-tickets|3|a 8 20, b 3 7, c 2 4, d 2 5, e 5 15|At the zoo of {place} a ticket costs ${a} for an adult and ${b} for a child. {A}'s family of {c} adults and {d} children has a voucher for ${e}. \
+tickets|3|a 8 20, b 3 7, c 2 4, d 2 5, e 5 15|At the zoo of {place} a ticket costs ${a} for an adult and ${b} for a child. \
+{A}'s family of {c} adults and {d} children has a voucher for ${e}. \
 How many dollars does the family pay?|\
 The adults cost $[x:c*a].~The children cost $[y:d*b].~Together that is $[s:x+y].~With the voucher the family pays $[r:s-e].
 '''
 
-# %% ../nbs/00_problems.ipynb #00-probl-049
-NAMES = '''Ada Amir Bela Carla Chen Dina Emil Farah Femi Greta Hugo Ines Ivan Jana Kofi Lena Luis Mara Milo Nadia Noor Omar Priya Ravi Rosa Sami
+# %% ../nbs/00_problems.ipynb #00-probl-056
+NAMES = '''Ada Amir Bela Carla Chen Dina Emil Farah Femi Greta Hugo Ines Ivan Jana Kofi
+Lena Luis Mara Milo Nadia Noor Omar Priya Ravi Rosa Sami
 Tara Theo Uma Vera Wanda Yusuf Zoe'''.split()
 ITEMS = 'stickers marbles shells stamps beads buttons postcards pencils badges acorns coins cards pebbles balloons'.split()
 PLACES = '''Ashby Brill Corwick Dunmore Elmstead Farley Glenrock Harwick Inverley Kelby Larkhill Marston Norwell Oakby Penwick Quarley
@@ -350,7 +390,7 @@ def templates() -> list:
     "The templates of this project"
     return [_template(row) for row in TEMPLATES.strip().split('\n')]
 
-# %% ../nbs/00_problems.ipynb #00-probl-052
+# %% ../nbs/00_problems.ipynb #00-probl-059
 def _fill(line, env):
     "Fill words and numbers into one line; each step is calculated, annotated and put into `env`"
     def step(m):
@@ -362,6 +402,7 @@ def _fill(line, env):
         return f'{shown} = {m[1]}<<{expr}={value}>>{value}'
     return re.sub(r'(\$?)\[(\w):([^]]+)\]', step, line.format(**env))
 
+# %% ../nbs/00_problems.ipynb #00-probl-060
 def _draw(t, rng):
     "One problem of template `t` as (question, solution, answer); draws again until every step is a whole number"
     for _ in range(10000):
@@ -372,7 +413,7 @@ def _draw(t, rng):
         return t.question.format(**env), '\n'.join(lines + [f'#### {env["r"]}']), env['r']
     raise ValueError(f'template {t.name!r} found no numbers that make every step whole; widen its ranges')
 
-# %% ../nbs/00_problems.ipynb #00-probl-055
+# %% ../nbs/00_problems.ipynb #00-probl-063
 def make_problems(n:int, seed:int=0,
                   steps=None, # a number of calculations, or several; None for all
                   difficulty=None, # 1, 2 or 3, or several; None for all
@@ -380,7 +421,8 @@ def make_problems(n:int, seed:int=0,
     "`n` different problems from our templates, each template as often as the others"
     wants = lambda x,sel: sel is None or x in (sel if isinstance(sel, (list, tuple, set)) else [sel])
     chosen = [t for t in globals()['templates']() if wants(t.steps, steps) and wants(t.difficulty, difficulty) and wants(t.name, templates)]
-    if not chosen: raise ValueError(f'no template has steps={steps}, difficulty={difficulty}, templates={templates}; see templates() for what there is')
+    if not chosen:
+        raise ValueError(f'no template has steps={steps}, difficulty={difficulty}, templates={templates}; see templates() for what there is')
     rng,seen,res = random.Random(f'templates-{seed}'),set(),[]
     rng.shuffle(chosen)
     for tries in range(200*n + 1000):
@@ -389,10 +431,11 @@ def make_problems(n:int, seed:int=0,
         question,solution,answer = _draw(t, rng)
         if question in seen: continue
         seen.add(question)
-        res.append(Problem(f'templates-{seed}-{len(res)}', question, solution, answer, 'templates', dict(template=t.name, steps=t.steps, difficulty=t.difficulty)))
-    raise ValueError(f'the chosen templates gave only {len(res)} different problems, {n} were asked for; ask for fewer or allow more templates')
+        meta = dict(template=t.name, steps=t.steps, difficulty=t.difficulty)
+        res.append(Problem(f'templates-{seed}-{len(res)}', question, solution, answer, 'templates', meta))
+    raise ValueError(f'the chosen templates gave only {len(res)} different problems of {n}; ask for fewer or allow more templates')
 
-# %% ../nbs/00_problems.ipynb #00-probl-058
+# %% ../nbs/00_problems.ipynb #00-probl-066
 def load_problems(name:str, # 'gsm8k/train', 'gsm8k/test', 'svamp' or 'templates'
                   data_dir:str|Path=None, # folder with the official files; None or '' for the hub
                   n:int=None, # a seeded sample of this many; None for all
@@ -406,7 +449,7 @@ def load_problems(name:str, # 'gsm8k/train', 'gsm8k/test', 'svamp' or 'templates
     if n > len(res): raise ValueError(f'{name} has {len(res)} problems, {n} were asked for; ask for fewer')
     return random.Random(f'{name}-{seed}').sample(res, n)
 
-# %% ../nbs/00_problems.ipynb #00-probl-062
+# %% ../nbs/00_problems.ipynb #00-probl-070
 def normal_text(text:str) -> str:
     "Lower case letters and digits with single spaces: two spellings of one text agree"
     return ' '.join(re.findall(r'[^\W_]+', text.lower().replace(',', '')))
@@ -415,6 +458,7 @@ def masked_text(text:str) -> str:
     "`normal_text` with every number replaced: two questions that differ only in numbers agree"
     return normal_text(NUMBER.sub(' 0 ', text))
 
+# %% ../nbs/00_problems.ipynb #00-probl-071
 def check_disjoint(splits:dict) -> dict: # name -> problems
     "Raise if two splits share a question, exactly or up to its numbers; return the sizes"
     owner = {}
@@ -422,10 +466,11 @@ def check_disjoint(splits:dict) -> dict: # name -> problems
         for p in ps:
             other = owner.setdefault(masked_text(p.question), name)
             if other != name:
-                raise ValueError(f'splits {other!r} and {name!r} share the question {p.question[:80]!r} (numbers aside); split again with split_problems')
+                raise ValueError(f'splits {other!r} and {name!r} share the question {p.question[:80]!r} (numbers aside); '
+                                 'split again with split_problems')
     return {name: len(ps) for name,ps in splits.items()}
 
-# %% ../nbs/00_problems.ipynb #00-probl-065
+# %% ../nbs/00_problems.ipynb #00-probl-074
 def split_problems(problems, sizes:dict, # name -> number of problems; one may be -1, for the rest
                    seed:int=0) -> dict:
     "Disjoint random splits by question; questions that differ only in numbers stay together"
@@ -439,12 +484,13 @@ def split_problems(problems, sizes:dict, # name -> number of problems; one may b
         if n == 0: raise ValueError(f'split {name!r} would be empty; give it at least one problem')
         got = []
         while groups and (n < 0 or len(got) < n): got += groups.pop()
-        if not got or len(got) < n: raise ValueError(f'split {name!r} got {len(got)} of {n} problems: {len(problems)} problems are too few for sizes {sizes}')
+        if not got or len(got) < n:
+            raise ValueError(f'split {name!r} got {len(got)} of {n} problems: {len(problems)} problems are too few for sizes {sizes}')
         res[name] = got if n < 0 else got[:n]
     check_disjoint(res)
     return {name: res[name] for name in sizes}
 
-# %% ../nbs/00_problems.ipynb #00-probl-069
+# %% ../nbs/00_problems.ipynb #00-probl-078
 GENERAL = '''
 The harbour wakes slowly on winter mornings, long before the shops along the quay unlock their doors.
 Gulls circle above the masts and argue over scraps left behind by the night crew.
@@ -645,7 +691,7 @@ They leave with sketches of hinges, lids and buckles in their notebooks.
 Beauty in these rooms is never announced, yet it is hard to overlook.
 '''
 
-# %% ../nbs/00_problems.ipynb #00-probl-070
+# %% ../nbs/00_problems.ipynb #00-probl-079
 def general_texts(n:int, seed:int=0,
                   words:tuple=(60, 150)) -> list: # shortest and longest paragraph, in words
     "`n` different paragraphs of plain English prose without numbers, the themes taking turns"
@@ -660,4 +706,4 @@ def general_texts(n:int, seed:int=0,
         if text in seen or not words[0] <= len(text.split()) <= words[1]: continue
         seen.add(text)
         res.append(text)
-    raise ValueError(f'only {len(res)} different paragraphs of {words[0]} to {words[1]} words could be made, {n} were asked for; ask for fewer')
+    raise ValueError(f'only {len(res)} of {n} different paragraphs of {words[0]} to {words[1]} words could be made; ask for fewer')

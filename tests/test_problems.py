@@ -1,0 +1,155 @@
+"Problems: extraction against hand-made answers and lm-evaluation-harness's filters, loaders on good and bad files, splits"
+import json, os, re
+from fractions import Fraction
+from pathlib import Path
+import pytest
+from yfpo.problems import (Problem, annotations_hold, atomic_write, calc, check_disjoint, equation_solution, extract_flexible, extract_number, extract_strict,
+                           general_texts, is_correct, load_gsm8k, load_problems, load_svamp, make_problems, masked_text, parse_annotations, read_jsonl,
+                           show_number, split_problems, strip_annotations, templates, to_number, write_jsonl)
+
+DATA = Path(os.environ.get('YFPO_DATA_DIR') or Path(__file__).resolve().parents[2]/'shared'/'data')
+real = pytest.mark.skipif(not (DATA/'gsm8k'/'train.jsonl').is_file(), reason=f'no GSM8K in {DATA}; set YFPO_DATA_DIR to a folder with gsm8k/ and svamp/')
+GOLD = 'Ada has 3 + 4 = <<3+4=7>>7 pens.\n#### 7'
+
+@pytest.mark.parametrize('text,strict,flexible,number', [
+    ('#### 72', '72', '72', '72'),
+    ('a\n#### 1,000.', '1,000.', '1,000.', '1000'),
+    ('#### -5', '-5', '-5', '-5'),
+    ('#### 3\n#### 4', '3', '4', '3'),
+    ('It makes 18 eggs...', None, '...', '18'),
+    ('It costs $18.00', None, '$18.00', '18'),
+    ('#### $18', None, '$18', '18'),
+    ('so 10-5 = 5', None, '5', '5'),
+    ('It is −4 degrees', None, '4', '-4'),
+    ('about 1, 2 or 3', None, '3', '3'),
+    ('50%', None, '50', '50'),
+    ('x = .5', None, '.5', '0.5'),
+    ('#### ...', '...', '...', None),
+    ('no number here', None, None, None)])
+def test_extraction(text, strict, flexible, number):
+    assert (extract_strict(text), extract_flexible(text), extract_number(text)) == (strict, flexible, number)
+
+def harness(text, pattern, which):
+    "RegexFilter of lm-evaluation-harness, restated as an oracle"
+    found = re.findall(pattern, text)
+    if not found: return '[invalid]'
+    m = found[which]
+    return ([x for x in m if x] or ['[invalid]'])[0].strip() if isinstance(m, tuple) else m.strip()
+
+@pytest.mark.parametrize('text', ['#### 72', 'It is $1,234.50.', '3 of 4 is 75%', 'A: 7', '####72', '#### 5\n\nQuestion: 6', '-', '-7', '1-2', '12.', 'a 0 b'])
+def test_extraction_equals_the_harness(text):
+    assert (extract_strict(text) or '[invalid]') == harness(text, r'#### (\-?[0-9\.\,]+)', 0)
+    assert (extract_flexible(text) or '[invalid]') == harness(text, r'(-?[$0-9.,]{2,})|(-?[0-9]+)', -1)
+
+def test_rules():
+    assert all(is_correct('#### 1,000', '1000', r) for r in ('strict', 'flexible', 'numeric'))
+    assert [is_correct('It is $18.00', '18', r) for r in ('strict', 'flexible', 'numeric')] == [False, False, True]
+    assert not is_correct('', '18') and not is_correct('#### 19', '18')
+    with pytest.raises(ValueError, match="'loose' is unknown"): is_correct('1', '1', 'loose')
+    with pytest.raises(ValueError, match='not a number'): is_correct('1', 'one')
+
+def test_numbers():
+    assert to_number('1,000') == 1000 and to_number('...') is None and to_number('') is None
+    for x in (Fraction(1, 8), Fraction(-7, 20), Fraction(1000), Fraction(1, 100), Fraction(-3)): assert to_number(show_number(x)) == x
+    assert show_number(Fraction(1, 3)) is None
+
+@pytest.mark.parametrize('bad', ['2**3', '__import__("os").system("true")', 'a+1', '1/0', '', '(1', '1 if 1 else 2', '1j', 'True', '"3"', '[1]', '9'*600])
+def test_calc_refuses(bad):
+    with pytest.raises(ValueError): calc(bad)
+
+def test_annotations():
+    assert calc('0.1+0.2') == Fraction(3, 10) and calc('560//10') == 56 and calc('-(2+3)*08') == -40
+    assert parse_annotations(GOLD)[0][:2] == ('3+4', '7') and strip_annotations(GOLD) == 'Ada has 3 + 4 = 7 pens.\n#### 7'
+    with pytest.raises(ValueError, match='not a calculator annotation'): parse_annotations('<<3>>')
+
+def test_templates():
+    ts = templates()
+    assert len(ts) >= 24 and {t.steps for t in ts} == {1, 2, 3, 4} and {t.difficulty for t in ts} == {1, 2, 3}
+    ops = ''.join(''.join(t.lines) for t in ts)
+    assert all(o in ops for o in '+-*/')
+    for t in ts:
+        ps = make_problems(15, seed=4, templates=t.name)
+        assert len({p.question for p in ps}) == 15
+        for p in ps:
+            assert p.answer.isdigit() and annotations_hold(p.solution) and p.solution.endswith(f'#### {p.answer}')
+            assert all(is_correct(p.solution, p.answer, r) for r in ('strict', 'flexible', 'numeric'))
+            assert not re.search(r'[{}\[\]~|]', p.question + p.solution) and len(parse_annotations(p.solution)) == t.steps
+            for a in parse_annotations(p.solution): assert p.solution[a.end:].startswith(a.value)
+
+def test_make_problems():
+    assert make_problems(30, seed=1) == make_problems(60, seed=1)[:30] and make_problems(30, seed=1) != make_problems(30, seed=2)
+    assert {p.meta['difficulty'] for p in make_problems(50, difficulty=2)} == {2}
+    assert {p.meta['steps'] for p in make_problems(50, steps=[1, 4])} == {1, 4}
+    with pytest.raises(ValueError, match='no template has'): make_problems(3, steps=9)
+
+def test_load_gsm8k(tmp_path):
+    for name in ('train.jsonl', 'gsm8k/test.jsonl'): write_jsonl(tmp_path/name, [dict(question='How many pens?', answer=GOLD)])
+    for split in ('train', 'test'):
+        p, = load_gsm8k(split, tmp_path)
+        assert (p.answer, p.source, p.id) == ('7', f'gsm8k/{split}', f'gsm8k-{split}-0')
+    assert load_problems('gsm8k/train', data_dir=str(tmp_path)) == load_gsm8k('train', tmp_path)
+    with pytest.raises(ValueError, match='has 1 problems, 5 were asked for'): load_problems('gsm8k/train', tmp_path, n=5)
+
+@pytest.mark.parametrize('text,message', [
+    ('{"question": "a", "answer": "#### 1"}\n{"question": "b", "ans', r'train\.jsonl, line 2: not valid JSON'),
+    ('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "It is 2."}', r'train\.jsonl, row 2: the gold answer has no "#### number" line'),
+    ('{"question": "a", "answer": "#### ..."}', r'row 1: .* is not a number'),
+    ('{"question": "a"}', r'row 1: the answer is missing or empty'),
+    ('{"question": "", "answer": "#### 1"}', r'row 1: the question is missing or empty'),
+    ('[1]', r'line 1: a JSON object was expected'),
+    ('', 'is empty')])
+def test_bad_gsm8k(tmp_path, text, message):
+    (tmp_path/'train.jsonl').write_text(text)
+    with pytest.raises(ValueError, match=message): load_gsm8k('train', tmp_path)
+
+def test_missing_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere does not exist; make that folder and put gsm8k/train.jsonl in it'): load_gsm8k('train', tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='has no gsm8k/test.jsonl or test.jsonl; put the official file there'): load_gsm8k('test', tmp_path)
+    with pytest.raises(FileNotFoundError, match='SVAMP.json'): load_svamp(tmp_path)
+    with pytest.raises(ValueError, match="no split 'dev'"): load_gsm8k('dev', tmp_path)
+    with pytest.raises(ValueError, match='no problems are called'): load_problems('gsm', tmp_path)
+
+def test_load_svamp(tmp_path):
+    row = dict(ID='chal-1', Body='Each pack costs 76 dollars. If there is a discount of 25 dollars', Question='How much is a pack?',
+               Equation='( 76.0 - 25.0 )', Answer=51.0, Type='Subtraction')
+    (tmp_path/'SVAMP.json').write_text(json.dumps([row]))
+    p, = load_svamp(tmp_path)
+    assert (p.answer, p.solution) == ('51', '76 - 25 = <<76-25=51>>51\n#### 51') and p.question.endswith('25 dollars, how much is a pack?')
+    for bad,message in ((dict(row, Answer='many'), 'not a number'), ({k: row[k] for k in row if k != 'Equation'}, 'Equation is missing'), (dict(row, Equation='f(2)'), 'cannot calculate')):
+        (tmp_path/'SVAMP.json').write_text(json.dumps([bad]))
+        with pytest.raises(ValueError, match=message): load_svamp(tmp_path)
+    assert equation_solution('( 60.0 * ( 55.0 / 15.0 ) )').endswith('#### 220') and equation_solution('7.0') == '<<7=7>>7\n#### 7'
+
+def test_splits():
+    ps = make_problems(400, seed=0)
+    a = split_problems(ps, dict(select=50, train=200, dev=30, test=-1), seed=1)
+    assert a == split_problems(ps, dict(select=50, train=200, dev=30, test=-1), seed=1) and list(a) == ['select', 'train', 'dev', 'test']
+    assert check_disjoint(a) | dict(test=0) == dict(select=50, train=200, dev=30, test=0)
+    masks = [{masked_text(p.question) for p in x} for x in a.values()]
+    assert not any(masks[i] & masks[j] for i in range(4) for j in range(i))
+    with pytest.raises(ValueError, match='share the question'): check_disjoint(dict(train=ps[:2], test=ps[1:3]))
+    with pytest.raises(ValueError, match='too few'): split_problems(ps[:10], dict(train=20))
+    with pytest.raises(ValueError, match='would be empty'): split_problems(ps, dict(train=0))
+    twins = [Problem(str(i), f'Ada has {i:,} pens and  buys {i+1}.', GOLD, '7', 'x') for i in range(995, 1005)]
+    with pytest.raises(ValueError, match='too few'): split_problems(twins, dict(train=5, test=5))
+
+def test_general_texts():
+    ts = general_texts(200, seed=1)
+    assert ts == general_texts(200, seed=1) and len(set(ts)) == 200
+    assert all(60 <= len(t.split()) <= 150 for t in ts) and not re.search(r'\d', ''.join(ts))
+
+def test_atomic_write(tmp_path):
+    path = tmp_path/'deep'/'a.json'
+    with atomic_write(path) as tmp: tmp.write_text('1'); assert tmp.parent == path.parent and tmp.suffix == '.json'
+    with pytest.raises(RuntimeError):
+        with atomic_write(path) as tmp: tmp.write_text('2'); raise RuntimeError
+    assert path.read_text() == '1' and [p.name for p in path.parent.iterdir()] == ['a.json']
+    with pytest.raises(FileNotFoundError, match='does not exist'): read_jsonl(tmp_path/'no.jsonl')
+
+@real
+def test_real_data():
+    train,test,svamp = load_gsm8k('train', DATA),load_gsm8k('test', DATA),load_svamp(DATA)
+    assert (len(train), len(test), len(svamp)) == (7473, 1319, 1000)
+    for p in train + test + svamp: assert annotations_hold(p.solution) and all(is_correct(p.solution, p.answer, r) for r in ('strict', 'flexible', 'numeric')), p.id
+    assert check_disjoint(dict(train=train, test=test)) == dict(train=7473, test=1319)
+    assert [p.id for p in svamp if not p.meta['agrees']] == ['svamp-chal-680']
