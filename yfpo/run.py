@@ -315,6 +315,7 @@ def readme_text():
     for c in nb.cells:
         if c.cell_type == 'code' and c.source.startswith('#| echo: false'): c.metadata['transient'] = dict(remove_source=True)
     body, _ = MarkdownExporter().from_notebook_node(nb)
+    body = re.sub(r'\]\((?!https?:|nbs/)([\w./-]+)\)', r'](nbs/\1)', body)         # links seen from the top of the repository
     return '<!-- Made from nbs/index.ipynb by `yfpo readme`: edit there. -->\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
 
 # %% ../nbs/12_run.ipynb #12-run-040

@@ -69,7 +69,7 @@ def train_sft(model, tokenizer,
     defaults = dict(activation_checkpointing=False, logging_steps=1, save_strategy='no', report_to='none', lr_scheduler_type='cosine',
                     warmup_steps=0.05, disable_tqdm=not progress, dataloader_pin_memory=torch.accelerator.is_available())
     args = SFTConfig(output_dir=str(output_dir), learning_rate=learning_rate, num_train_epochs=epochs,
-                     per_device_train_batch_size=batch_size, max_length=max_length, bf16=bf16, seed=seed, data_seed=seed,
+                     per_device_train_batch_size=batch_size, max_length=max_length, bf16=bf16, use_cpu=not torch.accelerator.is_available(), seed=seed, data_seed=seed,
                      completion_only_loss=True, **{**defaults, **kwargs})
     trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
@@ -92,6 +92,7 @@ class YFPOConfig(DPOConfig):
             if getattr(self, f'activation_checkpointing{end}') is None:
                 setattr(self, f'activation_checkpointing{end}', getattr(self, f'gradient_checkpointing{end}'))
         if self.bf16 is None: self.bf16 = not self.fp16 and not self.use_cpu and torch.accelerator.is_available()
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()   # else transformers refuses bf16 autocast on a CPU
         super().__post_init__()
         check_yfpo(self)
 

@@ -1,0 +1,34 @@
+# make help | reproduce | test | report | clean
+PYTHON ?= python3
+VENV := .venv
+RECIPE ?= cpu
+DATA_DIR ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat requirements.lock settings.ini setup.py pyproject.toml | cksum | cut -d' ' -f1)
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help reproduce test report clean
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ ·/' | column -t -s'·'
+
+reproduce: $(STAMP) ## run a recipe and print its main table: make reproduce [RECIPE=cpu] [DATA_DIR=folder]
+	@$(BIN)/yfpo run $(RECIPE) $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
+
+test: $(STAMP) ## run all tests
+	@$(BIN)/python -m pytest
+
+report: $(STAMP) ## draw the committed tables and figures again: make report [RECIPE=cpu]
+	@$(BIN)/yfpo report $(RECIPE)
+
+clean: ## remove the environment and all runs
+	rm -rf $(VENV) runs build dist *.egg-info
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "yfpo needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	@echo "installing the pinned environment into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q "torch==2.13.0"
+	@$(BIN)/python -m pip install -q --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@rm -f $(VENV)/.installed-*; touch $@

@@ -1,0 +1,22 @@
+"Shared by all tests: the repository's folder, data where there is some, and quiet libraries."
+import os
+from pathlib import Path
+import pytest
+
+os.environ.update(HF_HUB_DISABLE_TELEMETRY='1', TQDM_DISABLE='1', TOKENIZERS_PARALLELISM='false')
+ROOT = Path(__file__).resolve().parent.parent
+
+@pytest.fixture(scope='session')
+def root(): return ROOT
+
+@pytest.fixture(scope='session')
+def data_dir():
+    "A folder with gsm8k/*.jsonl and svamp/SVAMP.json"
+    d = Path(os.environ.get('YFPO_DATA_DIR') or ROOT.parent/'shared'/'data')
+    if not (d/'gsm8k'/'train.jsonl').exists(): pytest.skip('no GSM8K files: set YFPO_DATA_DIR to a folder with gsm8k/train.jsonl')
+    return d
+
+@pytest.fixture(scope='session')
+def tiny():
+    from yfpo.models import load_model
+    return load_model('tiny')

@@ -1,0 +1,58 @@
+"What is generated equals what is committed, and the experiment notebooks are fit for papermill."
+import json, re, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+from conftest import ROOT
+from yfpo.run import TYPES, notebook_parameters, plan, read_recipe, readme_text
+
+BIN = Path(sys.executable).parent
+PAPER = sorted((ROOT/'nbs'/'paper').glob('*.ipynb'))
+LIBRARY = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+
+def files(folder): return {str(f.relative_to(folder)): f.read_bytes() for d in ('nbs', 'yfpo') for f in sorted((folder/d).rglob('*')) if f.suffix in ('.ipynb', '.py')}
+
+@pytest.mark.parametrize('command', ['nbdev-clean', 'nbdev-export'])
+def test_a_no_op(command, tmp_path):
+    copy = tmp_path/'yfpo-copy'
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.venv', '.git', 'runs', '__pycache__', '*.egg-info'))
+    before = files(copy)
+    r = subprocess.run([BIN/command], cwd=copy, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert [f for f, b in files(copy).items() if before.get(f) != b] == [], f'run {command} and commit what it changes'
+
+def test_readme_is_the_index():
+    assert (ROOT/'README.md').read_text() == readme_text(), 'run `yfpo readme`'
+
+@pytest.mark.parametrize('path', PAPER, ids=lambda p: p.stem)
+def test_paper_notebook(path):
+    nb = json.loads(path.read_text())
+    assert nb['metadata']['kernelspec'] == dict(display_name='python3', language='python', name='python3')
+    code = [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code']
+    assert not [c for c in code if '#| export' in c or 'nbdev_export' in c]
+    known = notebook_parameters(path)
+    rest = '\n'.join(c for c, cell in zip(code, [c for c in nb['cells'] if c['cell_type'] == 'code']) if 'parameters' not in cell['metadata'].get('tags', []))
+    assert [k for k in known if not re.search(rf'\b{k}\b', rest)] == [], 'declared and never used'
+    assert all(h for _, _, h in known.values()) and 'recipe' in known and known.keys() & {'run_dir', 'results_dir'}
+    assert ''.join(nb['cells'][0]['source']).startswith('# ') and '\n> ' in ''.join(nb['cells'][0]['source'])
+
+@pytest.mark.parametrize('path', PAPER, ids=lambda p: p.stem)
+def test_papermill_reads_the_same_parameters(path):
+    papermill = pytest.importorskip('papermill')
+    seen = papermill.inspect_notebook(str(path))
+    assert {k: (v['inferred_type_name'], v['help']) for k, v in seen.items()} == {k: (t, h) for k, (t, _, h) in notebook_parameters(path).items()}
+    assert {v['inferred_type_name'] for v in seen.values()} <= TYPES.keys()
+
+@pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.stem)
+def test_library_notebook_form(path):
+    assert path.stat().st_size < 300_000
+    nb = json.loads(path.read_text())
+    head = ''.join(nb['cells'][0]['source'])
+    assert re.match(r'# \w+\n\n> .+\n\n\w', head), 'title, subtitle, why'
+    assert sum('#| default_exp' in ''.join(c['source']) for c in nb['cells']) == 1
+    assert any(c.get('outputs') for c in nb['cells']), 'no stored output'
+    assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']
+
+@pytest.mark.parametrize('recipe', sorted(f.stem for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml')))
+def test_recipe_is_valid(recipe, tmp_path):
+    steps = plan(read_recipe(recipe), run_dir=str(tmp_path))
+    assert read_recipe(recipe)['name'] == recipe and len(steps) > 15

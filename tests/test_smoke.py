@@ -1,0 +1,80 @@
+"The whole chain on the tiny model, through the command line and papermill."
+import json, subprocess, sys, time
+from pathlib import Path
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+YFPO = str(Path(sys.executable).parent/'yfpo')
+
+def yfpo(*args): return subprocess.run([YFPO, *map(str, args)], capture_output=True, text=True)
+
+@pytest.fixture(scope='module')
+def smoke(tmp_path_factory):
+    "A finished run of the smoke recipe"
+    run = tmp_path_factory.mktemp('smoke')
+    r = yfpo('run', 'smoke', '--run-dir', run)
+    assert r.returncode == 0, r.stderr
+    return run, r.stdout
+
+def test_tables_figures_manifest(smoke):
+    run, out = smoke
+    assert 'SMOKE RUN, NOT A RESULT' in out and 'figures' in out and '[1/24] problems' in out
+    main = pd.read_csv(run/'results'/'main.csv')
+    assert list(main.columns) == ['arm', 'seed', 'set', 'n', 'metric', 'value', 'low', 'high']
+    assert set(main.arm) == {'base', 'sft', 'dpo', 'yfpo', 'yfpo-random'}
+    assert {'accuracy_numeric', 'nll_gold', 'pair_accuracy', 'truncated', 'no_answer'} <= set(main.metric)
+    assert (main.low <= main.value + 1e-9).all() and (main.value <= main.high + 1e-9).all()
+    m = json.loads((run/'results'/'manifest.json').read_text())
+    assert m['recipe'] == 'smoke' and len(m['stages']) == 24 and m['versions']['torch'] and all(s['peak_memory_mb'] > 0 for s in m['stages'].values())
+    assert str(run) not in json.dumps(m)
+    for d, suffixes in (('tables', ('md', 'tex', 'csv')), ('figures', ('png', 'pdf'))):
+        assert all(list((run/'results'/d).glob(f'*.{s}')) for s in suffixes)
+
+def test_training_starts_at_ln2(smoke):
+    run, _ = smoke
+    first = {f.stem: pd.read_csv(f).loss[0] for f in (run/'results'/'training').glob('*.csv')}
+    assert first['dpo-seed0'] == pytest.approx(0.693147, abs=1e-4) and first['yfpo-seed0'] == pytest.approx(1.1*0.693147, abs=1e-4)
+
+def test_second_run_does_nothing(smoke):
+    run, _ = smoke
+    start = time.time()
+    r = yfpo('run', 'smoke', '--run-dir', run)
+    assert 'nothing to do' in r.stdout and '[1/' not in r.stdout and time.time() - start < 5
+
+def test_only_what_is_missing_runs_again(smoke):
+    run, _ = smoke
+    (run/'results'/'tables'/'audit.md').unlink()
+    out = yfpo('run', 'smoke', '--run-dir', run).stdout
+    assert 'table_audit ...' in out and out.count(' ... ') == 1
+
+def test_report_gives_the_same_bytes(smoke):
+    run, _ = smoke
+    files = [f for d in ('tables', 'figures') for f in (run/'results'/d).iterdir()]
+    before = {f.name: f.read_bytes() for f in files}
+    r = yfpo('report', 'smoke', '--results', run/'results')
+    assert r.returncode == 0, r.stderr
+    assert [f.name for f in files if f.read_bytes() != before[f.name]] == []
+
+def test_plain_papermill_from_anywhere(smoke, tmp_path):
+    run, _ = smoke
+    exe = str(Path(sys.executable).parent/'papermill')
+    (tmp_path/'p.yaml').write_text(f"results_dir: '{run/'results'}'\n")
+    r = subprocess.run([exe, str(ROOT/'nbs/paper/table_audit.ipynb'), 'out.ipynb', '-p', 'recipe', 'smoke', '-f', 'p.yaml', '--no-progress-bar'],
+                       cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    r = subprocess.run([exe, '--help-notebook', str(ROOT/'nbs/paper/stage_train.ipynb')], cwd=tmp_path, capture_output=True, text=True)
+    assert 'neuron_weight: float (default 0.1)' in r.stdout and 'Unknown type' not in r.stdout
+
+def test_missing_upstream_names_the_command(tmp_path):
+    exe = str(Path(sys.executable).parent/'papermill')
+    r = subprocess.run([exe, str(ROOT/'nbs/paper/stage_sft.ipynb'), 'o.ipynb', '-p', 'run_dir', str(tmp_path/'r'), '--no-progress-bar'], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode and 'yfpo run smoke --until problems' in r.stderr
+
+@pytest.mark.parametrize('args,says', [
+    (['run', 'smok'], "did you mean 'smoke'?"), (['run', 'smoke', '-p', 'neuron_wieght', '0.2'], "did you mean 'neuron_weight'?"),
+    (['run', 'smoke', '-p', 'batch_size', 'eight'], 'must be a int'), (['run', 'smoke', '--until', 'trian'], "did you mean 'train'?"),
+    (['run', 'gsm8k-cpu', '--data-dir', '/nowhere'], '/nowhere')])
+def test_bad_input_is_one_sentence(args, says, tmp_path):
+    r = yfpo(*args, '--run-dir', tmp_path)
+    assert r.returncode == 1 and says in r.stderr and 'Traceback' not in r.stderr and r.stderr.count('\n') == 1
