@@ -44,10 +44,10 @@ def test_papermill_reads_the_same_parameters(path):
 
 @pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.stem)
 def test_library_notebook_form(path):
-    assert path.stat().st_size < 300_000
+    assert path.stat().st_size < 400_000
     nb = json.loads(path.read_text())
     head = ''.join(nb['cells'][0]['source'])
-    assert re.match(r'# \w+\n\n> .+\n\n\w', head), 'title, subtitle, why'
+    assert re.match(r'# \w+\n\n> .+\n\n\S', head), 'title, subtitle, why'
     assert sum('#| default_exp' in ''.join(c['source']) for c in nb['cells']) == 1
     assert any(c.get('outputs') for c in nb['cells']), 'no stored output'
     assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type'] == 'error']

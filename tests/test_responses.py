@@ -1,0 +1,54 @@
+"Prompt, log-probabilities and decoding against slow formulations."
+import pytest, torch
+from yfpo.models import load_model
+from yfpo.problems import make_problems
+from yfpo.responses import INSTRUCTION, collate, encode, format_prompt, generate, response_logprobs
+
+def slow_logprobs(model, tokenizer, prompt, response):
+    ids = tokenizer(prompt).input_ids + tokenizer(response).input_ids
+    z = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+    return torch.tensor([z[i-1, ids[i]] for i in range(len(tokenizer(prompt).input_ids), len(ids))])
+
+def test_logprobs_one_token_at_a_time(tiny):
+    model, tok = tiny
+    items = [(format_prompt(tok, p.question), p.solution) for p in make_problems(5, seed=3)]
+    for fast, (p, r) in zip(response_logprobs(model, tok, items, eos=False), items):
+        assert torch.allclose(fast.double(), slow_logprobs(model, tok, p, r), atol=1e-5)
+
+def test_chat_items_equal_strings(tiny):
+    _, tok = tiny
+    chat = dict(prompt=[dict(role='user', content=f'Two?\n\n{INSTRUCTION}')], completion=[dict(role='assistant', content='2')])
+    assert encode(tok, [chat]) == encode(tok, [(format_prompt(tok, 'Two?'), '2')])
+
+def test_greedy_is_argmax(tiny):
+    model, tok = tiny
+    ids = tok(format_prompt(tok, 'How many?'), return_tensors='pt').input_ids
+    n = ids.shape[1]
+    for _ in range(10): ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+    row = generate(model, tok, ['How many?', 'How many apples are there in the three large baskets?'], max_new_tokens=10, progress=False)[0]
+    assert row['text'] == tok.decode(ids[0, n:], skip_special_tokens=True).strip()
+
+def test_generation_ignores_padding_noise(tiny):
+    model, tok = tiny
+    qs = [p.question for p in make_problems(7, seed=1)]
+    a = generate(model, tok, qs, n=2, temperature=1., max_new_tokens=10, seed=1, batch_size=3, progress=False)
+    assert a == generate(model, tok, qs, n=2, temperature=1., max_new_tokens=10, seed=1, batch_size=14, progress=False)
+    assert a != generate(model, tok, qs, n=2, temperature=1., max_new_tokens=10, seed=2, batch_size=14, progress=False)
+
+def test_resume_refuses_another_model(tiny, tmp_path):
+    model, tok = tiny
+    generate(model, tok, ['a'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
+    other = load_model('tiny')[0]
+    other.model.norm.weight.data += 1
+    with pytest.raises(ValueError, match='another model'): generate(other, tok, ['a'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
+
+@pytest.mark.parametrize('call,says', [
+    (lambda m, t: generate(m, t, [], progress=False), 'no problems'), (lambda m, t: encode(t, ['x']), 'no response token'),
+    (lambda m, t: collate([], 0), 'empty'), (lambda m, t: encode(t, [('p'*50, 'r')], max_length=20), 'no response token')])
+def test_bad_input(call, says, tiny):
+    with pytest.raises(ValueError, match=says): call(*tiny)
+
+def test_the_embedded_model_answers():
+    model, tok = load_model()
+    row = generate(model, tok, ['What is 2 + 2?'], max_new_tokens=24, progress=False)[0]
+    assert '4' in row['text'] and tok.pad_token_id != tok.eos_token_id and model.config.num_hidden_layers == 30
