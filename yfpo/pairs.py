@@ -414,7 +414,7 @@ def false_equations(text:str) -> list:
     "Visible equations such as `2 x $3 = $7` that are not true, whether annotated or not"
     res = []
     for left,right in EQUATION.findall(strip_annotations(text)):
-        left = re.sub(r'[$, ]', '', left).translate(str.maketrans('x×÷−', '**/-')).lstrip('.*/+-')
+        left = re.sub(r'[$, ]', '', re.sub(r'^[\s$]*[.,]\s+', '', left)).translate(str.maketrans('x×÷−', '**/-')).lstrip('*/+-')   # `.10*60` keeps its point
         try: res += [f'{left}={right}'] * (abs(calc(left) - to_number(right)) > Fraction(1, 100))
         except ValueError: continue
     return res
