@@ -382,14 +382,14 @@ def _curve(ax, df, col, color, label, smooth):
     ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label)
 
 # %% ../nbs/11_report.ipynb #11-repor-055
-def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2):
+def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2, body=7.2):
     "A rounded box with a bold title and lines of text below it"
     from matplotlib.patches import FancyBboxPatch
     ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle='round,pad=0,rounding_size=1.1', fc=face, ec=color, lw=1.1, zorder=2))
     lines = text.count('\n') + 1 if text else 0
     top = y + h/2 + 1.32*lines
     ax.text(x + w/2, top, title, ha='center', va='center', fontsize=size, weight='bold', color=color, zorder=3)
-    if text: ax.text(x + w/2, top - 1.9, text, ha='center', va='top', fontsize=size - 1, color=INK, linespacing=1.4, zorder=3)
+    if text: ax.text(x + w/2, top - 1.9, text, ha='center', va='top', fontsize=body, color=INK, linespacing=1.4, zorder=3)
 
 def _arrow(ax, a, b, color=INK, bend=0, ls='-', label='', at=(0, 0), lw=1.2):
     "An arrow from a to b, with a small label beside its middle"
@@ -439,7 +439,7 @@ def _draw_select(ax):
     _arrow(ax, (29.5, 19.1), (35.6, 19.1), RED, label='$S$', at=(0, 1.5), lw=1.8)
 
 def _draw_read(ax):
-    ax.text(49.75, 47, r'question $x$', ha='center', va='center', fontsize=8.2, weight='bold')
+    ax.text(49.75, 47, r'one question $x$, two responses', ha='center', va='center', fontsize=8.2, weight='bold')
     _box(ax, 34.5, 39.3, 14.2, 5.4, r'chosen $y_w$', '', GREEN); _box(ax, 50.8, 39.3, 14.2, 5.4, r'rejected $y_l$', '', GREY)
     _network(ax, 36, 14.4, 27.5, 20.6, RED)
     _arrow(ax, (41.6, 39.3), (44.5, 35), GREEN); _arrow(ax, (57.9, 39.3), (55, 35), GREY)
@@ -447,8 +447,8 @@ def _draw_read(ax):
     _arrow(ax, (63.5, 31), (70.4, 38.2), BLUE, label='', lw=1.4); _arrow(ax, (63.5, 19), (70.4, 26), RED, lw=1.4)
 
 def _draw_train(ax):
-    _box(ax, 70.4, 36, 27.2, 11.5, 'log-ratio margin', r'$\Delta = \log\frac{\pi_\theta(y_w)}{\pi_{ref}(y_w)} - \log\frac{\pi_\theta(y_l)}{\pi_{ref}(y_l)}$', BLUE)
-    _box(ax, 70.4, 23, 27.2, 10.3, 'neuron margin', r'$\Delta\tilde\varphi = (\Delta\varphi_\theta - \Delta\varphi_{ref})\,/\,s$' + '\nclipped, standardised', RED)
+    _box(ax, 70.4, 36, 27.2, 11.5, 'log-ratio margin', r'$\Delta = \log\frac{\pi_\theta(y_w)}{\pi_{ref}(y_w)} - \log\frac{\pi_\theta(y_l)}{\pi_{ref}(y_l)}$', BLUE, body=10)
+    _box(ax, 70.4, 23, 22.6, 10.3, 'neuron margin', r'$\Delta\tilde\varphi = (\Delta\varphi_\theta - \Delta\varphi_{ref})\,/\,s$' + '\nclipped, standardised', RED, body=7.8)
     _box(ax, 70.4, 10.3, 27.2, 9, r'$-\log\sigma(\beta\Delta) \; - \; \lambda\,\log\sigma(\kappa\Delta\tilde\varphi - m)$', r'$\lambda = 0$ is DPO', GREEN, '#eef8f4', 8.6)
-    _arrow(ax, (76, 23), (76, 19.3), RED); _arrow(ax, (92.5, 23), (92.5, 19.3), BLUE)
+    _arrow(ax, (81.7, 23), (81.7, 19.3), RED); _arrow(ax, (95.4, 36), (95.4, 19.3), BLUE)
     _arrow(ax, (70.4, 13.5), (63.8, 16), GREEN, bend=-.25, ls=(0, (4, 2)), label='gradient', at=(.2, -2.4))
