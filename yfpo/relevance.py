@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'RULES', 'lxt_patches', 'unwrap', 'check_family', 'down_projs', 'attnlrp', 'centred_logits',
-           'neuron_relevance', 'residual_relevance', 'Relevance', 'relevance_of']
+           'neuron_relevance', 'token_relevance', 'residual_relevance', 'Relevance', 'relevance_of']
 
 # %% ../nbs/04_relevance.ipynb #04-relev-002
 import importlib, sys, types
@@ -137,7 +137,13 @@ def neuron_relevance(model, # a causal LM of a supported family
     _, R = _activation_times_gradient(model, batch, down_projs(model), rule)
     return torch.stack([torch.einsum('btf,bt->bf', r.float(), m.float()) for r in R], 1)
 
-# %% ../nbs/04_relevance.ipynb #04-relev-032
+# %% ../nbs/04_relevance.ipynb #04-relev-030
+def token_relevance(model, batch, layer, index, rule:str='attnlrp'):
+    "Relevance of the neurons at (`layer`, `index`), each (K,), together, at every token: (B, T)"
+    _, R = _activation_times_gradient(model, batch, down_projs(model), rule)
+    return sum(R[l][..., index[layer == l]].float().sum(-1) for l in layer.unique().tolist())
+
+# %% ../nbs/04_relevance.ipynb #04-relev-035
 def residual_relevance(model, batch, rule:str='attnlrp'):
     "Relevance of the residual stream entering each layer and the final norm: (B, layers + 1, T)"
     base = unwrap(model).base_model
@@ -145,7 +151,7 @@ def residual_relevance(model, batch, rule:str='attnlrp'):
     _, R = _activation_times_gradient(model, batch, [*base.layers, base.norm], rule)
     return torch.stack([r.float().sum(-1) for r in R], 1)
 
-# %% ../nbs/04_relevance.ipynb #04-relev-040
+# %% ../nbs/04_relevance.ipynb #04-relev-043
 @dataclass
 class Relevance:
     "Averages over texts, each (layers, neurons)"
@@ -169,7 +175,7 @@ def relevance_of(model, examples, # `Example`s, from `encode`
     counts = torch.tensor([(n+1)//2, max(n//2, 1)]).view(2, 1, 1)
     return Relevance(halves.sum(0)/n, halves/counts, weighted/n, activation/n, n)
 
-# %% ../nbs/04_relevance.ipynb #04-relev-041
+# %% ../nbs/04_relevance.ipynb #04-relev-044
 def _batch_sums(acts, rels, mask, ix):
     "Sums over a batch of per-text normalised relevance (by even/odd text), relevance-weighted activation, and mean activation"
     m = mask.float()

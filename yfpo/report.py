@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'CURVES',
            'read_results', 'write_rows', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot',
-           'main_table', 'difficulty_table', 'rates_table', 'contrast_table', 'audit_table', 'style', 'styled',
-           'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_margins',
+           'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'audit_table', 'style',
+           'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_margins',
            'draw_training', 'draw_method']
 
 # %% ../nbs/11_report.ipynb #11-repor-002
@@ -57,7 +57,8 @@ def write_rows(path, rows): # dicts, or a frame
 # %% ../nbs/11_report.ipynb #11-repor-010
 INK, GREY = '#222222', '#8a8a8a'
 BLUE, SKY, GREEN, ORANGE, RED, PURPLE = '#0072B2', '#56B4E9', '#009E73', '#E69F00', '#D55E00', '#CC79A7'  # Okabe and Ito's palette
-ARMS = {'base': ('base', GREY), 'sft': ('SFT', SKY), 'dpo': ('DPO', BLUE), 'yfpo': ('YFPO', RED), 'yfpo-random': ('YFPO, random neurons', PURPLE)}
+ARMS = {'base': ('base', GREY), 'sft': ('SFT', SKY), 'dpo': ('DPO', BLUE), 'yfpo': ('YFPO', RED),
+        'yfpo-random': ('YFPO, random neurons', PURPLE)}
 KINDS = {'selected': ('selected', RED), 'layer-matched': ('layer-matched', PURPLE), 'random': ('random', GREY)}
 SETS = {'gsm8k': 'GSM8K', 'gsm8k/test': 'GSM8K', 'svamp': 'SVAMP', 'templates': 'templates', 'pairs': 'held-out pairs'}
 
@@ -82,14 +83,17 @@ def caption_for(caption:str, recipe:str):
     return f'{warning}{caption} Recipe: {recipe}.'
 
 def _tex(text):
-    return re.sub(r'\*\*(.+?)\*\*', r'\\textbf{\1}', re.sub(r'([%&_#$])', r'\\\1', text).replace('~', r'\textasciitilde{}').replace('^', r'\textasciicircum{}'))
+    text = re.sub(r'([%&_#$])', r'\\\1', text).replace('~', r'\textasciitilde{}').replace('^', r'\textasciicircum{}')
+    return re.sub(r'\*\*(.+?)\*\*', r'\\textbf{\1}', text)
+
+def _sides(df): return ['r' if all(re.match(r'\**[+-]?\d|$', c) for c in df[k]) else 'l' for k in df]
 
 def latex_table(df, caption, label):
-    "A booktabs table; the first column is set left, the rest right"
+    "A booktabs table; columns of numbers are set right, all others left"
     rows = [' & '.join(_tex(c) for c in row) + r' \\' for row in [list(df.columns), *df.values.tolist()]]
     return '\n'.join([r'\begin{table}', r'\centering', rf'\caption{{{_tex(caption)}}}', rf'\label{{{label}}}',
-                      rf"\begin{{tabular}}{{l{'r'*(df.shape[1]-1)}}}", r'\toprule', rows[0], r'\midrule', *rows[1:], r'\bottomrule', r'\end{tabular}',
-                      r'\end{table}', ''])
+                      rf"\begin{{tabular}}{{{''.join(_sides(df))}}}", r'\toprule', rows[0], r'\midrule', *rows[1:], r'\bottomrule',
+                      r'\end{tabular}', r'\end{table}', ''])
 
 # %% ../nbs/11_report.ipynb #11-repor-015
 def write_table(df, # frame of strings, ready to print
@@ -100,9 +104,11 @@ def write_table(df, # frame of strings, ready to print
     if df.empty: raise ValueError(f'the table {stem.name} has no rows: nothing was written')
     caption = caption_for(caption, recipe)
     pipe = lambda cells: '| ' + ' | '.join(cells) + ' |'
-    md = '\n'.join([f'**Table.** {caption}', '', pipe(df.columns), pipe([':--'] + ['--:']*(df.shape[1]-1)), *map(pipe, df.values.tolist()), ''])
+    md = '\n'.join([f'**Table.** {caption}', '', pipe(df.columns), pipe([dict(l=':--', r='--:')[c] for c in _sides(df)]),
+                    *map(pipe, df.values.tolist()), ''])
     plain = df.apply(lambda c: c.str.replace('**', '')).assign(recipe=recipe)
-    for suffix, text in (('.md', md), ('.tex', latex_table(df, caption, f'tab:{recipe}-{stem.name}')), ('.csv', plain.to_csv(index=False, lineterminator='\n'))):
+    for suffix, text in (('.md', md), ('.tex', latex_table(df, caption, f'tab:{recipe}-{stem.name}')),
+                         ('.csv', plain.to_csv(index=False, lineterminator='\n'))):
         with atomic_write(stem.with_name(stem.name + suffix)) as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return md
 
@@ -143,6 +149,12 @@ def main_table(main):
             (('accuracy_numeric', 'accuracy (%)'), ('nll_gold', 'NLL (nats/token)'), ('pair_accuracy', '(%)')) if _has(main, s, m)]
     return pivot(main, cols)
 
+def bracket_note(main):
+    "What the brackets of `pivot` mean, for the caption"
+    one = 'Brackets are 95 % intervals over questions'
+    several = main.groupby('arm').seed.nunique().max() > 1
+    return f'{one}; for arms with several seeds they are the lowest and highest seed.' if several else f'{one}.'
+
 def difficulty_table(main):
     "Numeric accuracy by difficulty; empty where no set has one"
     levels = sorted(s for s in set(main.set) if re.search(r'-d\d+$', s))
@@ -150,8 +162,8 @@ def difficulty_table(main):
 
 def rates_table(main):
     "The three extraction rules side by side with format, no-answer and truncation rates"
-    names = dict(accuracy_strict='strict (%)', accuracy_flexible='flexible (%)', accuracy_numeric='numeric (%)', format_rate='#### format (%)',
-                 no_answer='no answer (%)', truncated='truncated (%)')
+    names = dict(accuracy_strict='strict (%)', accuracy_flexible='flexible (%)', accuracy_numeric='numeric (%)',
+                 format_rate='#### format (%)', no_answer='no answer (%)', truncated='truncated (%)')
     import pandas as pd
     sets = [s for s in _plain_sets(main) if _has(main, s, 'accuracy_numeric')]
     parts = [pivot(main[main.set == s], [(h, s, m) for m, h in names.items()]) for s in sets]
@@ -170,33 +182,39 @@ def contrast_table(contrasts, metrics=('accuracy_numeric', 'nll_gold', 'pair_acc
     rows = []
     for r in df.itertuples():
         scale, digits, _ = _unit(r.metric)
-        rows.append({'contrast': _contrast(r.contrast) + (' (primary)' if r.primary else ''), 'set': _set(r.set), 'measure': names.get(r.metric, r.metric),
+        rows.append({'contrast': _contrast(r.contrast) + (' (primary)' if r.primary else ''), 'set': _set(r.set),
+                     'measure': names.get(r.metric, r.metric),
                      'difference': _interval(r.delta, r.low, r.high, scale, digits, '+', bold=r.low > 0 or r.high < 0),
-                     'exact p': '' if math.isnan(r.p) else f'{r.p:.3f}', 'detectable': _interval(r.mde, math.nan, math.nan, scale, digits), 'n': str(r.n)})
+                     'exact p': '' if math.isnan(r.p) else f'{r.p:.3f}',
+                     'detectable': _interval(r.mde, math.nan, math.nan, scale, digits), 'n': str(r.n)})
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_report.ipynb #11-repor-025
 def audit_table(audit):
     "How well each signal tells chosen from rejected; draws of one control are summarised as median and range"
     import pandas as pd
+    spread = lambda x, **kw: _interval(x.median(), x.min(), x.max(), **kw)
+    line = lambda signal, n, auc, corr: {'signal': signal, 'n': n, 'AUC': auc, 'correlation with length': corr}
     rows = []
     for kind, part in audit.groupby('kind', sort=False):
         if kind in ('random', 'layer-matched') and len(part) > 1:
-            rows.append({'signal': f'{kind} neurons, {len(part)} draws: median [range]', 'n': part.n.max(), 'AUC': _interval(part.auc.median(), part.auc.min(), part.auc.max()),
-                         'correlation with length': _interval(part.length_corr.median(), part.length_corr.min(), part.length_corr.max(), digits=2)})
-        else: rows += [{'signal': r.signal, 'n': r.n, 'AUC': _interval(r.auc, r.low, r.high), 'correlation with length': _interval(r.length_corr, math.nan, math.nan, digits=2)}
+            rows.append(line(f'{kind} neurons, {len(part)} draws: median [range]', part.n.max(), spread(part.auc),
+                             spread(part.length_corr, digits=2)))
+        else: rows += [line(r.signal, r.n, _interval(r.auc, r.low, r.high), _interval(r.length_corr, math.nan, math.nan, digits=2))
                        for r in part.itertuples()]
     return pd.DataFrame(rows).astype(dict(n=str))
 
 # %% ../nbs/11_report.ipynb #11-repor-029
 def style():
     "matplotlib settings of every figure"
-    return {'font.family': 'DejaVu Sans', 'font.size': 8.5, 'text.color': INK, 'axes.labelcolor': INK, 'axes.edgecolor': '#555555', 'axes.linewidth': .7,
-            'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 9, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.titlepad': 7,
-            'axes.grid': True, 'axes.grid.axis': 'y', 'grid.color': '#e6e6e6', 'grid.linewidth': .6, 'axes.axisbelow': True, 'xtick.color': '#555555', 'ytick.color': '#555555',
-            'xtick.labelcolor': INK, 'ytick.labelcolor': INK, 'xtick.major.size': 3, 'ytick.major.size': 3, 'xtick.major.width': .7, 'ytick.major.width': .7,
-            'legend.frameon': False, 'legend.fontsize': 8, 'lines.linewidth': 1.7, 'lines.solid_capstyle': 'round', 'figure.dpi': 110, 'savefig.dpi': 180,
-            'pdf.fonttype': 42, 'mathtext.fontset': 'dejavusans', 'axes.formatter.use_mathtext': True, 'axes.unicode_minus': True}
+    return {'font.family': 'DejaVu Sans', 'font.size': 8.5, 'text.color': INK, 'mathtext.fontset': 'dejavusans', 'pdf.fonttype': 42,
+            'axes.labelcolor': INK, 'axes.edgecolor': '#555555', 'axes.linewidth': .7, 'axes.spines.top': False, 'axes.spines.right': False,
+            'axes.titlesize': 9, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.titlepad': 7,
+            'axes.grid': True, 'axes.grid.axis': 'y', 'axes.axisbelow': True, 'grid.color': '#e6e6e6', 'grid.linewidth': .6,
+            'axes.formatter.use_mathtext': True, 'axes.unicode_minus': True, 'legend.frameon': False, 'legend.fontsize': 8,
+            **{f'{x}tick.{k}': v for x in 'xy'
+               for k, v in (('color', '#555555'), ('labelcolor', INK), ('major.size', 3), ('major.width', .7))},
+            'lines.linewidth': 1.7, 'lines.solid_capstyle': 'round', 'figure.dpi': 110, 'savefig.dpi': 180}
 
 def styled(draw):
     "Run a drawing function under `style`"
@@ -219,7 +237,8 @@ def save_figure(fig, stem, recipe:str, about:str=''):
     "Sign the figure with its recipe and write `stem`.png and `stem`.pdf; the same figure gives the same bytes"
     from matplotlib.transforms import Bbox
     if is_smoke(recipe):
-        fig.text(.5, .5, 'SMOKE RUN\nNOT A RESULT', ha='center', va='center', rotation=18, fontsize=5.2*fig.get_figwidth(), color=RED, alpha=.16, weight='bold', zorder=99)
+        fig.text(.5, .5, 'SMOKE RUN\nNOT A RESULT', ha='center', va='center', rotation=18, fontsize=5.2*fig.get_figwidth(), color=RED,
+                 alpha=.16, weight='bold', zorder=99)
     fig.text(.995, .008, f'recipe: {recipe}', ha='right', va='bottom', fontsize=6.5, color=GREY, in_layout=False)
     stem, none = Path(stem), dict(CreationDate=None, ModDate=None, Creator=None, Producer=None)
     for suffix, metadata in (('.pdf', none), ('.png', dict(Software=None))):
@@ -254,15 +273,15 @@ def _concentration(ax, w):
     ax.plot(np.r_[0, np.arange(1, len(w)+1)], np.r_[0, share], color=RED)
     ax.plot([0, len(w)], [0, 100], color=INK, lw=.9, ls=(0, (4, 3)))
     ax.plot([half], [share[half-1]], 'o', color=RED, ms=5, mec='white')
-    ax.annotate(f'{half} neurons carry\nhalf of the weight', (half, share[half-1]), xytext=(.34, .2), textcoords='axes fraction', fontsize=8,
-                arrowprops=dict(arrowstyle='-', color=GREY, lw=.7, relpos=(0, 1)))
+    ax.annotate(f'{half} neurons carry\nhalf of the weight', (half, share[half-1]), xytext=(.34, .2),
+                textcoords='axes fraction', fontsize=8, arrowprops=dict(arrowstyle='-', color=GREY, lw=.7, relpos=(0, 1)))
     ax.set(title='Concentration', xlabel='neurons, largest first', ylabel='cumulative weight (%)', xlim=(0, len(w)), ylim=(0, 101))
 
 # %% ../nbs/11_report.ipynb #11-repor-038
 def _token(t):
     "A token as a label: word-boundary marks off, invisible ones drawn"
     t = t.replace('Ġ', ' ').replace('Ċ', '\n').replace('▁', ' ')
-    t = t.replace('\n', '↵').strip() or '·'
+    t = t.replace('\n', '↵').strip() or '␣'
     return t.replace('$', r'\$')
 
 def _spans(n, start, width, rows):
@@ -273,24 +292,27 @@ def _spans(n, start, width, rows):
 @styled
 def draw_worked_problem(worked, # dict of worked_problem.json
                         width:int=56, rows:int=4): # tokens a line, lines at most
-    "Token by layer relevance of one problem, with the relevance of the selected neurons below each stretch"
+    "Relevance of the residual stream by token and layer, and of the selected neurons below; token 0, an attention sink, may saturate"
     import matplotlib as mpl
     R, sel, start = np.array(worked['layer_relevance']), np.array(worked['selected_relevance']), worked['response_start']
     tokens, spans = [_token(t) for t in worked['tokens']], _spans(R.shape[1], start, width, rows)
     shown = slice(spans[0][0], spans[-1][1])
-    lim, top = np.quantile(np.abs(R[:, shown]), .995) or 1., np.abs(sel[shown]).max() or 1.
+    scale = slice(max(1, shown.start), shown.stop)             # token 0 would drown the others
+    lim, top = np.quantile(np.abs(R[:, scale]), .995) or 1., np.abs(sel[scale]).max() or 1.
     fig, axs = panels(2*len(spans), 1, size=(8.6, 1.95*len(spans) + .35), gridspec_kw=dict(height_ratios=[3, 1]*len(spans)))
     for (a, b), heat, bar in zip(spans, axs[::2, 0], axs[1::2, 0]):
-        im = heat.imshow(R[:, a:b], aspect='auto', origin='lower', cmap='RdBu_r', norm=mpl.colors.Normalize(-lim, lim), extent=(a-.5, b-.5, -.5, len(R)-.5), interpolation='nearest')
+        im = heat.imshow(R[:, a:b], aspect='auto', origin='lower', cmap='RdBu_r', norm=mpl.colors.Normalize(-lim, lim),
+                         extent=(a-.5, b-.5, -.5, len(R)-.5), interpolation='nearest')
         bar.bar(np.arange(a, b), sel[a:b], .8, color=[RED if v > 0 else BLUE for v in sel[a:b]])
-        _token_axes(heat, bar, tokens, a, a + width, b, start, top)
-    fig.colorbar(im, ax=axs[:, 0].tolist(), label='relevance', shrink=.6 if len(spans) > 1 else .9, pad=.01, aspect=14*len(spans)).outline.set_visible(False)
+        _token_axes(heat, bar, tokens, a, a + width, b, start, (1.05*min(sel[scale].min(), -.2*top), 1.05*top))
+    fig.colorbar(im, ax=axs[:, 0].tolist(), label='relevance (logits)', shrink=.6 if len(spans) > 1 else .9, pad=.01,
+                 aspect=14*len(spans)).outline.set_visible(False)
     cut = '' if (shown.start, shown.stop) == (0, R.shape[1]) else f' (tokens {shown.start+1} to {shown.stop} of {R.shape[1]})'
-    axs[0, 0].set_title('Relevance of the MLP neurons, by layer and token' + cut, pad=13)
+    axs[0, 0].set_title('Relevance of each token on its way through the layers' + cut, pad=13)
     return fig
 
 # %% ../nbs/11_report.ipynb #11-repor-039
-def _token_axes(heat, bar, tokens, a, stop, b, start, top):
+def _token_axes(heat, bar, tokens, a, stop, b, start, ylim):
     "Labels of one stretch: layers on the left, tokens below, a line where the response begins"
     for ax in heat, bar:
         ax.grid(False); ax.set_xlim(a-.5, stop-.5)
@@ -298,9 +320,10 @@ def _token_axes(heat, bar, tokens, a, stop, b, start, top):
         if a < start < b: ax.axvline(start-.5, color=INK, lw=1)
     heat.tick_params(bottom=False, labelbottom=False, length=2); heat.set_ylabel('layer')
     if a < start < b: heat.text(start-.5, 1.02, 'response →', transform=heat.get_xaxis_transform(), fontsize=7, va='bottom')
-    bar.axhline(0, color='#bbbbbb', lw=.6); bar.set(ylim=(-1.05*top, 1.05*top), yticks=[])
-    bar.set_ylabel('selected', rotation=0, ha='right', va='center', fontsize=7)
-    bar.set_xticks(range(a, b), tokens[a:b], rotation=90, fontsize=6.2, family='DejaVu Sans Mono'); bar.tick_params(axis='x', length=0, pad=1)
+    bar.axhline(0, color='#bbbbbb', lw=.6); bar.set(ylim=ylim, yticks=[])
+    bar.set_ylabel('selected\nneurons', rotation=0, ha='right', va='center', fontsize=7)
+    bar.set_xticks(range(a, b), tokens[a:b], rotation=90, fontsize=6.2, family='DejaVu Sans Mono')
+    bar.tick_params(axis='x', length=0, pad=1)
 
 # %% ../nbs/11_report.ipynb #11-repor-043
 @styled
@@ -324,7 +347,8 @@ def _ablation_panel(ax, df):
         many = (g.size() > 1).any()
         low, high = (g.delta_nll.min(), g.delta_nll.max()) if many else (g.low.min(), g.high.max())
         ax.fill_between(x, low, high, color=color, alpha=.18, lw=0)
-        ax.plot(x, mid, 'o-', color=color, ms=3.5, mec='white', mew=.5, label=f'{name} (range of {g.size().max()} draws)' if many else f'{name} (95 % interval)')
+        ax.plot(x, mid, 'o-', color=color, ms=3.5, mec='white', mew=.5,
+                label=f'{name} (range of {g.size().max()} draws)' if many else f'{name} (95 % interval)')
     ax.set_xscale('log'); ax.set_yscale('symlog', linthresh=.01, linscale=.6); ax.axhline(0, color='#999999', lw=.7)
     ticks = sorted(set(100*df.fraction))
     ax.set_xticks(ticks, [f'{t:.3g}' for t in ticks]); ax.minorticks_off()
@@ -341,7 +365,8 @@ def draw_margins(margins): # frame of margins/*.csv with `arm` and `seed`
         bins = np.linspace(low - pad, high + pad, 32)
         for i, arm in enumerate(arms):
             own = margins[margins.arm == arm]
-            _margin_panel(axs[i, j], *[np.clip(own[own.phase == p][col], bins[0], bins[-1]) for p in ('before', 'after')], bins, _color(arm))
+            _margin_panel(axs[i, j], *[np.clip(own[own.phase == p][col], bins[0], bins[-1]) for p in ('before', 'after')], bins,
+                          _color(arm))
             axs[i, j].set(ylabel='pairs (%)' if j == 0 else '', title=_label(arm) if j == 0 else '')
         axs[-1, j].set_xlabel(name)
     return fig
@@ -355,12 +380,13 @@ def _margin_panel(ax, before, after, bins, color):
         ax.plot([v.mean()], [0], marker=6, color=c, ms=6, clip_on=False, zorder=5)
 
 # %% ../nbs/11_report.ipynb #11-repor-051
-CURVES = {'loss': ('loss', 'nats'), 'rewards/accuracies': ('reward accuracy', 'share of pairs'), 'rewards/margins': ('implicit reward margin', 'nats'),
-          'logps/chosen': ('log-probability of chosen', 'nats'), 'neurons/margins': ('neuron margin', 'standard deviations'), 'neurons/clipped': ('clipped read-outs', 'share')}
+CURVES = {'loss': ('loss', 'nats'), 'rewards/accuracies': ('reward accuracy', 'share of pairs'),
+          'rewards/margins': ('implicit reward margin', 'nats'), 'logps/chosen': ('log-probability of chosen', 'nats'),
+          'neurons/margins': ('neuron margin', 'standard deviations'), 'neurons/clipped': ('clipped read-outs', 'share')}
 
 @styled
 def draw_training(training, # frame of training/*.csv with `arm` and `seed`
-                  curves=CURVES, smooth:int=5): # steps of the running mean
+                  curves=CURVES, smooth:int=5): # logged steps in the running mean, fewer in a short log
     "One panel a metric, one line an arm: running mean, thin lines for single seeds"
     curves = {c: v for c, v in curves.items() if c in training and training[c].notna().any()}
     if not curves: raise ValueError(f"the training logs hold none of {', '.join(CURVES)}: run the `train` stage with logging on")
@@ -378,7 +404,8 @@ def _curve(ax, df, col, color, label, smooth):
     df = df[df[col].notna()]
     if df.empty: return
     by = df.pivot_table(index='step', columns='seed', values=col)
-    ax.plot(by.index, by, color=color, lw=.7, alpha=.3)
+    smooth = min(smooth, max(1, len(by)//4))
+    ax.plot(by.index, by, color=color, lw=.7, alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
     ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label)
 
 # %% ../nbs/11_report.ipynb #11-repor-055
@@ -394,14 +421,16 @@ def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2, body
 def _arrow(ax, a, b, color=INK, bend=0, ls='-', label='', at=(0, 0), lw=1.2):
     "An arrow from a to b, with a small label beside its middle"
     from matplotlib.patches import FancyArrowPatch
-    ax.add_patch(FancyArrowPatch(a, b, arrowstyle='-|>', mutation_scale=9, connectionstyle=f'arc3,rad={bend}', color=color, lw=lw, ls=ls, shrinkA=0, shrinkB=0, zorder=1.5))
+    ax.add_patch(FancyArrowPatch(a, b, arrowstyle='-|>', mutation_scale=9, connectionstyle=f'arc3,rad={bend}', color=color, lw=lw, ls=ls,
+                                 shrinkA=0, shrinkB=0, zorder=1.5))
     if label: ax.text((a[0]+b[0])/2 + at[0], (a[1]+b[1])/2 + at[1], label, fontsize=7, color=color, ha='center', va='center', zorder=3)
 
 def _lane(ax, x, w, number, title, color):
     "A tinted column with its number and title"
     from matplotlib.patches import FancyBboxPatch
     ax.add_patch(FancyBboxPatch((x, 8.5), w, 45, boxstyle='round,pad=0,rounding_size=1.6', fc=color, ec='none', alpha=.075, zorder=0))
-    ax.text(x + 1.6, 51.2, str(number), fontsize=10, weight='bold', color='white', ha='left', va='center', zorder=3, bbox=dict(boxstyle='circle,pad=.22', fc=color, ec='none'))
+    ax.text(x + 1.6, 51.2, str(number), fontsize=10, weight='bold', color='white', ha='left', va='center', zorder=3,
+            bbox=dict(boxstyle='circle,pad=.22', fc=color, ec='none'))
     ax.text(x + 4.4, 51.2, title, fontsize=9.6, weight='bold', color=color, va='center', zorder=3)
 
 # %% ../nbs/11_report.ipynb #11-repor-056
@@ -411,7 +440,8 @@ def _network(ax, x, y, w, h, lit, layers=6, neurons=11, seed=4):
     rng, dx, dy = np.random.default_rng(seed), w/neurons, h/layers
     on = {(int(l), int(i)) for l, i in zip(rng.integers(0, layers, 13), rng.integers(0, neurons, 13))}
     for l in range(layers):
-        ax.add_patch(FancyBboxPatch((x, y + l*dy + .15*dy), w, .7*dy, boxstyle='round,pad=0,rounding_size=.6', fc='white', ec='#c9c9c9', lw=.7, zorder=2))
+        ax.add_patch(FancyBboxPatch((x, y + l*dy + .15*dy), w, .7*dy, boxstyle='round,pad=0,rounding_size=.6', fc='white', ec='#c9c9c9',
+                                    lw=.7, zorder=2))
         for i in range(neurons):
             hot = (l, i) in on
             ax.plot(x + (i + .5)*dx, y + (l + .5)*dy, 'o', ms=4.6 if hot else 3.2, color=lit if hot else '#d9d9d9', mec='none', zorder=3)
@@ -421,11 +451,13 @@ def draw_method():
     "Select neurons once, read their margin on each pair, add it to DPO: our reading of arXiv 2605.11906"
     fig, axs = panels(size=(10, 5.5)); ax = axs[0, 0]
     ax.set(xlim=(0, 100), ylim=(0, 55)); ax.axis('off'); ax.grid(False)
-    for args in ((.5, 30.5, 1, 'Find the neurons, once', RED), (32.5, 34.5, 2, 'Read both responses', BLUE), (68.5, 31, 3, 'Train', GREEN)): _lane(ax, *args)
+    for args in ((.5, 30.5, 1, 'Find the neurons, once', RED), (32.5, 34.5, 2, 'Read both responses', BLUE),
+                 (68.5, 31, 3, 'Train', GREEN)): _lane(ax, *args)
     _draw_select(ax); _draw_read(ax); _draw_train(ax)
-    ax.text(50, 4.1, 'Control that carries the claim: the same loss with random neurons of the same layers.', ha='center', va='center', fontsize=8.4, weight='bold', color='#7a4466',
-            bbox=dict(boxstyle='round,pad=.5', fc='#f7ebf2', ec=PURPLE, lw=1, ls=(0, (4, 2))))
-    ax.text(0.5, .2, 'The neuron terms are our reading of arXiv 2605.11906; no formula of the paper is public where we could reach it.', fontsize=6.5, color=GREY, va='center')
+    ax.text(50, 4.1, 'Control that carries the claim: the same loss with random neurons of the same layers.', ha='center', va='center',
+            fontsize=8.4, weight='bold', color='#7a4466', bbox=dict(boxstyle='round,pad=.5', fc='#f7ebf2', ec=PURPLE, lw=1, ls=(0, (4, 2))))
+    ax.text(0.5, .2, 'The neuron terms are our reading of arXiv 2605.11906; no formula of the paper is public where we could reach it.',
+            fontsize=6.5, color=GREY, va='center')
     return fig
 
 # %% ../nbs/11_report.ipynb #11-repor-057
@@ -447,8 +479,11 @@ def _draw_read(ax):
     _arrow(ax, (63.5, 31), (70.4, 38.2), BLUE, label='', lw=1.4); _arrow(ax, (63.5, 19), (70.4, 26), RED, lw=1.4)
 
 def _draw_train(ax):
-    _box(ax, 70.4, 36, 27.2, 11.5, 'log-ratio margin', r'$\Delta = \log\frac{\pi_\theta(y_w)}{\pi_{ref}(y_w)} - \log\frac{\pi_\theta(y_l)}{\pi_{ref}(y_l)}$', BLUE, body=10)
-    _box(ax, 70.4, 23, 22.6, 10.3, 'neuron margin', r'$\Delta\tilde\varphi = (\Delta\varphi_\theta - \Delta\varphi_{ref})\,/\,s$' + '\nclipped, standardised', RED, body=7.8)
-    _box(ax, 70.4, 10.3, 27.2, 9, r'$-\log\sigma(\beta\Delta) \; - \; \lambda\,\log\sigma(\kappa\Delta\tilde\varphi - m)$', r'$\lambda = 0$ is DPO', GREEN, '#eef8f4', 8.6)
+    ratio = lambda y: rf'\log\frac{{\pi_\theta({y})}}{{\pi_{{ref}}({y})}}'
+    shifted = r'$\Delta\tilde\varphi = (\Delta\varphi_\theta - \Delta\varphi_{ref})\,/\,s$'
+    _box(ax, 70.4, 36, 27.2, 11.5, 'log-ratio margin', rf'$\Delta = {ratio("y_w")} - {ratio("y_l")}$', BLUE, body=10)
+    _box(ax, 70.4, 23, 22.6, 10.3, 'neuron margin', shifted + '\nclipped, standardised', RED, body=7.8)
+    _box(ax, 70.4, 10.3, 27.2, 9, r'$-\log\sigma(\beta\Delta) \; - \; \lambda\,\log\sigma(\kappa\Delta\tilde\varphi - m)$',
+         r'$\lambda = 0$ is DPO', GREEN, '#eef8f4', 8.6)
     _arrow(ax, (81.7, 23), (81.7, 19.3), RED); _arrow(ax, (95.4, 36), (95.4, 19.3), BLUE)
     _arrow(ax, (70.4, 13.5), (63.8, 16), GREEN, bend=-.25, ls=(0, (4, 2)), label='gradient', at=(.2, -2.4))
