@@ -1,0 +1,202 @@
+"The runner on toy notebooks: strictness before anything starts, resume by content, killed stages, honest publishing."
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+from yfpo.run import check_parameter, main, notebook_parameters, plan, read_recipe
+
+SPEC = dict(display_name='python3', language='python', name='python3')
+HEAD = "recipe:str = 'toy' # name of the recipe\n"
+SFT = (HEAD + "run_dir:str = '' # folder of the run\nlr:float = 0.1 # learning rate\nwait:float = 0.0 # seconds\nupset:bool = False # fail at the end\nsets:list = ['a'] # names\nmodel:str = 'tiny' # model",
+       """import os, sys, time
+from pathlib import Path
+out = Path(run_dir)/'sft'
+out.mkdir(parents=True, exist_ok=True)
+(out/'pid').write_text(str(os.getpid()))
+time.sleep(wait)
+if upset: raise ValueError('the optimiser is upset')
+(out/'model.txt').write_text(f'{lr} {sets} {model}')
+(Path(run_dir)/'python.txt').write_text(f'{sys.executable} {os.getcwd()}')""")
+TRAIN = (HEAD + "run_dir:str = '' # folder of the run\narm:str = 'dpo' # arm\nseed:int = 0 # seed\nbeta:float = 0.1 # strength",
+         """from pathlib import Path
+f = Path(run_dir)/'results'/'training'/f'{arm}-seed{seed}.csv'
+f.parent.mkdir(parents=True, exist_ok=True)
+f.write_text(f'{beta} ' + (Path(run_dir)/'sft'/'model.txt').read_text())
+(Path(run_dir)/'results'/'main.csv').write_text('arm\\n')""")
+TABLE = (HEAD + "results_dir:str = '' # folder of results",
+         """from pathlib import Path
+d = Path(results_dir)
+for sub in ('tables', 'figures'): (d/sub).mkdir(exist_ok=True)
+(d/'tables'/'main.md').write_text('MAIN ' + ' '.join(sorted(f.stem for f in (d/'training').iterdir())))
+(d/'figures'/'curve.png').write_bytes(b'png')""")
+RECIPE = "name: toy\nabout: toys\nshared: {model: tiny}\narms: [dpo, yfpo]\nseeds: [0]\nstages:\n  sft: {lr: 1e-3}\n  train: {beta: 1}\noutputs: [table_main]\n"
+
+def notebook(path, parameters, code):
+    cell = lambda source, **meta: dict(cell_type='code', id=f'c{len(source)}', metadata=meta, source=source, outputs=[], execution_count=None)
+    path.write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=SPEC), cells=[cell(parameters, tags=['parameters']), cell(code)])))
+
+def make(folder):
+    "A small repository: two stages, one table, one recipe"
+    paper = folder/'nbs'/'paper'
+    (paper/'recipes').mkdir(parents=True)
+    (paper/'recipes'/'toy.yaml').write_text(RECIPE)
+    for name, nb in dict(stage_sft=SFT, stage_train=TRAIN, table_main=TABLE).items(): notebook(paper/f'{name}.ipynb', *nb)
+    return folder
+
+def yfpo(root, *args, **kw):
+    return subprocess.run([Path(sys.executable).parent/'yfpo', *map(str, args)], capture_output=True, text=True, env={**os.environ, 'YFPO_ROOT': str(root)}, **kw)
+
+def recipe(root, old, new):
+    f = root/'nbs'/'paper'/'recipes'/'toy.yaml'
+    assert old in f.read_text()
+    f.write_text(f.read_text().replace(old, new))
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.setenv('YFPO_ROOT', str(tmp_path/'repo'))
+    return make(tmp_path/'repo')
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    "A toy repository whose recipe has run, and what it printed"
+    root = make(tmp_path_factory.mktemp('toys')/'repo')
+    r = yfpo(root, 'run', 'toy', cwd=root.parent)
+    assert r.returncode == 0, r.stderr
+    return root, r.stdout
+
+@pytest.fixture
+def again(finished, tmp_path):
+    "A copy of the finished repository to change"
+    root = shutil.copytree(finished[0], tmp_path/'repo')
+    return root
+
+# --- strictness: nothing of a wrong recipe starts ---
+
+@pytest.mark.parametrize('old,new,says', [
+    ('lr: 1e-3', 'lrr: 1e-3', "did you mean 'lr'?"), ('lr: 1e-3', 'lr: fast', "lr is 'fast', a str, but must be a float"), ('lr: 1e-3', 'lr: true', 'must be a float'),
+    ('lr: 1e-3', 'sets: a', 'must be a list'), ('beta: 1', 'bta: 1', "did you mean 'beta'?"), ('model: tiny', 'modle: tiny', "did you mean 'model'?"),
+    ('  train:', '  trian:', "did you mean"), ('[dpo, yfpo]', '[dpo, yfpoo]', "did you mean 'yfpo'?"), ('seeds: [0]', 'seeds: [one]', 'seeds'), ('seeds: [0]', 'seeds: 0', 'seeds'),
+    ('[table_main]', '[table_mian]', "did you mean 'table_main'?"), ('shared:', 'shraed:', "did you mean 'shared'?"), ('{beta: 1}', 'beta', 'train'),
+    ('lr: 1e-3', 'lr: 1e-3, lr: 2e-3', 'twice'), ('{lr: 1e-3}', '{lr: 1e-3', 'not valid YAML'), ('name: toy', 'name: tyo', 'toy')])
+def test_a_wrong_recipe_is_one_sentence(toy, old, new, says):
+    recipe(toy, old, new)
+    with pytest.raises(ValueError) as e: plan(read_recipe('toy'))
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+def test_numbers_are_numbers(toy):
+    steps = plan(read_recipe('toy'))
+    assert [s['label'] for s in steps] == ['sft', 'train-dpo-seed0', 'train-yfpo-seed0', 'table_main']
+    assert steps[0]['params']['lr'] == 1e-3 and steps[1]['params']['beta'] == 1. and type(steps[1]['params']['beta']) is float
+    assert check_parameter('lr', 2, dict(lr=('float', .1, '')), 'x') == 2.
+    with pytest.raises(ValueError, match='must be a int'): check_parameter('n', True, dict(n=('int', 1, '')), 'x')
+
+@pytest.mark.parametrize('cell', ["lr:float|None = None # rate", "lr = 0.1 # rate", "lr:float = 1/10 # rate", "lr:dict = {} # rate", "lr:list[int] = [1] # rates"])
+def test_a_parameter_that_papermill_would_misread_is_refused(toy, cell):
+    nb = toy/'nbs'/'paper'/'stage_sft.ipynb'
+    notebook(nb, HEAD + cell, 'lr')
+    with pytest.raises(ValueError, match='stage_sft.ipynb'): notebook_parameters(nb)
+
+def test_no_recipe_no_repository(toy, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as e: main(['run', 'tooy'])
+    assert "did you mean 'toy'?" in str(e.value)
+    monkeypatch.setenv('YFPO_ROOT', str(toy/'nbs'))
+    with pytest.raises(SystemExit) as e: main(['list'])
+    assert 'clone' in str(e.value)
+
+def test_a_recipe_by_path(toy, tmp_path):
+    f = tmp_path/'mine.yaml'
+    f.write_text(RECIPE.replace('name: toy', 'name: mine'))
+    assert plan(read_recipe(str(f)))[0]['params']['recipe'] == 'mine'
+
+# --- a run ---
+
+def test_run_prints_steps_table_and_figures(finished):
+    root, out = finished
+    assert '[1/4] sft ...' in out and '[4/4] table_main ...' in out and 'MAIN dpo-seed0 yfpo-seed0' in out and 'curve.png' in out
+    m = json.loads((root/'runs/toy/results/manifest.json').read_text())
+    assert set(m['stages']) == {'sft', 'train-dpo-seed0', 'train-yfpo-seed0', 'table_main'} and m['stages']['sft']['params']['lr'] == 1e-3
+    assert all(s['peak_memory_mb'] > 10 and s['seconds'] > 0 for s in m['stages'].values()) and m['hardware']['cores'] and str(root) not in json.dumps(m)
+    python, cwd = (root/'runs/toy/python.txt').read_text().split()
+    assert Path(python).parent == Path(sys.executable).parent, "the kernel is this interpreter's"
+    assert not Path(cwd) == root.parent, 'never the working directory'
+
+def test_second_run_does_nothing(finished):
+    root, _ = finished
+    before = {f: f.stat().st_mtime_ns for f in (root/'runs').rglob('*') if f.is_file()}
+    start = time.time()
+    out = yfpo(root, 'run', 'toy').stdout
+    assert 'nothing to do' in out and '[' not in out and time.time() - start < 5
+    assert before == {f: f.stat().st_mtime_ns for f in before}
+
+def test_only_what_changed_runs_again(again):
+    recipe(again, 'beta: 1', 'beta: 2')
+    out = yfpo(again, 'run', 'toy').stdout
+    assert '[1/4] sft ... up to date' in out and out.count('up to date') == 1 and out.count(' s\n') == 3
+    assert (again/'runs/toy/results/training/dpo-seed0.csv').read_text().startswith('2.0')
+
+def test_prose_may_change_and_code_may_not(again):
+    nb = again/'nbs'/'paper'/'table_main.ipynb'
+    notebook(nb, TABLE[0].replace('folder of results', 'where results are'), TABLE[1])
+    assert 'nothing to do' in yfpo(again, 'run', 'toy').stdout
+    notebook(nb, TABLE[0], TABLE[1].replace("'MAIN '", "'MOAN '"))
+    out = yfpo(again, 'run', 'toy').stdout
+    assert out.count('up to date') == 3 and 'MOAN' in out
+
+def test_force_runs_a_stage_and_what_follows(again):
+    out = yfpo(again, 'run', 'toy', '--force', 'train').stdout
+    assert out.count('up to date') == 1 and out.count(' s\n') == 3
+
+def test_an_arm_that_is_gone_leaves_the_results(again):
+    recipe(again, '[dpo, yfpo]', '[dpo]')
+    out = yfpo(again, 'run', 'toy').stdout
+    assert 'MAIN dpo-seed0\n' in out and not (again/'runs/toy/results/training/yfpo-seed0.csv').exists()
+    assert set(json.loads((again/'runs/toy/results/manifest.json').read_text())['stages']) == {'sft', 'train-dpo-seed0', 'table_main'}
+
+def test_report_redraws_in_place(again):
+    r = yfpo(again, 'report', 'toy', '--results', again/'runs/toy/results')
+    assert r.returncode == 0 and 'MAIN dpo-seed0 yfpo-seed0' in r.stdout
+
+def test_publish_copies_what_the_recipe_made_and_nothing_else(again):
+    to = again/'nbs/paper/results/toy'
+    assert yfpo(again, 'publish', 'toy').returncode == 0
+    first = {f.relative_to(to): f.read_bytes() for f in to.rglob('*') if f.is_file()}
+    assert Path('manifest.json') in first and Path('tables/main.md') in first
+    recipe(again, 'beta: 1', 'beta: 3')
+    r = yfpo(again, 'publish', 'toy')
+    assert r.returncode == 1 and 'yfpo run toy' in r.stderr, 'settings that were not run are not published'
+    assert {f.relative_to(to): f.read_bytes() for f in to.rglob('*') if f.is_file()} == first
+
+# --- failing and killed ---
+
+def test_a_failing_stage_names_error_and_notebook_and_is_resumed(again):
+    r = yfpo(again, 'run', 'toy', '-p', 'upset', 'true')
+    assert r.returncode == 1 and 'the optimiser is upset' in r.stderr and 'notebooks/sft.ipynb' in r.stderr and 'Traceback' not in r.stderr and r.stderr.count('\n') == 1
+    assert r.stdout.endswith('failed\n')
+    assert (again/'runs/toy/sft/model.txt').read_text() and (again/'runs/toy/results/tables/main.md').exists(), 'what was there stays whole'
+    out = yfpo(again, 'run', 'toy').stdout
+    assert '[1/4] sft ...' in out or 'nothing to do' in out
+    assert 'nothing to do' in yfpo(again, 'run', 'toy').stdout
+
+def alive(pid):
+    try: return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
+    except FileNotFoundError: return False
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='looks at /proc')
+@pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
+    recipe(toy, 'lr: 1e-3', 'lr: 1e-3, wait: 60')
+    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], env={**os.environ, 'YFPO_ROOT': str(toy)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid = toy/'runs/toy/sft/pid'
+    deadline = time.time() + 60
+    while not (pid.exists() and pid.read_text()) and time.time() < deadline: time.sleep(.1)
+    kernel = int(pid.read_text())
+    busy = yfpo(toy, 'run', 'toy', '--until', 'sft')
+    assert busy.returncode == 1 and 'another' in busy.stderr
+    p.send_signal(sig)
+    _, err = p.communicate(timeout=30)
+    assert p.returncode and 'Traceback' not in err
+    deadline = time.time() + 15
+    while alive(kernel) and time.time() < deadline: time.sleep(.1)
+    assert not alive(kernel), 'no kernel goes on writing behind the next run'
+    recipe(toy, ', wait: 60', '')
+    r = yfpo(toy, 'run', 'toy', '--until', 'sft')
+    assert r.returncode == 0 and '[1/1] sft ...' in r.stdout and (toy/'runs/toy/sft/model.txt').exists()
