@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRICT', 'FLEXIBLE', 'NUMBER', 'GSM8K_REVISION', 'SVAMP_REVISION', 'TEMPLATES', 'NAMES', 'ITEMS', 'PLACES', 'GENERAL',
-           'atomic_write', 'read_jsonl', 'write_jsonl', 'to_number', 'show_number', 'calc', 'Annotation',
+           'atomic_write', 'read_jsonl', 'write_jsonl', 'write_rows', 'to_number', 'show_number', 'calc', 'Annotation',
            'strip_annotations', 'parse_annotations', 'annotations_hold', 'extract_strict', 'extract_flexible',
            'extract_number', 'normalise_answer', 'is_correct', 'Problem', 'gold_problem', 'load_gsm8k',
            'equation_solution', 'load_svamp', 'Template', 'templates', 'make_problems', 'load_problems', 'normal_text',
@@ -53,6 +53,12 @@ def write_jsonl(path:str|Path, rows) -> Path:
     with atomic_write(path) as tmp:
         with open(tmp, 'w', encoding='utf-8') as f: f.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
     return Path(path)
+
+def write_rows(path:str|Path, # ends in .csv
+               rows): # dicts, or a frame
+    "Rows as CSV with six significant digits, written whole or not at all"
+    import pandas as pd
+    with atomic_write(path) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
 
 # %% ../nbs/00_problems.ipynb #00-probl-013
 def to_number(s:str): # -> Fraction | None

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'CURVES',
-           'read_results', 'write_rows', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot',
-           'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'audit_table', 'style',
-           'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_margins',
+           'read_results', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table',
+           'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'audit_table', 'style', 'styled',
+           'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_margins',
            'draw_training', 'draw_method']
 
 # %% ../nbs/11_report.ipynb #11-repor-002
@@ -48,11 +48,6 @@ def _frame(path):
     except pd.errors.EmptyDataError as e: raise ValueError(f'{path} is empty: delete it and run its stage again') from e
     if df.empty: raise ValueError(f'{path} has a header and no rows: delete it and run its stage again')
     return df
-
-def write_rows(path, rows): # dicts, or a frame
-    "Rows as CSV with six significant digits, written whole or not at all"
-    import pandas as pd
-    with atomic_write(path) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, float_format='%.6g', lineterminator='\n')
 
 # %% ../nbs/11_report.ipynb #11-repor-010
 INK, GREY = '#222222', '#8a8a8a'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['as_dataset', 'preference_dataset', 'tidy', 'train_sft', 'YFPOConfig', 'check_yfpo', 'spoken_mask', 'spoken_example',
-           'YFPOTrainer', 'ReferenceCollator', 'PolicyReader', 'lean_head']
+           'YFPOTrainer', 'ReferenceCollator', 'lean_head']
 
 # %% ../nbs/09_trainer.ipynb #09-train-002
 import contextlib, copy, difflib, os
@@ -200,16 +200,7 @@ def _with_reference(self, model, data, name):
 
 YFPOTrainer._with_reference = _with_reference
 
-# %% ../nbs/09_trainer.ipynb #09-train-031
-class PolicyReader(NeuronReader):
-    "A `NeuronReader` whose own saved tensors are invisible to gradient checkpointing"
-    def _hook(self, l):
-        inner, same = super()._hook(l), lambda x: x
-        def hook(module, args):
-            with torch.autograd.graph.saved_tensors_hooks(same, same): inner(module, args)
-        return hook
-
-# %% ../nbs/09_trainer.ipynb #09-train-032
+# %% ../nbs/09_trainer.ipynb #09-train-030
 def _set_signature_columns_if_needed(self):
     super(YFPOTrainer, self)._set_signature_columns_if_needed()
     if 'ref_phi' not in self._signature_columns: self._signature_columns = [*self._signature_columns, 'ref_phi']
@@ -220,7 +211,7 @@ def _loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
     if self.neurons is None: return parent(model, inputs, return_outputs, num_items_in_batch)
     inputs = dict(inputs)
     ref_phi = inputs.pop('ref_phi', None)
-    with PolicyReader(self.accelerator.unwrap_model(self.model), self.neurons) as reader:
+    with NeuronReader(self.accelerator.unwrap_model(self.model), self.neurons) as reader:
         out = parent(model, inputs, return_outputs, num_items_in_batch)
     term = self._neuron_term(reader, inputs, ref_phi)
     if not self.args.neuron_weight: return out
@@ -229,7 +220,7 @@ def _loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
 
 YFPOTrainer._set_signature_columns_if_needed, YFPOTrainer.compute_loss = _set_signature_columns_if_needed, _loss
 
-# %% ../nbs/09_trainer.ipynb #09-train-033
+# %% ../nbs/09_trainer.ipynb #09-train-031
 def _neuron_term(self, reader, inputs, ref_phi):
     "Batch mean of the neuron loss at weight 1, logged with the read-outs"
     live, args = torch.is_grad_enabled() and self.args.neuron_weight > 0, self.args
@@ -248,7 +239,7 @@ def _neuron_term(self, reader, inputs, ref_phi):
 
 YFPOTrainer._neuron_term = _neuron_term
 
-# %% ../nbs/09_trainer.ipynb #09-train-034
+# %% ../nbs/09_trainer.ipynb #09-train-032
 def _log_neurons(self, rel, term, clipped):
     "Neuron metrics beside TRL's `rewards/*`, averaged over processes"
     chosen, rejected = rel.T
@@ -270,7 +261,7 @@ def _live_reference(self, inputs, mask):
 
 YFPOTrainer._log_neurons, YFPOTrainer._live_reference = _log_neurons, _live_reference
 
-# %% ../nbs/09_trainer.ipynb #09-train-036
+# %% ../nbs/09_trainer.ipynb #09-train-034
 def _evaluate(self, eval_dataset=None, *args, **kwargs):
     "TRL's `evaluate`, which here also takes lists of dicts"
     if eval_dataset is not None and not isinstance(eval_dataset, str): eval_dataset = _each(eval_dataset, preference_dataset)
@@ -285,7 +276,7 @@ def _save_model(self, output_dir=None, _internal_call=False):
 
 YFPOTrainer.evaluate, YFPOTrainer.save_model = _evaluate, _save_model
 
-# %% ../nbs/09_trainer.ipynb #09-train-048
+# %% ../nbs/09_trainer.ipynb #09-train-046
 @contextlib.contextmanager
 def lean_head(tokens:int=64): # tokens in a tile
     "Within this scope TRL's fused head scores response tokens only, in small tiles, also on a CPU; nothing changes on a GPU"
