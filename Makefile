@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help reproduce test report clean
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ ·/' | column -t -s'·'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 reproduce: $(STAMP) ## run a recipe and print its main table: make reproduce [RECIPE=cpu] [DATA_DIR=folder]
 	@$(BIN)/yfpo run $(RECIPE) $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")

@@ -8,7 +8,7 @@ __all__ = ['READOUTS', 'write_norms', 'NeuronReader', 'activations', 'norms', 'R
            'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'set_readouts', 'reward_audit']
 
 # %% ../nbs/07_reward.ipynb #07-rewar-002
-import json
+import itertools, json
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .neurons import NeuronSet
 from .problems import atomic_write
 from .relevance import down_projs
-from .responses import batches, collate, encode, hidden_states, response_logprobs, token_logprobs
+from .responses import batches, collate, encode, hidden_states, token_logprobs
 
 # %% ../nbs/07_reward.ipynb #07-rewar-005
 def write_norms(module, index):
@@ -131,22 +131,25 @@ def relative_margin(delta, ref_delta, stats, ro:ReadOut=ReadOut()):
     return (delta - ref_delta)/stats.scale if ro.ref_relative else delta
 
 # %% ../nbs/07_reward.ipynb #07-rewar-015
-def _activations_of(model, examples, pad_id, neurons, batch_size, progress):
-    "Yields (index, c of its response tokens: (T_i, K)) for every example"
+def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps=None):
+    "Yields (index, activations of its response tokens: (T_i, K)) for every example; `logps` receives token log-probabilities from the same pass"
     with NeuronReader(model, neurons) as reader, torch.no_grad():
-        norms = reader.norms()
         for ix in tqdm(batches(examples, batch_size), desc='reading neurons', disable=not progress, mininterval=1):
             batch = collate([examples[i] for i in ix], pad_id, device=model.device)
-            reader.clear(); hidden_states(model, batch)
-            c = reader.activations()
-            for j, i in enumerate(ix): yield i, c[j][batch['response_mask'][j]].float()
+            reader.clear()
+            if logps is None: hidden_states(model, batch)
+            else:
+                lp, b, _ = token_logprobs(model, batch)
+                logps.update({i: lp[b == j].float().cpu() for j, i in enumerate(ix)})
+            a = reader.activations()
+            for j, i in enumerate(ix): yield i, a[j][batch['response_mask'][j]].float()
 
 # %% ../nbs/07_reward.ipynb #07-rewar-016
-def fit_moments(model, examples, pad_id:int, neurons, batch_size:int=8, progress:bool=False):
-    "`RewardStats` without a scale: moments of c over the response tokens of `examples`"
-    with NeuronReader(model, neurons) as reader: norms = reader.norms()
+def fit_moments(activations, # those of each response: (T_i, K)
+                neurons, norms): # the set; its write norms (K,)
+    "`RewardStats` without a scale: moments of c over all response tokens"
     n, s1, s2 = 0, 0., 0.
-    for _, a in _activations_of(model, examples, pad_id, neurons, batch_size, progress):
+    for a in activations:
         c = contributions(a, neurons, norms).double().cpu()
         n, s1, s2 = n + len(c), s1 + c.sum(0), s2 + c.pow(2).sum(0)
     mean = s1/n
@@ -158,34 +161,52 @@ def pair_items(pairs):
     "Chosen items, then rejected items, of preference pairs, as `encode` takes them"
     return [dict(prompt=p['prompt'], completion=p[k]) for k in ('chosen', 'rejected') for p in pairs]
 
-def read_examples(model, examples, pad_id:int, neurons, stats, ro:ReadOut=ReadOut(), batch_size:int=8, progress:bool=False):
+def _phi(a, neurons, stats, ro, norms): # activations (T, K) of one response
+    return readout(a[None], torch.ones(1, len(a), device=a.device), neurons, stats, ro, norms)[0].item()
+
+def read_examples(model, examples, pad_id:int, neurons, stats, ro:ReadOut=ReadOut(), batch_size:int=8, progress:bool=False,
+                  logps:dict=None): # filled with {index: token log-probabilities (T_i,)} where given, from the same pass
     "phi of every example under `model`: (n,)"
     with NeuronReader(model, neurons) as reader: norms = reader.norms()
     out = torch.zeros(len(examples))
-    for i, a in _activations_of(model, examples, pad_id, neurons, batch_size, progress):
-        out[i] = readout(a[None], torch.ones(1, len(a), device=a.device), neurons, stats, ro, norms)[0].item()
+    for i, a in _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps): out[i] = _phi(a, neurons, stats, ro, norms)
     return out
 
+# %% ../nbs/07_reward.ipynb #07-rewar-020
+def _fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps=None):
+    "`RewardStats` from at most `max_fit` examples, spread evenly; the write norms; and (index, activations) of all examples, each read once"
+    def read(ix):
+        at = None if logps is None else {}
+        for j, a in _activations_of(model, [examples[i] for i in ix], pad_id, neurons, batch_size, progress, at):
+            if at: logps[ix[j]] = at[j]
+            yield ix[j], a
+    fit = range(0, len(examples), max(1, -(-len(examples)//max_fit)))
+    rest = sorted(set(range(len(examples))) - set(fit))
+    with NeuronReader(model, neurons) as reader: norms = reader.norms()
+    kept = list(read(fit))
+    return fit_moments([a for _, a in kept], neurons, norms), norms, itertools.chain(kept, read(rest) if rest else ())
+
 def fit_examples(model, examples, # 2n `Example`s: n chosen, then their n rejected
-                 pad_id:int, neurons, ro:ReadOut=ReadOut(), max_fit:int=512, batch_size:int=8, progress:bool=False):
-    "`RewardStats` of a reference model, and its read-outs (n, 2) on chosen and rejected"
+                 pad_id:int, neurons, ro:ReadOut=ReadOut(), max_fit:int=512, batch_size:int=8, progress:bool=False,
+                 logps:dict=None): # filled with {index: token log-probabilities (T_i,)} where given, from the same pass
+    "`RewardStats` of a reference model, and its read-outs (n, 2) on chosen and rejected; every example is read once"
     n = len(examples)//2
     if n < 1 or len(examples) % 2: raise ValueError(f'{len(examples)} examples are not n chosen followed by n rejected')
-    step = max(1, -(-len(examples)//max_fit))                  # moments from at most `max_fit` responses, spread evenly
-    stats = fit_moments(model, examples[::step], pad_id, neurons, batch_size, progress)
-    phi = read_examples(model, examples, pad_id, neurons, stats, ro, batch_size, progress).view(2, n).T
-    spread = (phi[:, 0] - phi[:, 1]).std().item() if n > 1 else 0.
-    stats.scale = max(spread, 1e-6)
+    stats, norms, read = _fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps)
+    phi = torch.zeros(len(examples))
+    for i, a in read: phi[i] = _phi(a, neurons, stats, ro, norms)
+    phi = phi.view(2, n).T
+    stats.scale = max((phi[:, 0] - phi[:, 1]).std().item() if n > 1 else 0., 1e-6)
     return stats, phi
 
-# %% ../nbs/07_reward.ipynb #07-rewar-020
+# %% ../nbs/07_reward.ipynb #07-rewar-022
 def fit_stats(model, tokenizer, pairs, # preference pairs: dicts with prompt, chosen, rejected
               neurons, ro:ReadOut=ReadOut(), max_length:int=1024, **kwargs):
     "`RewardStats` of the reference `model` on training pairs, and its read-outs (n, 2) on chosen and rejected"
     if not len(pairs): raise ValueError('there are no pairs to fit reward statistics on: give at least one')
     return fit_examples(model, encode(tokenizer, pair_items(pairs), max_length=max_length), tokenizer.pad_token_id, neurons, ro, **kwargs)
 
-# %% ../nbs/07_reward.ipynb #07-rewar-027
+# %% ../nbs/07_reward.ipynb #07-rewar-029
 def margin_auc(margin):
     "Share of pairs whose margin is positive, ties counting half"
     m = np.asarray(margin, dtype=float)
@@ -200,32 +221,33 @@ def audit_row(signal, kind, margin, length, n_boot=2000, seed=0):
     corr = float(np.corrcoef(m, l)[0, 1]) if len(m) > 2 and m.std() > 0 and l.std() > 0 else None
     return dict(signal=signal, kind=kind, n=len(m), auc=margin_auc(m), low=float(low), high=float(high), length_corr=corr)
 
-# %% ../nbs/07_reward.ipynb #07-rewar-028
+# %% ../nbs/07_reward.ipynb #07-rewar-030
 def join(sets):
     "One big `NeuronSet` of several, to read them all in one forward pass (members may repeat)"
     cat = lambda k: torch.cat([getattr(s, k) for s in sets])
     return NeuronSet(cat('layer'), cat('index'), cat('weight'), cat('direction'), dict(model=sets[0].meta['model'], selector='joined'))
 
-def set_readouts(model, examples, pad_id, sets, ro:ReadOut=ReadOut(), max_fit:int=64, batch_size:int=8, progress:bool=False):
+def set_readouts(model, examples, pad_id, sets, ro:ReadOut=ReadOut(), max_fit:int=64, batch_size:int=8, progress:bool=False, logps:dict=None):
     "phi of every example for each of `sets`, and for the first also the literal read-out: (len(sets) + 1, n)"
     big, cuts = join(sets), torch.tensor([len(s) for s in sets]).cumsum(0).tolist()
-    stats = fit_moments(model, examples[::max(1, -(-len(examples)//max_fit))], pad_id, big, batch_size)
+    stats, _, read = _fit_and_read(model, examples, pad_id, big, max_fit, batch_size, progress, logps)
     out = torch.zeros(len(sets) + 1, len(examples))
-    for i, a in _activations_of(model, examples, pad_id, big, batch_size, progress):
+    for i, a in read:
         z = standardise(a, big, stats, stats.wnorm, ro.clip)*big.weight.to(a.device)
         out[:-1, i] = torch.stack([x.sum(-1).mean() for x in z.tensor_split(cuts[:-1], -1)]).cpu()
         out[-1, i] = a[:, :len(sets[0])].mean().cpu()
     return out
 
-# %% ../nbs/07_reward.ipynb #07-rewar-029
+# %% ../nbs/07_reward.ipynb #07-rewar-031
 def reward_audit(model, tokenizer, pairs, # held-out preference pairs
                  neurons, controls, # the selected set; {name: NeuronSet}, whose `meta['selector']` becomes the kind
                  batch_size:int=8, seed:int=0, progress:bool=False):
     "Rows `signal, kind, n, auc, low, high, length_corr`: does the margin of each signal tell chosen from rejected?"
     if not len(pairs): raise ValueError('there are no pairs to audit: give held-out preference pairs')
     ex, n = encode(tokenizer, pair_items(pairs)), len(pairs)
-    phi = set_readouts(model, ex, tokenizer.pad_token_id, [neurons, *controls.values()], batch_size=batch_size, progress=progress)
-    lp = response_logprobs(model, tokenizer, pair_items(pairs), batch_size, eos=False, progress=progress)
+    at, sets = {}, [neurons, *controls.values()]
+    phi = set_readouts(model, ex, tokenizer.pad_token_id, sets, batch_size=batch_size, progress=progress, logps=at)
+    lp = [at[i] for i in range(2*n)]
     length = np.array([len(e.ids) - e.start for e in ex], dtype=float)
     margin = lambda v: np.asarray(v[:n], dtype=float) - np.asarray(v[n:], dtype=float)
     named = [('selected neurons', 'selected', phi[0]), ('selected neurons, literal read-out', 'selected-literal', phi[-1])]
