@@ -9,7 +9,8 @@ BIN = Path(sys.executable).parent
 PAPER = sorted((ROOT/'nbs'/'paper').glob('*.ipynb'))
 LIBRARY = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
 
-def files(folder): return {str(f.relative_to(folder)): f.read_bytes() for d in ('nbs', 'yfpo') for f in sorted((folder/d).rglob('*')) if f.suffix in ('.ipynb', '.py')}
+def files(folder): return {str(f.relative_to(folder)): f.read_bytes() for d in ('nbs', 'yfpo')
+                           for f in sorted((folder/d).rglob('*')) if f.suffix in ('.ipynb', '.py')}
 
 @pytest.mark.parametrize('command', ['nbdev-clean', 'nbdev-export'])
 def test_a_no_op(command, tmp_path):
@@ -19,6 +20,13 @@ def test_a_no_op(command, tmp_path):
     r = subprocess.run([BIN/command], cwd=copy, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     assert [f for f, b in files(copy).items() if before.get(f) != b] == [], f'run {command} and commit what it changes'
+
+def test_no_line_over_140_columns():
+    lines = [(f.name, i, l) for d in ('yfpo', 'tests') for f in sorted((ROOT/d).glob('*.py')) if f.name != '_modidx.py'
+             for i, l in enumerate(f.read_text().split('\n'), 1)]
+    lines += [(f.name, i, l) for f in LIBRARY + PAPER for c in json.loads(f.read_text())['cells'] if c['cell_type'] == 'code'
+              for i, l in enumerate(''.join(c['source']).split('\n'), 1)]
+    assert [x for x in lines if len(x[2]) > 140] == []
 
 def test_readme_is_the_index():
     assert (ROOT/'README.md').read_text() == readme_text(), 'run `yfpo readme`'
@@ -30,7 +38,8 @@ def test_paper_notebook(path):
     code = [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code']
     assert not [c for c in code if '#| export' in c or 'nbdev_export' in c]
     known = notebook_parameters(path)
-    rest = '\n'.join(c for c, cell in zip(code, [c for c in nb['cells'] if c['cell_type'] == 'code']) if 'parameters' not in cell['metadata'].get('tags', []))
+    rest = '\n'.join(c for c, cell in zip(code, [c for c in nb['cells'] if c['cell_type'] == 'code'])
+                     if 'parameters' not in cell['metadata'].get('tags', []))
     assert [k for k in known if not re.search(rf'\b{k}\b', rest)] == [], 'declared and never used'
     assert all(h for _, _, h in known.values()) and 'recipe' in known and known.keys() & {'run_dir', 'results_dir'}
     assert ''.join(nb['cells'][0]['source']).startswith('# ') and '\n> ' in ''.join(nb['cells'][0]['source'])
@@ -39,7 +48,8 @@ def test_paper_notebook(path):
 def test_papermill_reads_the_same_parameters(path):
     papermill = pytest.importorskip('papermill')
     seen = papermill.inspect_notebook(str(path))
-    assert {k: (v['inferred_type_name'], v['help']) for k, v in seen.items()} == {k: (t, h) for k, (t, _, h) in notebook_parameters(path).items()}
+    ours = {k: (t, h) for k, (t, _, h) in notebook_parameters(path).items()}
+    assert {k: (v['inferred_type_name'], v['help']) for k, v in seen.items()} == ours
     assert {v['inferred_type_name'] for v in seen.values()} <= TYPES.keys()
 
 @pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.stem)

@@ -10,7 +10,9 @@ def imports(module):
     tree = ast.parse((ROOT/'yfpo'/f'{module}.py').read_text())
     own, top, every = set(), set(), set()
     for node in ast.walk(tree):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+        names = []
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom): names = [node.module or '']
         for n in names:
             if isinstance(node, ast.ImportFrom) and (node.level or n.startswith('yfpo')): own.add(n.removeprefix('yfpo.'))
             else: every.add(n.split('.')[0]); top |= {n.split('.')[0]} if node in tree.body else set()
@@ -23,7 +25,8 @@ def test_arrows_point_down(module):
 
 @pytest.mark.parametrize('package,module', [('lxt', 'relevance'), ('trl', 'trainer')])
 def test_one_door(package, module):
-    assert [m for m in ORDER if package in (ROOT/'yfpo'/f'{m}.py').read_text() and package in imports(m)[2] | ({'lxt'} if "import_module('lxt')" in (ROOT/'yfpo'/f'{m}.py').read_text() else set())] == [module]
+    assert [m for m in ORDER if package in (ROOT/'yfpo'/f'{m}.py').read_text() and package in imports(m)[2]
+            | ({'lxt'} if "import_module('lxt')" in (ROOT/'yfpo'/f'{m}.py').read_text() else set())] == [module]
 
 def test_relevance_and_trainer_never_meet():
     assert 'trainer' not in imports('relevance')[0] and 'relevance' not in imports('trainer')[0]
@@ -38,7 +41,8 @@ def test_neurons_and_loss_know_no_tokenizer_library():
 def loaded(code):
     "Names of heavy packages loaded by `code` in a fresh interpreter"
     heavy = ('torch', 'transformers', 'trl', 'pandas', 'matplotlib', 'papermill', 'datasets')
-    r = subprocess.run([sys.executable, '-c', f'{code}\nimport sys\nprint([m for m in {heavy} if m in sys.modules])'], capture_output=True, text=True, check=True)
+    r = subprocess.run([sys.executable, '-c', f'{code}\nimport sys\nprint([m for m in {heavy} if m in sys.modules])'], capture_output=True,
+                       text=True, check=True)
     return ast.literal_eval(r.stdout.strip().splitlines()[-1])
 
 @pytest.mark.parametrize('module,allowed', [('yfpo', []), ('yfpo.run', []), ('yfpo.problems', []), ('yfpo.report', [])])

@@ -20,7 +20,8 @@ def neurons(tiny, texts): return select_neurons(*tiny, texts, general_texts(10),
 @pytest.fixture(scope='module')
 def pairs():
     return [dict(prompt=[dict(role='user', content=p.question)], chosen=[dict(role='assistant', content=p.solution)],
-                 rejected=[dict(role='assistant', content=p.solution.replace(p.answer, str(int(p.answer) + 7)))]) for p in make_problems(8, seed=6)]
+                 rejected=[dict(role='assistant', content=p.solution.replace(p.answer, str(int(p.answer) + 7)))])
+                 for p in make_problems(8, seed=6)]
 
 def relevance(x): return Relevance(x, torch.stack([x, x]), x, x, 4)
 
@@ -55,7 +56,8 @@ def test_round_trip_and_refusals(neurons, tiny, tmp_path):
     with pytest.raises(ValueError, match='outside'): bad.check(tiny[0])
     with pytest.raises(FileNotFoundError, match='holds no NeuronSet'): NeuronSet.load(tmp_path)
 
-@pytest.mark.parametrize('kwargs,says', [(dict(capability=[]), 'no capability'), (dict(general=[]), 'no general'), (dict(k=0.), 'k is 0'), (dict(k=float('nan')), 'k is nan')])
+@pytest.mark.parametrize('kwargs,says', [(dict(capability=[]), 'no capability'), (dict(general=[]), 'no general'), (dict(k=0.), 'k is 0'),
+                                         (dict(k=float('nan')), 'k is nan')])
 def test_selection_refuses(kwargs, says, tiny, texts):
     with pytest.raises(ValueError, match=says): select_neurons(*tiny, **{**dict(capability=texts, general=general_texts(10)), **kwargs})
 
@@ -84,14 +86,16 @@ def test_ablation_restores_after_an_error(tiny, neurons, texts):
 def naive_phi(model, tok, example, s, stats, clip=3.):
     "The read-out one neuron and one token at a time"
     acts = {}
-    hooks = [l.mlp.down_proj.register_forward_pre_hook(lambda m, x, n=n: acts.__setitem__(n, x[0][0])) for n, l in enumerate(model.model.layers)]
+    hooks = [l.mlp.down_proj.register_forward_pre_hook(lambda m, x, n=n: acts.__setitem__(n, x[0][0]))
+             for n, l in enumerate(model.model.layers)]
     model(torch.tensor([example.ids]))
     for h in hooks: h.remove()
     total = 0.
     for k in range(len(s)):
         l, i = int(s.layer[k]), int(s.index[k])
         norm = model.model.layers[l].mlp.down_proj.weight[:, i].norm()
-        z = [max(-clip, min(clip, ((s.direction[k]*acts[l][t, i]*norm - stats.mean[k])/stats.std[k]).item())) for t in range(example.start, len(example.ids))]
+        z = [max(-clip, min(clip, ((s.direction[k]*acts[l][t, i]*norm - stats.mean[k])/stats.std[k]).item()))
+             for t in range(example.start, len(example.ids))]
         total += float(s.weight[k])*sum(z)/len(z)
     return total
 
@@ -120,7 +124,8 @@ def test_reward_refusals(tiny, neurons, tmp_path):
 
 def test_audit_finds_a_planted_signal(tiny, neurons, pairs):
     rows = reward_audit(*tiny, pairs, neurons, {'random': random_neurons(neurons, 0)})
-    assert [r['signal'] for r in rows][:2] == ['selected neurons', 'selected neurons, literal read-out'] and all(0 <= r['low'] <= r['auc'] <= r['high'] <= 1 for r in rows)
+    assert [r['signal'] for r in rows][:2] == ['selected neurons', 'selected neurons, literal read-out']
+    assert all(0 <= r['low'] <= r['auc'] <= r['high'] <= 1 for r in rows)
     longer = [dict(p, chosen=[dict(role='assistant', content=p['chosen'][0]['content'] + ' Indeed so.')]) for p in pairs]
     assert {r['signal']: r['auc'] for r in reward_audit(*tiny, longer, neurons, {})}['length'] == 1.0
     assert margin_auc([1, 1, -1, 0]) == 0.625

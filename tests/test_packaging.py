@@ -7,7 +7,8 @@ from conftest import ROOT
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp('wheel')
-    r = subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '-o', str(out), str(ROOT)], capture_output=True, text=True)
+    r = subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '-o', str(out), str(ROOT)], capture_output=True,
+                       text=True)
     assert r.returncode == 0, r.stdout + r.stderr
     return next(out.glob('*.whl'))
 
@@ -28,8 +29,10 @@ def test_metadata_is_settings_ini(wheel):
 def test_wheel_alone(wheel, tmp_path):
     venv.create(tmp_path/'v', with_pip=False)
     python = tmp_path/'v'/'bin'/'python'
-    subprocess.run([sys.executable, '-m', 'pip', '--python', str(python), 'install', '-q', '--no-deps', '--no-index', str(wheel)], check=True, capture_output=True)
-    r = subprocess.run([python, '-c', 'import time; t=time.time(); import yfpo, sys; print(time.time()-t, "torch" in sys.modules, yfpo.__version__)'],
+    subprocess.run([sys.executable, '-m', 'pip', '--python', str(python), 'install', '-q', '--no-deps', '--no-index', str(wheel)],
+                   check=True, capture_output=True)
+    r = subprocess.run([python, '-c',
+                        'import time; t=time.time(); import yfpo, sys; print(time.time()-t, "torch" in sys.modules, yfpo.__version__)'],
                        capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()
     assert float(r[0]) < 0.5 and r[1:] == ['False', '0.1.0']
     r = subprocess.run([tmp_path/'v'/'bin'/'yfpo', '--help'], capture_output=True, text=True, cwd=tmp_path)

@@ -4,17 +4,22 @@ from collections import Counter
 from pathlib import Path
 import pytest
 from yfpo.problems import Problem, calc, extract_strict, is_correct, load_gsm8k, make_problems, to_number
-from yfpo.pairs import (ERRORS, check_no_test_overlap, clean_response, corrupt, filter_pairs, is_degenerate, load_pairs, make_pair, match_lengths, pair_card,
-                        pairs_from_corruption, pairs_from_samples, read_chain, refuse_test_solutions, response_text, save_pairs, words_difference)
+from yfpo.pairs import (ERRORS, check_no_test_overlap, clean_response, corrupt, filter_pairs, is_degenerate, load_pairs, make_pair,
+                        match_lengths, pair_card,
+                        pairs_from_corruption, pairs_from_samples, read_chain, refuse_test_solutions, response_text, save_pairs,
+                        words_difference)
 
 DATA = Path(os.environ.get('YFPO_DATA_DIR') or Path(__file__).resolve().parents[2]/'shared'/'data')
-real = pytest.mark.skipif(not (DATA/'gsm8k'/'train.jsonl').is_file(), reason=f'no GSM8K in {DATA}; set YFPO_DATA_DIR to a folder with gsm8k/ and svamp/')
+real = pytest.mark.skipif(not (DATA/'gsm8k'/'train.jsonl').is_file(),
+                          reason=f'no GSM8K in {DATA}; set YFPO_DATA_DIR to a folder with gsm8k/ and svamp/')
 P = Problem('q-0', 'Ada has 3 pens and buys 4 more. How many pens does she have?', 'She has 3 + 4 = <<3+4=7>>7 pens.\n#### 7', '7', 'demo')
 RIGHT,WRONG = 'She has 3 + 4 = 7 pens.\n#### 7','She has 3 + 4 = 8 pens.\n#### 8'
 
 @pytest.mark.parametrize('chosen,rejected,message', [
-    (RIGHT, 'Seven.\n#### 7.00', 'both answers are right'), (WRONG, 'Nine.\n#### 9', 'both answers are wrong'), (WRONG, RIGHT, 'the rejected answer is the right one'),
-    (RIGHT, RIGHT.upper(), 'both responses are the same'), (RIGHT, ' ', 'a response is empty'), (RIGHT, 'I do not know', 'a response has no answer'),
+    (RIGHT, 'Seven.\n#### 7.00', 'both answers are right'), (WRONG, 'Nine.\n#### 9', 'both answers are wrong'),
+    (WRONG, RIGHT, 'the rejected answer is the right one'),
+    (RIGHT, RIGHT.upper(), 'both responses are the same'), (RIGHT, ' ', 'a response is empty'),
+    (RIGHT, 'I do not know', 'a response has no answer'),
     (RIGHT, 'She has 8 pens.', 'only one response ends in ####'), (RIGHT, 'so 8\n'*4 + '#### 8', 'repeats itself')])
 def test_refused(chosen, rejected, message):
     with pytest.raises(ValueError, match=f'q-0: .*{message}'): make_pair(P, chosen, rejected)
@@ -23,7 +28,8 @@ def test_make_pair():
     r = make_pair(P, P.solution, WRONG, error='slip', step=0)
     assert r['prompt'][0]['role'] == 'user' and P.question in r['prompt'][0]['content']
     assert r['chosen'] == [dict(role='assistant', content=RIGHT)] and r['rejected'] == [dict(role='assistant', content=WRONG)]
-    assert (r['id'], r['question_id'], r['error'], r['source'], r['answer_chosen'], r['answer_rejected'], r['step']) == ('q-0-slip', 'q-0', 'slip', 'demo', '7', '8', 0)
+    assert (r['id'], r['question_id'], r['error'], r['source'], r['answer_chosen'], r['answer_rejected'],
+            r['step']) == ('q-0-slip', 'q-0', 'slip', 'demo', '7', '8', 0)
     assert '<<3+4=7>>' in make_pair(P, P.solution, WRONG, keep_annotations=True)['chosen'][0]['content']
 
 def test_samples():
@@ -66,7 +72,8 @@ def test_corruptions_are_consistent(error):
         text,meta = found
         made += 1
         assert found == corrupt(p, error, seed=0) and not is_correct(text, p.answer)
-        if '(' not in text: assert len(false_equations(clean_response(text))) == (error == 'slip'), (p.solution, text)   # the naive reader knows no brackets
+        if '(' not in text:   # the naive reader knows no brackets
+            assert len(false_equations(clean_response(text))) == (error == 'slip'), (p.solution, text)
         lines,gold = clean_response(text).split('\n'),clean_response(p.solution).split('\n')
         assert len(lines) == len(gold) - (error == 'dropped step')
         if error == 'wrong copy': assert lines[:-1] == gold[:-1]
@@ -78,16 +85,21 @@ def test_corruptions_are_consistent(error):
 def test_propagation():
     solution = ('He makes 1,000 * 3 = $<<1000*3=3000>>3,000 a month.\nA year brings 3,000 x 12 = $<<3000*12=36000>>36,000.\n'
                 'With the bonus that is 36,000 + 500.50 = $<<36000+500.50=36500.50>>36,500.50.\n#### 36,500.50')
-    p = Problem('q', 'He is paid 1,000 dollars for each of three jobs a month, and a bonus of 500.50. How much a year?', solution, '36500.5', 'demo')
+    p = Problem('q', 'He is paid 1,000 dollars for each of three jobs a month, and a bonus of 500.50. How much a year?', solution,
+                '36500.5', 'demo')
     chain = read_chain(solution)
     assert [n.link for n in chain.nums] == [None, None, 0, 0, None, 1, 1, None, 2, 2]
     seen = {corrupt(p, 'slip', seed=s)[0] for s in range(40)}
     wrong = next(t for t in seen if '= $<<1000*3=3010>>' in t)
-    assert wrong == solution.replace('=3000>>3,000', '=3010>>3,010').replace('3,000 x', '3,010 x').replace('<<3000*12=36000>>36,000', '<<3010*12=36120>>36,120').replace(
-        '36,000 + 500.50 = $<<36000+500.50=36500.50>>36,500.50', '36,120 + 500.50 = $<<36120+500.50=36620.50>>36,620.50').replace('#### 36,500.50', '#### 36,620.50')
+    want = solution
+    for a, b in (('=3000>>3,000', '=3010>>3,010'), ('3,000 x', '3,010 x'), ('<<3000*12=36000>>36,000', '<<3010*12=36120>>36,120'),
+                 ('36,000 + 500.50 = $<<36000+500.50=36500.50>>36,500.50', '36,120 + 500.50 = $<<36120+500.50=36620.50>>36,620.50'),
+                 ('#### 36,500.50', '#### 36,620.50')): want = want.replace(a, b)
+    assert wrong == want
 
 def test_no_chain():
-    for s in ('It is 7.\n#### 7', '3+4=<<3+4=7>>7\n#### 8', '4-7=<<4-7=-3>>-3\n-3+5=<<-3+5=2>>2\n#### 2', '<<x>>\n#### 2'): assert read_chain(s) is None
+    for s in ('It is 7.\n#### 7', '3+4=<<3+4=7>>7\n#### 8', '4-7=<<4-7=-3>>-3\n-3+5=<<-3+5=2>>2\n#### 2', '<<x>>\n#### 2'):
+        assert read_chain(s) is None
     pairs,counts = pairs_from_corruption([Problem('q', 'How many?', 'It is 7.\n#### 7', '7', 'demo')])
     assert pairs == [] and counts == {'questions': 1, 'question without a consistent mistake': 1}
     with pytest.raises(ValueError, match="'typo' is unknown; use one of slip"): corrupt(P, 'typo')
@@ -115,12 +127,16 @@ def test_leakage(tmp_path):
 
 @pytest.mark.parametrize('row,message', [
     (dict(prompt='2+2?', chosen='4'), 'no column rejected'), (dict(prompt='2+2?'), 'no column chosen or rejected'),
-    (dict(prompt='2+2?', chosen='4', rejected='4'), 'chosen and rejected are equal'), (dict(prompt='2+2?', chosen='', rejected='4'), 'chosen is empty'),
-    (dict(prompt='', chosen='4', rejected='5'), 'prompt is empty'), (dict(prompt='2+2?', chosen=[], rejected=[]), 'some of prompt|chosen is empty'),
-    (dict(prompt='2+2?', chosen=4, rejected='5'), 'neither a text nor a list of messages'), (dict(prompt='2+2?', chosen=None, rejected='5'), 'neither a text'),
+    (dict(prompt='2+2?', chosen='4', rejected='4'), 'chosen and rejected are equal'),
+    (dict(prompt='2+2?', chosen='', rejected='4'), 'chosen is empty'),
+    (dict(prompt='', chosen='4', rejected='5'), 'prompt is empty'),
+    (dict(prompt='2+2?', chosen=[], rejected=[]), 'some of prompt|chosen is empty'),
+    (dict(prompt='2+2?', chosen=4, rejected='5'), 'neither a text nor a list of messages'),
+    (dict(prompt='2+2?', chosen=None, rejected='5'), 'neither a text'),
     (dict(prompt='2+2?', chosen=[dict(role='assistant', content='4')], rejected='5'), 'use one form in a row')])
 def test_bad_pairs(tmp_path, row, message):
-    with pytest.raises(ValueError, match=f'row 2: .*({message})'): load_pairs(save_pairs(tmp_path/'p.jsonl', [dict(prompt='1+1?', chosen='2', rejected='3'), row]))
+    with pytest.raises(ValueError, match=f'row 2: .*({message})'):
+        load_pairs(save_pairs(tmp_path/'p.jsonl', [dict(prompt='1+1?', chosen='2', rejected='3'), row]))
 
 def test_files(tmp_path):
     pairs,_ = pairs_from_corruption(make_problems(20), seed=0)
@@ -158,6 +174,7 @@ def test_real_gsm8k():
         new = len(false_equations(response_text(r['rejected']))) - len(false_equations(response_text(r['chosen'])))
         assert new <= (r['error'] == 'slip'), (response_text(r['chosen']), response_text(r['rejected']))
     with pytest.raises(ValueError, match='leakage'): pairs_from_corruption(test[:5])
-    rows = [json.loads(l) for l in open(DATA/'gsm8k'/'example_model_solutions.jsonl')] if (DATA/'gsm8k'/'example_model_solutions.jsonl').is_file() else []
+    rows = [json.loads(l)
+            for l in open(DATA/'gsm8k'/'example_model_solutions.jsonl')] if (DATA/'gsm8k'/'example_model_solutions.jsonl').is_file() else []
     if rows:
         with pytest.raises(ValueError, match='leakage'): check_no_test_overlap([dict(question=r['question']) for r in rows[:50]], test)

@@ -3,12 +3,15 @@ import json, os, re
 from fractions import Fraction
 from pathlib import Path
 import pytest
-from yfpo.problems import (Problem, annotations_hold, atomic_write, calc, check_disjoint, equation_solution, extract_flexible, extract_number, extract_strict,
-                           general_texts, is_correct, load_gsm8k, load_problems, load_svamp, make_problems, masked_text, parse_annotations, read_jsonl,
+from yfpo.problems import (Problem, annotations_hold, atomic_write, calc, check_disjoint, equation_solution, extract_flexible,
+                           extract_number, extract_strict,
+                           general_texts, is_correct, load_gsm8k, load_problems, load_svamp, make_problems, masked_text, parse_annotations,
+                           read_jsonl,
                            show_number, split_problems, strip_annotations, templates, to_number, write_jsonl)
 
 DATA = Path(os.environ.get('YFPO_DATA_DIR') or Path(__file__).resolve().parents[2]/'shared'/'data')
-real = pytest.mark.skipif(not (DATA/'gsm8k'/'train.jsonl').is_file(), reason=f'no GSM8K in {DATA}; set YFPO_DATA_DIR to a folder with gsm8k/ and svamp/')
+real = pytest.mark.skipif(not (DATA/'gsm8k'/'train.jsonl').is_file(),
+                          reason=f'no GSM8K in {DATA}; set YFPO_DATA_DIR to a folder with gsm8k/ and svamp/')
 GOLD = 'Ada has 3 + 4 = <<3+4=7>>7 pens.\n#### 7'
 
 @pytest.mark.parametrize('text,strict,flexible,number', [
@@ -36,7 +39,8 @@ def harness(text, pattern, which):
     m = found[which]
     return ([x for x in m if x] or ['[invalid]'])[0].strip() if isinstance(m, tuple) else m.strip()
 
-@pytest.mark.parametrize('text', ['#### 72', 'It is $1,234.50.', '3 of 4 is 75%', 'A: 7', '####72', '#### 5\n\nQuestion: 6', '-', '-7', '1-2', '12.', 'a 0 b'])
+@pytest.mark.parametrize('text', ['#### 72', 'It is $1,234.50.', '3 of 4 is 75%', 'A: 7', '####72', '#### 5\n\nQuestion: 6', '-', '-7',
+                                  '1-2', '12.', 'a 0 b'])
 def test_extraction_equals_the_harness(text):
     assert (extract_strict(text) or '[invalid]') == harness(text, r'#### (\-?[0-9\.\,]+)', 0)
     assert (extract_flexible(text) or '[invalid]') == harness(text, r'(-?[$0-9.,]{2,})|(-?[0-9]+)', -1)
@@ -53,7 +57,8 @@ def test_numbers():
     for x in (Fraction(1, 8), Fraction(-7, 20), Fraction(1000), Fraction(1, 100), Fraction(-3)): assert to_number(show_number(x)) == x
     assert show_number(Fraction(1, 3)) is None
 
-@pytest.mark.parametrize('bad', ['2**3', '__import__("os").system("true")', 'a+1', '1/0', '', '(1', '1 if 1 else 2', '1j', 'True', '"3"', '[1]', '9'*600])
+@pytest.mark.parametrize('bad', ['2**3', '__import__("os").system("true")', 'a+1', '1/0', '', '(1', '1 if 1 else 2', '1j', 'True', '"3"',
+                                 '[1]', '9'*600])
 def test_calc_refuses(bad):
     with pytest.raises(ValueError): calc(bad)
 
@@ -92,7 +97,8 @@ def test_load_gsm8k(tmp_path):
 
 @pytest.mark.parametrize('text,message', [
     ('{"question": "a", "answer": "#### 1"}\n{"question": "b", "ans', r'train\.jsonl, line 2: not valid JSON'),
-    ('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "It is 2."}', r'train\.jsonl, row 2: the gold answer has no "#### number" line'),
+    ('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "It is 2."}',
+     r'train\.jsonl, row 2: the gold answer has no "#### number" line'),
     ('{"question": "a", "answer": "#### ..."}', r'row 1: .* is not a number'),
     ('{"question": "a"}', r'row 1: the answer is missing or empty'),
     ('{"question": "", "answer": "#### 1"}', r'row 1: the question is missing or empty'),
@@ -103,8 +109,10 @@ def test_bad_gsm8k(tmp_path, text, message):
     with pytest.raises(ValueError, match=message): load_gsm8k('train', tmp_path)
 
 def test_missing_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match='nowhere does not exist; make that folder and put gsm8k/train.jsonl in it'): load_gsm8k('train', tmp_path/'nowhere')
-    with pytest.raises(FileNotFoundError, match='has no gsm8k/test.jsonl or test.jsonl; put the official file there'): load_gsm8k('test', tmp_path)
+    with pytest.raises(FileNotFoundError, match='nowhere does not exist; make that folder and put gsm8k/train.jsonl in it'):
+        load_gsm8k('train', tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='has no gsm8k/test.jsonl or test.jsonl; put the official file there'):
+        load_gsm8k('test', tmp_path)
     with pytest.raises(FileNotFoundError, match='SVAMP.json'): load_svamp(tmp_path)
     with pytest.raises(ValueError, match="no split 'dev'"): load_gsm8k('dev', tmp_path)
     with pytest.raises(ValueError, match='no problems are called'): load_problems('gsm', tmp_path)
@@ -115,7 +123,8 @@ def test_load_svamp(tmp_path):
     (tmp_path/'SVAMP.json').write_text(json.dumps([row]))
     p, = load_svamp(tmp_path)
     assert (p.answer, p.solution) == ('51', '76 - 25 = <<76-25=51>>51\n#### 51') and p.question.endswith('25 dollars, how much is a pack?')
-    for bad,message in ((dict(row, Answer='many'), 'not a number'), ({k: row[k] for k in row if k != 'Equation'}, 'Equation is missing'), (dict(row, Equation='f(2)'), 'cannot calculate')):
+    for bad,message in ((dict(row, Answer='many'), 'not a number'), ({k: row[k] for k in row if k != 'Equation'}, 'Equation is missing'),
+                        (dict(row, Equation='f(2)'), 'cannot calculate')):
         (tmp_path/'SVAMP.json').write_text(json.dumps([bad]))
         with pytest.raises(ValueError, match=message): load_svamp(tmp_path)
     assert equation_solution('( 60.0 * ( 55.0 / 15.0 ) )').endswith('#### 220') and equation_solution('7.0') == '<<7=7>>7\n#### 7'
@@ -150,6 +159,7 @@ def test_atomic_write(tmp_path):
 def test_real_data():
     train,test,svamp = load_gsm8k('train', DATA),load_gsm8k('test', DATA),load_svamp(DATA)
     assert (len(train), len(test), len(svamp)) == (7473, 1319, 1000)
-    for p in train + test + svamp: assert annotations_hold(p.solution) and all(is_correct(p.solution, p.answer, r) for r in ('strict', 'flexible', 'numeric')), p.id
+    for p in train + test + svamp:
+        assert annotations_hold(p.solution) and all(is_correct(p.solution, p.answer, r) for r in ('strict', 'flexible', 'numeric')), p.id
     assert check_disjoint(dict(train=train, test=test)) == dict(train=7473, test=1319)
     assert [p.id for p in svamp if not p.meta['agrees']] == ['svamp-chal-680']

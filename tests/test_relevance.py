@@ -7,8 +7,10 @@ from yfpo.models import load_model, tiny_model
 from yfpo.relevance import attnlrp, centred_logits, lxt_patches, neuron_relevance, residual_relevance
 from yfpo.responses import Example, collate
 
-small = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.15, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-FAMILIES = dict(llama=lambda: LlamaForCausalLM(LlamaConfig(**small)), mistral=lambda: MistralForCausalLM(MistralConfig(**small)), qwen2=lambda: Qwen2ForCausalLM(Qwen2Config(**small)))
+small = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+             initializer_range=0.15, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+FAMILIES = dict(llama=lambda: LlamaForCausalLM(LlamaConfig(**small)), mistral=lambda: MistralForCausalLM(MistralConfig(**small)),
+                qwen2=lambda: Qwen2ForCausalLM(Qwen2Config(**small)))
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
@@ -23,7 +25,8 @@ def batch():
 
 def gradients(model, batch):
     z = model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask']).logits
-    g = torch.autograd.grad(torch.nn.functional.cross_entropy(z[:, :-1].flatten(0, 1), batch['input_ids'][:, 1:].flatten()), list(model.parameters()))
+    g = torch.autograd.grad(torch.nn.functional.cross_entropy(z[:, :-1].flatten(0, 1), batch['input_ids'][:, 1:].flatten()),
+                            list(model.parameters()))
     return z.detach(), g
 
 def test_t1_conserved_at_every_layer(model, batch):

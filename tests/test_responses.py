@@ -40,7 +40,8 @@ def test_resume_refuses_another_model(tiny, tmp_path):
     generate(model, tok, ['a'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
     other = load_model('tiny')[0]
     other.model.norm.weight.data += 1
-    with pytest.raises(ValueError, match='another model'): generate(other, tok, ['a'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
+    with pytest.raises(ValueError, match='another model'):
+        generate(other, tok, ['a'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
 
 @pytest.mark.parametrize('call,says', [
     (lambda m, t: generate(m, t, [], progress=False), 'no problems'), (lambda m, t: encode(t, ['x']), 'no response token'),

@@ -6,7 +6,8 @@ from yfpo.run import check_parameter, main, notebook_parameters, plan, read_reci
 
 SPEC = dict(display_name='python3', language='python', name='python3')
 HEAD = "recipe:str = 'toy' # name of the recipe\n"
-SFT = (HEAD + "run_dir:str = '' # folder of the run\nlr:float = 0.1 # learning rate\nwait:float = 0.0 # seconds\nupset:bool = False # fail at the end\nsets:list = ['a'] # names\nmodel:str = 'tiny' # model",
+SFT = (HEAD + "run_dir:str = '' # folder of the run\nlr:float = 0.1 # learning rate\nwait:float = 0.0 # seconds\n"
+       "upset:bool = False # fail at the end\nsets:list = ['a'] # names\nmodel:str = 'tiny' # model",
        """import os, sys, time
 from pathlib import Path
 out = Path(run_dir)/'sft'
@@ -28,11 +29,14 @@ d = Path(results_dir)
 for sub in ('tables', 'figures'): (d/sub).mkdir(exist_ok=True)
 (d/'tables'/'main.md').write_text('MAIN ' + ' '.join(sorted(f.stem for f in (d/'training').iterdir())))
 (d/'figures'/'curve.png').write_bytes(b'png')""")
-RECIPE = "name: toy\nabout: toys\nshared: {model: tiny}\narms: [dpo, yfpo]\nseeds: [0]\nstages:\n  sft: {lr: 1e-3}\n  train: {beta: 1}\noutputs: [table_main]\n"
+RECIPE = ("name: toy\nabout: toys\nshared: {model: tiny}\narms: [dpo, yfpo]\nseeds: [0]\n"
+          "stages:\n  sft: {lr: 1e-3}\n  train: {beta: 1}\noutputs: [table_main]\n")
 
 def notebook(path, parameters, code):
-    cell = lambda source, **meta: dict(cell_type='code', id=f'c{len(source)}', metadata=meta, source=source, outputs=[], execution_count=None)
-    path.write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=SPEC), cells=[cell(parameters, tags=['parameters']), cell(code)])))
+    cell = lambda source, **meta: dict(cell_type='code', id=f'c{len(source)}', metadata=meta, source=source, outputs=[],
+                                       execution_count=None)
+    path.write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=SPEC),
+                                    cells=[cell(parameters, tags=['parameters']), cell(code)])))
 
 def make(folder):
     "A small repository: two stages, one table, one recipe"
@@ -43,7 +47,8 @@ def make(folder):
     return folder
 
 def yfpo(root, *args, **kw):
-    return subprocess.run([Path(sys.executable).parent/'yfpo', *map(str, args)], capture_output=True, text=True, env={**os.environ, 'YFPO_ROOT': str(root)}, **kw)
+    return subprocess.run([Path(sys.executable).parent/'yfpo', *map(str, args)], capture_output=True, text=True,
+                          env={**os.environ, 'YFPO_ROOT': str(root)}, **kw)
 
 def recipe(root, old, new):
     f = root/'nbs'/'paper'/'recipes'/'toy.yaml'
@@ -72,10 +77,14 @@ def again(finished, tmp_path):
 # --- strictness: nothing of a wrong recipe starts ---
 
 @pytest.mark.parametrize('old,new,says', [
-    ('lr: 1e-3', 'lrr: 1e-3', "did you mean 'lr'?"), ('lr: 1e-3', 'lr: fast', "lr is 'fast', a str, but must be a float"), ('lr: 1e-3', 'lr: true', 'must be a float'),
-    ('lr: 1e-3', 'sets: a', 'must be a list'), ('beta: 1', 'bta: 1', "did you mean 'beta'?"), ('model: tiny', 'modle: tiny', "did you mean 'model'?"),
-    ('  train:', '  trian:', "did you mean"), ('[dpo, yfpo]', '[dpo, yfpoo]', "did you mean 'yfpo'?"), ('seeds: [0]', 'seeds: [one]', 'seeds'), ('seeds: [0]', 'seeds: 0', 'seeds'),
-    ('[table_main]', '[table_mian]', "did you mean 'table_main'?"), ('shared:', 'shraed:', "did you mean 'shared'?"), ('{beta: 1}', 'beta', 'train'),
+    ('lr: 1e-3', 'lrr: 1e-3', "did you mean 'lr'?"), ('lr: 1e-3', 'lr: fast', "lr is 'fast', a str, but must be a float"),
+    ('lr: 1e-3', 'lr: true', 'must be a float'),
+    ('lr: 1e-3', 'sets: a', 'must be a list'), ('beta: 1', 'bta: 1', "did you mean 'beta'?"),
+    ('model: tiny', 'modle: tiny', "did you mean 'model'?"),
+    ('  train:', '  trian:', "did you mean"), ('[dpo, yfpo]', '[dpo, yfpoo]', "did you mean 'yfpo'?"),
+    ('seeds: [0]', 'seeds: [one]', 'seeds'), ('seeds: [0]', 'seeds: 0', 'seeds'),
+    ('[table_main]', '[table_mian]', "did you mean 'table_main'?"), ('shared:', 'shraed:', "did you mean 'shared'?"),
+    ('{beta: 1}', 'beta', 'train'),
     ('lr: 1e-3', 'lr: 1e-3, lr: 2e-3', 'twice'), ('{lr: 1e-3}', '{lr: 1e-3', 'not valid YAML'), ('name: toy', 'name: tyo', 'toy')])
 def test_a_wrong_recipe_is_one_sentence(toy, old, new, says):
     recipe(toy, old, new)
@@ -89,7 +98,8 @@ def test_numbers_are_numbers(toy):
     assert check_parameter('lr', 2, dict(lr=('float', .1, '')), 'x') == 2.
     with pytest.raises(ValueError, match='must be a int'): check_parameter('n', True, dict(n=('int', 1, '')), 'x')
 
-@pytest.mark.parametrize('cell', ["lr:float|None = None # rate", "lr = 0.1 # rate", "lr:float = 1/10 # rate", "lr:dict = {} # rate", "lr:list[int] = [1] # rates"])
+@pytest.mark.parametrize('cell', ["lr:float|None = None # rate", "lr = 0.1 # rate", "lr:float = 1/10 # rate", "lr:dict = {} # rate",
+                                  "lr:list[int] = [1] # rates"])
 def test_a_parameter_that_papermill_would_misread_is_refused(toy, cell):
     nb = toy/'nbs'/'paper'/'stage_sft.ipynb'
     notebook(nb, HEAD + cell, 'lr')
@@ -114,7 +124,8 @@ def test_run_prints_steps_table_and_figures(finished):
     assert '[1/4] sft ...' in out and '[4/4] table_main ...' in out and 'MAIN dpo-seed0 yfpo-seed0' in out and 'curve.png' in out
     m = json.loads((root/'runs/toy/results/manifest.json').read_text())
     assert set(m['stages']) == {'sft', 'train-dpo-seed0', 'train-yfpo-seed0', 'table_main'} and m['stages']['sft']['params']['lr'] == 1e-3
-    assert all(s['peak_memory_mb'] > 10 and s['seconds'] > 0 for s in m['stages'].values()) and m['hardware']['cores'] and str(root) not in json.dumps(m)
+    assert all(s['peak_memory_mb'] > 10 and s['seconds'] > 0
+               for s in m['stages'].values()) and m['hardware']['cores'] and str(root) not in json.dumps(m)
     python, cwd = (root/'runs/toy/python.txt').read_text().split()
     assert Path(python).parent == Path(sys.executable).parent, "the kernel is this interpreter's"
     assert not Path(cwd) == root.parent, 'never the working directory'
@@ -169,7 +180,8 @@ def test_publish_copies_what_the_recipe_made_and_nothing_else(again):
 
 def test_a_failing_stage_names_error_and_notebook_and_is_resumed(again):
     r = yfpo(again, 'run', 'toy', '-p', 'upset', 'true')
-    assert r.returncode == 1 and 'the optimiser is upset' in r.stderr and 'notebooks/sft.ipynb' in r.stderr and 'Traceback' not in r.stderr and r.stderr.count('\n') == 1
+    assert r.returncode == 1 and 'the optimiser is upset' in r.stderr and 'notebooks/sft.ipynb' in r.stderr
+    assert 'Traceback' not in r.stderr and r.stderr.count('\n') == 1
     assert r.stdout.endswith('failed\n')
     assert (again/'runs/toy/sft/model.txt').read_text() and (again/'runs/toy/results/tables/main.md').exists(), 'what was there stays whole'
     out = yfpo(again, 'run', 'toy').stdout
@@ -184,7 +196,8 @@ def alive(pid):
 @pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
     recipe(toy, 'lr: 1e-3', 'lr: 1e-3, wait: 60')
-    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], env={**os.environ, 'YFPO_ROOT': str(toy)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], env={**os.environ, 'YFPO_ROOT': str(toy)},
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pid = toy/'runs/toy/sft/pid'
     deadline = time.time() + 60
     while not (pid.exists() and pid.read_text()) and time.time() < deadline: time.sleep(.1)

@@ -1,4 +1,4 @@
-"YFPOTrainer against TRL's DPOTrainer, a naive oracle and itself: weight 0, gradients, checkpointing, accumulation, resume, LoRA, saving, refusals"
+"YFPOTrainer against TRL's DPOTrainer, a naive oracle and itself: weight 0, gradients, accumulation, resume, LoRA, saving, refusals"
 import copy, json, os, re
 os.environ.update(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 import pytest, torch
@@ -15,7 +15,8 @@ from yfpo.trainer import YFPOConfig, YFPOTrainer, lean_head, spoken_example, spo
 disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
 
-def chat(q, good, bad): return dict(prompt=[dict(role='user', content=q)], chosen=[dict(role='assistant', content=good)], rejected=[dict(role='assistant', content=bad)])
+def chat(q, good, bad): return dict(prompt=[dict(role='user', content=q)], chosen=[dict(role='assistant', content=good)],
+                                    rejected=[dict(role='assistant', content=bad)])
 PAIRS = [chat(f'{a} + {b} = ?', f'{a}+{b}={a+b}\n#### {a+b}', f'{a}+{b}={a+b+d}, so it is\n#### {a+b+d}'[:14 + 5*i])
          for i, (a, b, d) in enumerate(((3, 4, 1), (12, 9, -2), (5, 5, 10), (20, 7, 3), (8, 31, -1), (6, 2, 2)))]
 
@@ -28,15 +29,18 @@ def some_neurons(model, K=8, seed=0):
     g = torch.Generator().manual_seed(seed)
     flat = torch.randperm(128, generator=g)[:K]
     w = torch.rand(K, generator=g)
-    return NeuronSet(flat//64, flat % 64, w/w.sum(), torch.randint(0, 2, (K,), generator=g).float()*2 - 1, dict(model=model_signature(model), selector='hand'))
+    return NeuronSet(flat//64, flat % 64, w/w.sum(), torch.randint(0, 2, (K,), generator=g).float()*2 - 1,
+                     dict(model=model_signature(model), selector='hand'))
 
 def config(folder, cls=YFPOConfig, **kwargs):
-    return cls(output_dir=str(folder), **{**dict(max_steps=5, logging_steps=1, per_device_train_batch_size=2, learning_rate=1e-3, save_strategy='no',
-                                                 disable_tqdm=True, bf16=False, activation_checkpointing=False, dataloader_pin_memory=False), **kwargs})
+    base = dict(max_steps=5, logging_steps=1, per_device_train_batch_size=2, learning_rate=1e-3, save_strategy='no', disable_tqdm=True,
+                bf16=False, activation_checkpointing=False, dataloader_pin_memory=False)
+    return cls(output_dir=str(folder), **{**base, **kwargs})
 
 def make(tiny, folder, rows=PAIRS, model=None, trainer_kw={}, **kwargs):
     model = copy.deepcopy(tiny[0]) if model is None else model
-    t = YFPOTrainer(model=model, args=config(folder, **kwargs), train_dataset=rows, processing_class=tiny[1], neurons=some_neurons(tiny[0]), **trainer_kw)
+    t = YFPOTrainer(model=model, args=config(folder, **kwargs), train_dataset=rows, processing_class=tiny[1], neurons=some_neurons(tiny[0]),
+                    **trainer_kw)
     t.remove_callback(PrinterCallback)
     return t
 
@@ -50,11 +54,13 @@ def equal_weights(a, b): return all(torch.equal(x, y) for x, y in zip(a.model.st
 
 # --- weight 0
 
-@pytest.mark.parametrize('extra', [{}, dict(gradient_accumulation_steps=2), dict(activation_checkpointing=True), dict(precompute_ref_log_probs=True), dict(loss_type='ipo')])
+@pytest.mark.parametrize('extra', [{}, dict(gradient_accumulation_steps=2), dict(activation_checkpointing=True),
+                                   dict(precompute_ref_log_probs=True), dict(loss_type='ipo')])
 def test_weight_zero_is_dpo_bit_for_bit(tiny, tmp_path, extra):
     ours = run(tiny, tmp_path/'a', neuron_weight=0., **extra)
     ref = None if 'precompute_ref_log_probs' in extra else copy.deepcopy(tiny[0])
-    trl = DPOTrainer(model=copy.deepcopy(tiny[0]), ref_model=ref, args=config(tmp_path/'b', DPOConfig, **extra), train_dataset=Dataset.from_list(PAIRS), processing_class=tiny[1])
+    trl = DPOTrainer(model=copy.deepcopy(tiny[0]), ref_model=ref, args=config(tmp_path/'b', DPOConfig, **extra),
+                     train_dataset=Dataset.from_list(PAIRS), processing_class=tiny[1])
     trl.train()
     assert len(column(trl, 'loss')) == 5
     for key in ('loss', 'grad_norm', 'rewards/margins', 'logps/chosen', 'entropy'): assert column(ours, key) == column(trl, key), key
@@ -75,7 +81,8 @@ def naive_loss(model, ref, tok, neurons, stats, weight, literal):
         full = tok(tok.apply_chat_template(p + r, tokenize=False), add_special_tokens=False).input_ids
         start, body = len(tok(head, add_special_tokens=False).input_ids), len(tok(r[0]['content'], add_special_tokens=False).input_ids)
         x, acts = torch.tensor([full]), {}
-        hooks = [layer.mlp.down_proj.register_forward_pre_hook(lambda _, a, l=l: acts.__setitem__(l, a[0])) for l, layer in enumerate(m.model.layers)]
+        hooks = [layer.mlp.down_proj.register_forward_pre_hook(lambda _, a, l=l: acts.__setitem__(l, a[0]))
+                 for l, layer in enumerate(m.model.layers)]
         lp = m(x).logits.log_softmax(-1)
         for h in hooks: h.remove()
         logp = sum(lp[0, t-1, full[t]] for t in range(start, len(full)))
@@ -111,7 +118,8 @@ def test_loss_and_gradient_against_a_naive_oracle(tiny, tmp_path, literal, check
     slow = naive_loss(other, tiny[0], tiny[1], t.neurons, t.reward_stats, 0.7, literal)
     slow.backward()
     assert loss.item() == pytest.approx(slow.item(), rel=1e-4)
-    for (n, p), q in zip(t.model.named_parameters(), other.parameters()): assert torch.allclose(p.grad, q.grad, rtol=2e-3, atol=2e-4*q.grad.abs().max().item()), n
+    for (n, p), q in zip(t.model.named_parameters(), other.parameters()):
+        assert torch.allclose(p.grad, q.grad, rtol=2e-3, atol=2e-4*q.grad.abs().max().item()), n
 
 def test_logged_loss_is_trl_plus_weighted_term_and_training_raises_the_margin(tiny, tmp_path):
     t = run(tiny, tmp_path, neuron_weight=0.5, max_steps=12, per_device_train_batch_size=6)
@@ -128,8 +136,10 @@ def test_the_same_trajectory_with_checkpointing_precompute_and_given_stats(tiny,
     assert column(pre, 'loss') == pytest.approx(column(base, 'loss'), abs=1e-5)
 
 def test_accumulation_is_the_big_batch(tiny, tmp_path):
-    big, small = (run(tiny, tmp_path/str(b), neuron_weight=0.5, per_device_train_batch_size=b, gradient_accumulation_steps=6//b, max_steps=3) for b in (6, 2))
-    assert column(big, 'loss') == pytest.approx(column(small, 'loss'), abs=1e-4) and column(big, 'grad_norm') == pytest.approx(column(small, 'grad_norm'), rel=1e-3)
+    big, small = (run(tiny, tmp_path/str(b), neuron_weight=0.5, per_device_train_batch_size=b, gradient_accumulation_steps=6//b,
+                      max_steps=3) for b in (6, 2))
+    assert column(big, 'loss') == pytest.approx(column(small, 'loss'), abs=1e-4)
+    assert column(big, 'grad_norm') == pytest.approx(column(small, 'grad_norm'), rel=1e-3)
 
 def test_lean_head_gives_the_same_losses_and_restores(tiny, tmp_path):
     from trl.trainer import utils
@@ -168,12 +178,14 @@ def test_saved_folder_is_complete_and_plain(tiny, tmp_path):
 def test_lora(tiny, tmp_path, target):
     from peft import LoraConfig
     lora = lambda: dict(peft_config=LoraConfig(r=4, target_modules=target, lora_dropout=0., task_type='CAUSAL_LM'))
-    t = run(tiny, tmp_path/'a', neuron_weight=0.5, learning_rate=1e-2, max_steps=8, per_device_train_batch_size=6, trainer_kw=dict(eval_dataset=PAIRS, **lora()), per_device_eval_batch_size=6)
+    t = run(tiny, tmp_path/'a', neuron_weight=0.5, learning_rate=1e-2, max_steps=8, per_device_train_batch_size=6,
+            trainer_kw=dict(eval_dataset=PAIRS, **lora()), per_device_eval_batch_size=6)
     assert column(t, 'loss')[0] == pytest.approx(1.5*0.6931472, abs=1e-4) and column(t, 'loss')[-1] < column(t, 'loss')[0]
-    own, later = t.evaluate(), t.evaluate(PAIRS)                                                 # the second reads the reference with the adapter off
+    own, later = t.evaluate(), t.evaluate(PAIRS)   # the second reads the reference with the adapter off
     assert own['eval_neurons/margins'] == pytest.approx(later['eval_neurons/margins'], abs=1e-4)
     zero = run(tiny, tmp_path/'b', neuron_weight=0., trainer_kw=lora())
-    trl = DPOTrainer(model=copy.deepcopy(tiny[0]), args=config(tmp_path/'c', DPOConfig), train_dataset=Dataset.from_list(PAIRS), processing_class=tiny[1], **lora())
+    trl = DPOTrainer(model=copy.deepcopy(tiny[0]), args=config(tmp_path/'c', DPOConfig), train_dataset=Dataset.from_list(PAIRS),
+                     processing_class=tiny[1], **lora())
     trl.train()
     assert column(zero, 'loss') == column(trl, 'loss') and equal_weights(zero, trl)
 
@@ -196,7 +208,8 @@ def test_sft_learns_completions_only_and_leaves_the_model_clean(tiny, tmp_path):
     rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
     log = train_sft(model, tiny[1], rows, tmp_path, epochs=8, batch_size=3, learning_rate=3e-3)
     again = copy.deepcopy(tiny[0])
-    assert train_sft(again, tiny[1], rows, tmp_path, epochs=8, batch_size=3, learning_rate=3e-3) == log and log[-1]['loss'] < log[0]['loss'] - 1
+    assert train_sft(again, tiny[1], rows, tmp_path, epochs=8, batch_size=3,
+                     learning_rate=3e-3) == log and log[-1]['loss'] < log[0]['loss'] - 1
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
     assert 'forward' not in model.__dict__ and not model.training and all(p.grad is None for p in model.parameters())
     ids = [tiny[1].apply_chat_template(r['prompt'] + r['completion'], tokenize=True)['input_ids'] for r in rows[:1]][0]
@@ -212,30 +225,35 @@ def test_a_foreign_or_missing_neuron_set_is_refused(tiny, tmp_path):
     neurons = some_neurons(tiny_model(neurons=32))
     with pytest.raises(ValueError, match='selected in another model'):
         YFPOTrainer(model=tiny[0], args=config(tmp_path), train_dataset=PAIRS, processing_class=tiny[1], neurons=neurons)
-    with pytest.raises(ValueError, match='there are no neurons'): YFPOTrainer(model=tiny[0], args=config(tmp_path), train_dataset=PAIRS, processing_class=tiny[1])
+    with pytest.raises(ValueError, match='there are no neurons'):
+        YFPOTrainer(model=tiny[0], args=config(tmp_path), train_dataset=PAIRS, processing_class=tiny[1])
 
 same = {**PAIRS[0], 'rejected': PAIRS[0]['chosen']}
 empty = {**PAIRS[0], 'chosen': [dict(role='assistant', content=' ')]}
-@pytest.mark.parametrize('rows, words', [([], 'is empty'), (None, 'is empty'), ([PAIRS[0], same], 'row 1 .* same text'), ([empty], 'empty chosen response'),
+@pytest.mark.parametrize('rows, words', [([], 'is empty'), (None, 'is empty'), ([PAIRS[0], same], 'row 1 .* same text'),
+                                         ([empty], 'empty chosen response'),
     ([dict(prompt='a', chosen='b')], "no 'rejected' column"), (Dataset.from_list([dict(prompt='a', chosen='b')]), "no 'rejected' column")])
 def test_bad_rows_are_refused_in_a_sentence(tiny, tmp_path, rows, words):
     with pytest.raises(ValueError, match=words): make(tiny, tmp_path, rows)
 
-@pytest.mark.parametrize('kw, words', [(dict(neuron_weight=-0.1), 'neuron_weight is -0.1'), (dict(neuron_weight=float('nan')), 'not a finite number'),
-    (dict(objective='add-logstic'), "did you mean 'add-logistic'"), (dict(readout='papr-literal'), "did you mean 'paper-literal'"), (dict(neuron_kappa=0), 'slope must be above 0'),
+@pytest.mark.parametrize('kw, words',
+                         [(dict(neuron_weight=-0.1), 'neuron_weight is -0.1'), (dict(neuron_weight=float('nan')), 'not a finite number'),
+    (dict(objective='add-logstic'), "did you mean 'add-logistic'"), (dict(readout='papr-literal'), "did you mean 'paper-literal'"),
+    (dict(neuron_kappa=0), 'slope must be above 0'),
     (dict(activation_checkpointing=True, activation_checkpointing_kwargs=dict(use_reentrant=True)), 'no gradient')])
 def test_bad_settings_are_refused_in_a_sentence(tmp_path, kw, words):
     with pytest.raises(ValueError, match=words): config(tmp_path, **kw)
 
 def test_reentrant_checkpointing_is_allowed_at_weight_zero_and_truncation_is_reported(tiny, tmp_path):
-    run(tiny, tmp_path/'a', neuron_weight=0., activation_checkpointing=True, activation_checkpointing_kwargs=dict(use_reentrant=True), max_steps=1)
+    run(tiny, tmp_path/'a', neuron_weight=0., activation_checkpointing=True, activation_checkpointing_kwargs=dict(use_reentrant=True),
+        max_steps=1)
     with pytest.raises(ValueError, match='max_length=12'): make(tiny, tmp_path/'b', max_length=12)
 
 def test_defaults_that_differ_from_trl(tmp_path):
     ours, trl = YFPOConfig(str(tmp_path)), DPOConfig(str(tmp_path), bf16=False)
     new = {'neuron_weight', 'objective', 'neuron_kappa', 'neuron_margin', 'readout'}
     a, b = ours.to_dict(), trl.to_dict()
-    forced = {'use_cpu', 'dataloader_pin_memory'} if not torch.accelerator.is_available() else set()   # what a machine without accelerator means
+    forced = {'use_cpu', 'dataloader_pin_memory'} if not torch.accelerator.is_available() else set()   # what a CPU means
     assert set(a) - set(b) == new and {k for k in b if a[k] != b[k]} <= {'bf16', 'logging_dir', *forced}
     assert all(YFPOConfig.__dataclass_fields__[k].metadata['help'] for k in new)
 
@@ -243,7 +261,9 @@ def test_the_quick_start_runs(tmp_path, monkeypatch):
     "The README's own lines on the embedded model, with four texts and two pairs"
     code = re.search(r'## On your own model and data.*?```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)[1]
     monkeypatch.chdir(tmp_path)
-    space = dict(math_texts=['3 + 4 = 7, so there are 7 apples.', 'Half of 18 is 18 / 2 = 9.'], other_texts=['The river was wide and slow, and the boats lay still.', 'She closed the door behind her and walked down to the sea.'], pairs=PAIRS[:2])
+    space = dict(math_texts=['3 + 4 = 7, so there are 7 apples.', 'Half of 18 is 18 / 2 = 9.'],
+                 other_texts=['The river was wide and slow, and the boats lay still.',
+                              'She closed the door behind her and walked down to the sea.'], pairs=PAIRS[:2])
     exec(code, space)
     assert space['trainer'].state.global_step == 3 and len(space['neurons']) and (tmp_path/'neurons').is_dir()
 
@@ -251,6 +271,7 @@ def test_bf16_trains_on_a_cpu(tiny, tmp_path):
     model, tok = copy.deepcopy(tiny[0]), tiny[1]
     rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
     assert all(r['loss'] > 0 for r in train_sft(model, tok, rows, str(tmp_path/'s'), bf16=True))
-    t = YFPOTrainer(model=model, args=YFPOConfig(output_dir=str(tmp_path/'d'), bf16=True, max_steps=1), train_dataset=PAIRS, processing_class=tok, neurons=some_neurons(model))
+    t = YFPOTrainer(model=model, args=YFPOConfig(output_dir=str(tmp_path/'d'), bf16=True, max_steps=1), train_dataset=PAIRS,
+                    processing_class=tok, neurons=some_neurons(model))
     t.train()
     assert all(p.dtype == torch.float32 for p in model.parameters())

@@ -32,7 +32,8 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
            spare_first:bool=True): # leave each row's first token alone
     "Inside this scope the activations of `neurons` are replaced at every position, in prefill and in decoding"
     if mode not in ('zero', 'mean'): raise ValueError(f"mode {mode!r} is unknown: use 'zero' or 'mean'")
-    if mode == 'mean' and values is None: raise ValueError("mode 'mean' needs `values`: mean activations (layers, neurons), from `mean_activations`")
+    if mode == 'mean' and values is None:
+        raise ValueError("mode 'mean' needs `values`: mean activations (layers, neurons), from `mean_activations`")
     if neurons is None: yield model; return
     neurons.check(model)
     state, downs, base = {}, down_projs(model), unwrap(model)

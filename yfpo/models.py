@@ -66,7 +66,8 @@ EMBEDDED, TINY = 'smollm2-135m-instruct', 'tiny'
 
 def _dtype(dtype):
     if isinstance(dtype, torch.dtype): return dtype
-    if dtype not in ('float32', 'bfloat16', 'float16'): raise ValueError(f"dtype {dtype!r} is unknown: use 'float32', 'bfloat16' or 'float16'")
+    if dtype not in ('float32', 'bfloat16', 'float16'):
+        raise ValueError(f"dtype {dtype!r} is unknown: use 'float32', 'bfloat16' or 'float16'")
     return getattr(torch, dtype)
 
 def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', a local folder, or a hub id
@@ -94,9 +95,11 @@ def _from_folder(folder, **kwargs):
     return AutoModelForCausalLM.from_pretrained(folder, **kwargs), AutoTokenizer.from_pretrained(folder)
 
 def _from_hub(name, revision, **kwargs):
-    try: return (AutoModelForCausalLM.from_pretrained(name, revision=revision, **kwargs), AutoTokenizer.from_pretrained(name, revision=revision))
+    try: return (AutoModelForCausalLM.from_pretrained(name, revision=revision, **kwargs),
+                 AutoTokenizer.from_pretrained(name, revision=revision))
     except (OSError, ValueError) as e:
-        raise FileNotFoundError(f"the model {name!r} is neither '{EMBEDDED}', '{TINY}', an existing folder, nor on the hub as far as it can be reached: "
+        raise FileNotFoundError(f"the model {name!r} is neither '{EMBEDDED}', '{TINY}', an existing folder, "
+                                "nor on the hub as far as it can be reached: "
                                 "check the spelling, or download it and give its folder") from e
 
 # %% ../nbs/01_models.ipynb #01-model-023

@@ -21,7 +21,8 @@ from .responses import Example, encode
 def model_signature(model):
     "What a `NeuronSet` must have in common with a model to mean anything in it"
     c = unwrap(model).config
-    return dict(model_type=c.model_type, layers=c.num_hidden_layers, width=down_projs(model)[0].in_features, hidden=c.hidden_size, vocab=c.vocab_size)
+    return dict(model_type=c.model_type, layers=c.num_hidden_layers, width=down_projs(model)[0].in_features, hidden=c.hidden_size,
+                vocab=c.vocab_size)
 
 @dataclass
 class NeuronSet:
@@ -33,7 +34,8 @@ class NeuronSet:
     meta: dict = field(default_factory=dict) # 'model': its signature; 'selector', scores and whatever the selector records
 
     def __len__(self): return len(self.layer)
-    def __repr__(self): return f"NeuronSet({len(self)} neurons in {len(self.layer.unique())} layers, {self.meta.get('selector', 'unnamed')})"
+    def __repr__(self):
+        return f"NeuronSet({len(self)} neurons in {len(self.layer.unique())} layers, {self.meta.get('selector', 'unnamed')})"
 
 # %% ../nbs/05_neurons.ipynb #05-neuro-007
 def _same(self, other):
@@ -53,7 +55,8 @@ def check(self, model):
         raise ValueError(f'this NeuronSet was selected in another model ({diff}): select neurons in this model with `select_neurons`')
     if not len(self): raise ValueError('this NeuronSet is empty: select at least one neuron')
     if self.layer.min() < 0 or self.index.min() < 0 or self.layer.max() >= sig['layers'] or self.index.max() >= sig['width']:
-        raise ValueError(f"this NeuronSet has members outside the model's {sig['layers']} layers of {sig['width']} neurons: it is damaged, select again")
+        raise ValueError(f"this NeuronSet has members outside the model's {sig['layers']} layers of {sig['width']} neurons: "
+                         'it is damaged, select again')
     return self
 
 NeuronSet.__eq__, NeuronSet.by_layer, NeuronSet.check = _same, by_layer, check
@@ -71,7 +74,8 @@ def load(folder):
     "Read a `NeuronSet` that `save` wrote"
     folder = Path(folder)
     if not (folder/'neurons.safetensors').exists() or not (folder/'neurons.json').exists():
-        raise FileNotFoundError(f'{folder} holds no NeuronSet (neurons.safetensors and neurons.json): give a folder written by `NeuronSet.save`')
+        raise FileNotFoundError(f'{folder} holds no NeuronSet (neurons.safetensors and neurons.json): '
+                                'give a folder written by `NeuronSet.save`')
     return NeuronSet(**load_file(folder/'neurons.safetensors'), meta=json.loads((folder/'neurons.json').read_text()))
 
 NeuronSet.save, NeuronSet.load = save, staticmethod(load)
@@ -104,10 +108,12 @@ def contrast_set(cap, gen, model, # `Relevance` on capability and on general tex
     if not 0 < k <= 1: raise ValueError(f'k is {k}: give a share of all neurons, above 0 and at most 1')
     score = cap.mean - gen.mean
     layer, index = top_neurons(score, eligible(cap.mean, gen.mean, universal), max(1, round(k*L*F)), max(1, math.ceil(per_layer*F)))
-    if not len(layer): raise ValueError('no neuron is more relevant on the capability texts than on the general ones: are the two sets the same?')
+    if not len(layer):
+        raise ValueError('no neuron is more relevant on the capability texts than on the general ones: are the two sets the same?')
     w = score[layer, index]
     d = torch.where(cap.weighted[layer, index] < 0, -1., 1.)
-    return NeuronSet(layer, index, (w/w.sum()).float(), d, dict(model=model_signature(model), selector='attnlrp-contrast', k=k, universal=universal,
+    return NeuronSet(layer, index, (w/w.sum()).float(), d,
+                     dict(model=model_signature(model), selector='attnlrp-contrast', k=k, universal=universal,
                      per_layer=per_layer, n_capability=cap.n, n_general=gen.n, scores=[round(x, 9) for x in w.tolist()]))
 
 # %% ../nbs/05_neurons.ipynb #05-neuro-019
@@ -160,7 +166,8 @@ def _control(neurons, layer, index, selector, seed, g):
     "A set on other neurons with the same weights in random order and random directions"
     K = len(neurons)
     d = torch.randint(0, 2, (K,), generator=g).float()*2 - 1
-    return NeuronSet(layer, index, neurons.weight[torch.randperm(K, generator=g)], d, dict(model=neurons.meta['model'], selector=selector, seed=seed))
+    return NeuronSet(layer, index, neurons.weight[torch.randperm(K, generator=g)], d,
+                     dict(model=neurons.meta['model'], selector=selector, seed=seed))
 
 def random_neurons(neurons, seed:int=0):
     "As many neurons drawn from the whole model, none of them in `neurons`"

@@ -64,7 +64,8 @@ def make_pair(problem, chosen:str, rejected:str,
 def refuse_test_solutions(path:str|Path):
     "Raise for GSM8K's `example_model_solutions.jsonl`, which answers the test questions"
     if 'example_model_solutions' in Path(path).name:
-        raise ValueError(f'{path} answers the questions of the GSM8K test set, so training on it is leakage; make pairs from the train split')
+        raise ValueError(f'{path} answers the questions of the GSM8K test set, so training on it is leakage; '
+                         'make pairs from the train split')
 
 def _question(pair):
     "The question of a pair, from its column or its prompt"
@@ -380,7 +381,8 @@ def dropped_steps(chain, question, rng) -> list:
         line = chain.text[chain.text.rfind('\n', 0, s.start)+1 : chain.text.find('\n', s.start)]
         if line.count('<<') == 1 and len(chain.steps) > 1:
             last = i == chain.nums[-1].link
-            res += [Edit(step=i, alias=show_number(to_number(t.text))) for t in s.tokens if isinstance(t, Num) and (t.link == i-1 or not last)]
+            res += [Edit(step=i, alias=show_number(to_number(t.text))) for t in s.tokens if isinstance(t, Num)
+                    and (t.link == i-1 or not last)]
     return res
 
 # %% ../nbs/03_pairs.ipynb #03-pairs-057
@@ -414,7 +416,8 @@ def false_equations(text:str) -> list:
     "Visible equations such as `2 x $3 = $7` that are not true, whether annotated or not"
     res = []
     for left,right in EQUATION.findall(strip_annotations(text)):
-        left = re.sub(r'[$, ]', '', re.sub(r'^[\s$]*[.,]\s+', '', left)).translate(str.maketrans('x×÷−', '**/-')).lstrip('*/+-')   # `.10*60` keeps its point
+        left = re.sub(r'[$, ]', '', re.sub(r'^[\s$]*[.,]\s+', '', left))   # `.10*60` keeps its point
+        left = left.translate(str.maketrans('x×÷−', '**/-')).lstrip('*/+-')
         try: res += [f'{left}={right}'] * (abs(calc(left) - to_number(right)) > Fraction(1, 100))
         except ValueError: continue
     return res
@@ -518,7 +521,8 @@ def pair_card(pairs, tokenizer=None, # lengths are tokens with it, words without
     size = lambda t: len(tokenizer(t, add_special_tokens=False).input_ids) if tokenizer is not None else len(t.split())
     c,r = ([size(response_text(p[k])) for p in pairs] for k in ('chosen', 'rejected'))
     count = lambda k: dict(sorted(Counter(p.get(k, 'unknown') for p in pairs).items()))
-    card = dict(n=len(pairs), questions=len({p['question_id'] for p in pairs}), unit=unit, by_error=count('error'), by_source=count('source'))
+    card = dict(n=len(pairs), questions=len({p['question_id'] for p in pairs}), unit=unit, by_error=count('error'),
+                by_source=count('source'))
     card |= {f'chosen_{unit}': _spread(c), f'rejected_{unit}': _spread(r), 'length_difference': _spread([a-b for a,b in zip(c, r)])}
     card |= dict(similarity=_spread([_similarity(p) for p in pairs]))
     if model is None: return card

@@ -428,7 +428,8 @@ def make_problems(n:int, seed:int=0,
     wants = lambda x,sel: sel is None or x in (sel if isinstance(sel, (list, tuple, set)) else [sel])
     chosen = [t for t in globals()['templates']() if wants(t.steps, steps) and wants(t.difficulty, difficulty) and wants(t.name, templates)]
     if not chosen:
-        raise ValueError(f'no template has steps={steps}, difficulty={difficulty}, templates={templates}; see templates() for what there is')
+        raise ValueError(f'no template has steps={steps}, difficulty={difficulty}, templates={templates}; '
+                         'see templates() for what there is')
     rng,seen,res = random.Random(f'templates-{seed}'),set(),[]
     rng.shuffle(chosen)
     for tries in range(200*n + 1000):

@@ -103,7 +103,8 @@ def _explaining(model, modules):
     "Freeze parameters, let gradients start at the embeddings, and collect the input of each of `modules`"
     base, seen = unwrap(model), []
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    hooks = [m.register_forward_pre_hook(lambda m, args, kwargs: seen.append(args[0] if args else kwargs['hidden_states']), with_kwargs=True) for m in modules]
+    hooks = [m.register_forward_pre_hook(lambda m, args, kwargs: seen.append(args[0] if args else kwargs['hidden_states']),
+                                         with_kwargs=True) for m in modules]
     hooks.append(base.get_input_embeddings().register_forward_hook(lambda m, a, out: out.detach().requires_grad_()))
     was_training = base.training
     for p, _ in flags: p.requires_grad_(False)

