@@ -98,7 +98,7 @@ def test_load_gsm8k(tmp_path):
 @pytest.mark.parametrize('text,message', [
     ('{"question": "a", "answer": "#### 1"}\n{"question": "b", "ans', r'train\.jsonl, line 2: not valid JSON'),
     ('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "It is 2."}',
-     r'train\.jsonl, row 2: the gold answer has no "#### number" line'),
+     r'train\.jsonl, row 2: the gold answer does not end in a "#### number" line'),
     ('{"question": "a", "answer": "#### ..."}', r'row 1: .* is not a number'),
     ('{"question": "a"}', r'row 1: the answer is missing or empty'),
     ('{"question": "", "answer": "#### 1"}', r'row 1: the question is missing or empty'),

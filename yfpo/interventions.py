@@ -61,6 +61,7 @@ def _replace(index, to, state):
 @torch.no_grad()
 def mean_activations(model, tokenizer, items, batch_size:int=8, max_length:int=1024):
     "Mean activation of every neuron over the response tokens of `items`: (layers, neurons)"
+    if not len(items): raise ValueError('there are no texts to average activations over: give at least one')
     ex, downs, total, n = encode(tokenizer, items, max_length=max_length), down_projs(model), None, 0
     seen = []
     hooks = [d.register_forward_pre_hook(lambda m, args: seen.append(args[0])) for d in downs]
@@ -78,6 +79,7 @@ def mean_activations(model, tokenizer, items, batch_size:int=8, max_length:int=1
 # %% ../nbs/06_interventions.ipynb #06-inter-018
 def text_nll(model, tokenizer, items, batch_size:int=8, max_length:int=1024):
     "Mean negative log-likelihood of the response tokens of each item, in nats per token: (n,)"
+    if not len(items): raise ValueError('there are no texts to score: give at least one')
     return torch.tensor([-lp.mean().item() for lp in response_logprobs(model, tokenizer, items, batch_size, max_length, eos=False)])
 
 def delta_nll(model, tokenizer, items, neurons, mode:str='zero', values=None, base=None, batch_size:int=8, max_length:int=1024):

@@ -43,6 +43,7 @@ def add_logistic(dpo:torch.Tensor, # L_DPO of each pair (B,)
                  kappa:float=1., margin:float=0.): # slope and target margin m
     "Y2: `dpo` plus a weighted logistic loss of the neuron margin (B,)"
     weight = check_number('weight', weight, 0)
+    if check_number('kappa', kappa) <= 0: raise ValueError(f'kappa is {kappa}: the slope must be above 0, or the reward turns round')
     return dpo - weight * F.logsigmoid(kappa * delta_phi - margin) if weight else dpo  # Y2, our reading
 
 # %% ../nbs/08_loss.ipynb #08-loss-030

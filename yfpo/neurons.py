@@ -8,7 +8,7 @@ __all__ = ['model_signature', 'NeuronSet', 'by_layer', 'check', 'save', 'load', 
            'layer_matched']
 
 # %% ../nbs/05_neurons.ipynb #05-neuro-002
-import json, math
+import json, math, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
@@ -106,10 +106,14 @@ def contrast_set(cap, gen, model, # `Relevance` on capability and on general tex
     "The default selector: top `k` by relevance contrast"
     L, F = cap.mean.shape
     if not 0 < k <= 1: raise ValueError(f'k is {k}: give a share of all neurons, above 0 and at most 1')
+    if not 0 <= universal < 1: raise ValueError(f'universal is {universal}: give a share of all neurons, at least 0 and below 1')
+    if not 0 < per_layer <= 1: raise ValueError(f'per_layer is {per_layer}: give a share of one layer, above 0 and at most 1')
     score = cap.mean - gen.mean
-    layer, index = top_neurons(score, eligible(cap.mean, gen.mean, universal), max(1, round(k*L*F)), max(1, math.ceil(per_layer*F)))
+    want = max(1, round(k*L*F))
+    layer, index = top_neurons(score, eligible(cap.mean, gen.mean, universal), want, max(1, math.ceil(per_layer*F)))
     if not len(layer):
         raise ValueError('no neuron is more relevant on the capability texts than on the general ones: are the two sets the same?')
+    if len(layer) < want: warnings.warn(f'{len(layer)} neurons were selected, not {want}: no more pass the guards; raise per_layer or lower k')
     w = score[layer, index]
     d = torch.where(cap.weighted[layer, index] < 0, -1., 1.)
     return NeuronSet(layer, index, (w/w.sum()).float(), d,
@@ -120,6 +124,8 @@ def contrast_set(cap, gen, model, # `Relevance` on capability and on general tex
 def match_lengths(general, capability):
     "Re-cut general token streams so that the i-th has as many context and as many response tokens as the i-th capability example"
     stream, out, o = [t for e in general for t in e.ids], [], 0
+    need = sum(len(e.ids) for e in capability)
+    if len(stream) < need: warnings.warn(f'the general texts hold {len(stream)} tokens and {need} are needed: parts of them are used again')
     if len(stream) < max(len(e.ids) for e in capability):
         raise ValueError(f'the general texts hold {len(stream)} tokens, fewer than one capability text: give more general text')
     for e in capability:
@@ -145,7 +151,7 @@ def select_neurons(model, tokenizer, capability, general, # two sets of texts: t
     "The neurons more relevant to `capability` than to `general`: relevance on both, contrast, top `k`"
     cap, gen = capability_relevance(model, tokenizer, capability, general, batch_size, max_length, rule, progress)
     neurons = contrast_set(cap, gen, model, k, universal, per_layer)
-    neurons.meta.update(rule=rule, split_half=split_half(cap, gen, model, k, universal, per_layer))
+    neurons.meta.update(rule=rule, n_general=len(general), split_half=split_half(cap, gen, model, k, universal, per_layer))
     return neurons
 
 # %% ../nbs/05_neurons.ipynb #05-neuro-023

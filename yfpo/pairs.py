@@ -24,6 +24,10 @@ def clean_response(text:str, keep_annotations:bool=False) -> str: # whether `<<4
     "A response as a model is shown it: without annotations and without space at line ends"
     return '\n'.join(l.rstrip() for l in (text if keep_annotations else strip_annotations(text)).strip().split('\n'))
 
+def _spaced(x):
+    "A response with single spaces: what must differ between the two sides, signs and all"
+    return ' '.join(response_text(x).lower().split())
+
 def is_degenerate(text:str) -> bool:
     "True for a text that says nothing or goes round in circles"
     words,lines = text.split(),[l for l in text.split('\n') if l.strip()]
@@ -33,7 +37,7 @@ def is_degenerate(text:str) -> bool:
 def why_no_pair(problem, chosen:str, rejected:str): # -> str | None
     "The reason why `chosen` and `rejected` are no preference pair for `problem`, or `None`"
     if not chosen.strip() or not rejected.strip(): return 'a response is empty'
-    if normal_text(chosen) == normal_text(rejected): return 'both responses are the same'
+    if _spaced(chosen) == _spaced(rejected): return 'both responses are the same'
     answers = [extract_number(t) for t in (chosen, rejected)]
     if None in answers: return 'a response has no answer'
     right = [is_correct(t, problem.answer) for t in (chosen, rejected)]
@@ -88,15 +92,16 @@ def check_no_test_overlap(pairs, # pairs or problems
 
 # %% ../nbs/03_pairs.ipynb #03-pairs-014
 def _in_test(question, test):
-    "Whether `question`, with or without the instruction that follows it in a prompt, is among the masked questions `test`"
-    return masked_text(question) in test or masked_text(question.rpartition('\n\n')[0]) in test
+    "Whether `question` is, or a prompt contains, one of the masked questions `test`; fragments of under 8 words must be the whole of it"
+    mine = masked_text(question)
+    return mine in test or any(f' {t} ' in f' {mine} ' for t in test if t.count(' ') >= 7)
 
 # %% ../nbs/03_pairs.ipynb #03-pairs-018
 def filter_pairs(pairs, cap:int=2) -> tuple: # pairs kept per question at most
     "Drop repeated texts and what exceeds `cap` per question; return the pairs and a count of what was dropped"
     kept,dropped,seen,per = [],Counter(),set(),Counter()
     for r in pairs:
-        key = normal_text(_question(r)), *(normal_text(response_text(r[k])) for k in ('chosen', 'rejected'))
+        key = normal_text(_question(r)), *(_spaced(r[k]) for k in ('chosen', 'rejected'))
         if key in seen: dropped['repeated text'] += 1
         elif per[key[0]] >= cap: dropped['over the cap per question'] += 1
         else: kept.append(r)
@@ -113,16 +118,19 @@ def words_difference(pair) -> int:
 def match_lengths(pairs, seed:int=0, buckets:int=4, # groups of similar chosen length, each matched by itself
                   tol:float=0.25, # mean difference that is close enough
                   difference=words_difference) -> list: # length of chosen minus length of rejected
-    "The largest seeded part of `pairs`, by random removal, whose mean length difference is about 0 in every bucket"
+    "A seeded part of `pairs`, by random removal of what tips the balance, whose mean length difference is within `tol` in every bucket"
+    if buckets < 1: raise ValueError(f'buckets is {buckets}; use 1 or more')
     rng,drop = random.Random(f'lengths-{seed}'),set()
     order = sorted(range(len(pairs)), key=lambda i: len(response_text(pairs[i]['chosen']).split()))
     size = -(-len(order)//buckets) or 1
     for bucket in (order[i:i+size] for i in range(0, len(order), size)):
         d = {i: difference(pairs[i]) for i in bucket}
-        total,n = sum(d.values()),len(d)
-        for i in rng.sample(bucket, n):
-            if abs(total) <= tol*n: break
-            if d[i]*total > 0 and abs(d[i]) <= 2*abs(total): total,n = total-d[i],n-1; drop.add(i)
+        total,left = sum(d.values()),rng.sample(bucket, len(bucket))
+        while abs(total) > tol*len(left):
+            tipping = [i for i in left if d[i]*total > 0]
+            i = next((i for i in tipping if abs(d[i]) < 2*abs(total)), None)
+            if i is None: i = min(tipping, key=lambda i: abs(d[i]))
+            left.remove(i); drop.add(i); total -= d[i]
     return [r for i,r in enumerate(pairs) if i not in drop]
 
 # %% ../nbs/03_pairs.ipynb #03-pairs-024
@@ -146,6 +154,7 @@ def _check_problems(problems, test_problems, evaluation):
 def _by_problem(problems, responses, keep_annotations, counts):
     "Usable texts of each problem's responses as ([right], [wrong])"
     known,res = {p.id: p for p in problems},{p.id: ([], []) for p in problems}
+    if len(known) < len(problems): raise ValueError('two problems have the same id; responses could not be told apart')
     for r in responses:
         if r['id'] not in known: raise ValueError(f'a response answers {r["id"]!r}, which is not among the problems; '
                                                   'give the problems that the responses were made for')
@@ -165,7 +174,9 @@ def pairs_from_samples(problems, responses, # rows with id, text and finished, a
     "Pairs of a right and a wrong sampled response to one question, and a count of what was used and dropped"
     _check_problems(problems, test_problems, evaluation)
     rows,counts = [],Counter(responses=len(responses), questions=len(problems))
-    for p,(right,wrong) in zip(problems, _by_problem(problems, responses, keep_annotations, counts).values()):
+    texts = _by_problem(problems, responses, keep_annotations, counts)
+    for p in problems:
+        right,wrong = texts[p.id]
         if gold_chosen and not right: right = [clean_response(p.solution, keep_annotations)]
         if not right or not wrong: counts['question without both kinds'] += 1; continue
         both = [(c, r) for c in dict.fromkeys(right) for r in dict.fromkeys(wrong)]
@@ -248,13 +259,14 @@ def read_chain(solution:str): # -> Chain | None
     try:
         for a in parse_annotations(solution):
             visible(pos, a.start)
-            tokens = _tokens(a.expr, steps)
-            steps.append(Step(tokens, calc(a.value), a.start, a.end, a.value, _shown(solution, tokens, a.start)))
+            tokens = _tokens(a.expr.replace(',', ''), steps)
+            steps.append(Step(tokens, calc(a.value.replace(',', '')), a.start, a.end, a.value, _shown(solution, tokens, a.start)))
             pos = a.end
     except ValueError: return None
     visible(pos, len(solution))
     final = next((n for n in nums if n.start > solution.rfind('####')), None)
-    if not steps or '####' not in solution or final is None or final.link is None or any(s.value <= 0 for s in steps): return None
+    if not steps or '####' not in solution or final is None or final is not nums[-1] or final.link is None: return None
+    if any(s.value <= 0 or show_number(s.value) is None for s in steps): return None
     return Chain(solution, steps, nums)
 
 # %% ../nbs/03_pairs.ipynb #03-pairs-042
@@ -426,9 +438,10 @@ def false_equations(text:str) -> list:
 def consistent(gold:str, text:str, edit:Edit) -> bool:
     "Whether all annotations and visible equations but a slip's own are as true as in `gold`, and the answer is a result of the chain"
     anns,slip = parse_annotations(text),edit.value is not None
-    wrong = [i for i,a in enumerate(anns) if abs(calc(a.expr) - calc(a.value)) > Fraction(1, 100)]
+    value = lambda a: calc(a.value.replace(',', ''))
+    wrong = [i for i,a in enumerate(anns) if abs(calc(a.expr.replace(',', '')) - value(a)) > Fraction(1, 100)]
     if wrong != [edit.step]*slip or len(false_equations(text)) > len(false_equations(gold)) + slip: return False
-    return edit.final is not None or to_number(extract_strict(text)) in [calc(a.value) for a in anns]
+    return edit.final is not None or to_number(extract_strict(text)) in [value(a) for a in anns]
 
 # %% ../nbs/03_pairs.ipynb #03-pairs-065
 def pairs_from_corruption(problems, seed:int=0, errors=tuple(ERRORS), # classes to use

@@ -11,7 +11,7 @@ __all__ = ['STRICT', 'FLEXIBLE', 'NUMBER', 'GSM8K_REVISION', 'SVAMP_REVISION', '
            'masked_text', 'check_disjoint', 'split_problems', 'general_texts']
 
 # %% ../nbs/00_problems.ipynb #00-probl-002
-import ast, json, operator, os, random, re
+import ast, hashlib, json, operator, os, random, re
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,7 +37,9 @@ def read_jsonl(path:str|Path) -> list:
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; give the path of a JSONL file')
     rows = []
-    for i,line in enumerate(path.read_text(encoding='utf-8').split('\n'), 1):
+    try: text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text (byte {e.start}); save it as UTF-8') from None
+    for i,line in enumerate(text.split('\n'), 1):
         if not line.strip(): continue
         try: row = json.loads(line)
         except json.JSONDecodeError as e:
@@ -126,7 +128,7 @@ def annotations_hold(text:str, tol=Fraction(1, 100)) -> bool: # difference that 
 # %% ../nbs/00_problems.ipynb #00-probl-026
 STRICT = re.compile(r'#### (\-?[0-9\.\,]+)')                # lm-evaluation-harness, gsm8k v3, strict-match
 FLEXIBLE = re.compile(r'(-?[$0-9.,]{2,})|(-?[0-9]+)')       # lm-evaluation-harness, gsm8k v3, flexible-extract
-NUMBER = re.compile(r'(?:(?<![\w.)%])-)?\$?-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+')
+NUMBER = re.compile(r'(?:(?<![\w.)%])-)?(?:\$-?)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+')
 
 def extract_strict(text:str): # -> str | None
     "What follows the first `#### `, as the text has it"
@@ -146,8 +148,10 @@ def extract_number(text:str): # -> str | None
 
 # %% ../nbs/00_problems.ipynb #00-probl-030
 def normalise_answer(s:str) -> str:
-    "An answer as lm-evaluation-harness compares it: commas, `$`, all up to `#### ` and a final full stop deleted"
-    return re.sub(r',|\$|(?s:.*#### )|\.$', '', s.strip())
+    "An answer as lm-evaluation-harness compares it: commas, `$`, all up to `#### ` and a final full stop deleted, in this order"
+    s = s.strip()
+    for pattern in (',', r'\$', r'(?s).*#### ', r'\.$'): s = re.sub(pattern, '', s)
+    return s
 
 # %% ../nbs/00_problems.ipynb #00-probl-031
 def is_correct(text:str, # what a model wrote
@@ -180,9 +184,9 @@ def gold_problem(question:str, solution:str, id:str, source:str, where:str='', *
     for k,v in dict(question=question, answer=solution).items():
         if not isinstance(v, str) or not v.strip():
             raise ValueError(f'{where}: the {k} is missing or empty; every row needs a question and an answer')
-    found = extract_strict(solution)
-    if '####' not in solution or found is None:
-        raise ValueError(f'{where}: the gold answer has no "#### number" line; end it with one, such as "#### 42"')
+    found = extract_strict(solution.strip().rpartition('\n')[2])
+    if found is None:
+        raise ValueError(f'{where}: the gold answer does not end in a "#### number" line; end it with one, such as "#### 42"')
     if to_number(found) is None: raise ValueError(f'{where}: {found!r} after "####" is not a number; write it in digits')
     return Problem(id, question.strip(), solution.strip(), show_number(to_number(found)), source, meta)
 
@@ -235,7 +239,8 @@ def _steps(node, lines):
 # %% ../nbs/00_problems.ipynb #00-probl-047
 def equation_solution(equation:str) -> str:
     "A solution in GSM8K's form from an equation such as `( ( 8.0 + 2.0 ) - 3.0 )`"
-    calc(equation)
+    if show_number(calc(equation)) is None or '//' in equation:
+        raise ValueError(f'{equation!r} has no answer in plain decimals; give an equation of + - * / whose result is a decimal number')
     lines = []
     last = _steps(ast.parse(equation.strip(), mode='eval').body, lines)
     return '\n'.join((lines or [f'<<{last}={last}>>{last}']) + [f'#### {last}'])
@@ -426,12 +431,17 @@ def make_problems(n:int, seed:int=0,
                   templates=None) -> list: # names of templates; None for all
     "`n` different problems from our templates, each template as often as the others"
     wants = lambda x,sel: sel is None or x in (sel if isinstance(sel, (list, tuple, set)) else [sel])
+    if n < 0: raise ValueError(f'{n} problems were asked for; ask for 0 or more')
+    names = [t.name for t in globals()['templates']()]
+    odd = [t for t in ([templates] if isinstance(templates, str) else templates or []) if t not in names]
+    if odd: raise ValueError(f'there is no template {odd[0]!r}; see templates() for what there is')
     chosen = [t for t in globals()['templates']() if wants(t.steps, steps) and wants(t.difficulty, difficulty) and wants(t.name, templates)]
     if not chosen:
         raise ValueError(f'no template has steps={steps}, difficulty={difficulty}, templates={templates}; '
                          'see templates() for what there is')
     rng,seen,res = random.Random(f'templates-{seed}'),set(),[]
     rng.shuffle(chosen)
+    kind = '' if len(chosen) == len(names) else '-' + hashlib.sha256(repr(sorted(t.name for t in chosen)).encode()).hexdigest()[:6]
     for tries in range(200*n + 1000):
         if len(res) >= n: return res
         t = chosen[tries % len(chosen)]
@@ -439,7 +449,7 @@ def make_problems(n:int, seed:int=0,
         if question in seen: continue
         seen.add(question)
         meta = dict(template=t.name, steps=t.steps, difficulty=t.difficulty)
-        res.append(Problem(f'templates-{seed}-{len(res)}', question, solution, answer, 'templates', meta))
+        res.append(Problem(f'templates-{seed}{kind}-{len(res)}', question, solution, answer, 'templates', meta))
     raise ValueError(f'the chosen templates gave only {len(res)} different problems of {n}; ask for fewer or allow more templates')
 
 # %% ../nbs/00_problems.ipynb #00-probl-066
@@ -492,7 +502,7 @@ def split_problems(problems, sizes:dict, # name -> number of problems; one may b
         got = []
         while groups and (n < 0 or len(got) < n): got += groups.pop()
         if not got or len(got) < n:
-            raise ValueError(f'split {name!r} got {len(got)} of {n} problems: {len(problems)} problems are too few for sizes {sizes}')
+            raise ValueError(f'split {name!r} got {len(got)} of {max(n, 1)} problems: {len(problems)} problems are too few for sizes {sizes}')
         res[name] = got if n < 0 else got[:n]
     check_disjoint(res)
     return {name: res[name] for name in sizes}
@@ -700,9 +710,11 @@ Beauty in these rooms is never announced, yet it is hard to overlook.
 
 # %% ../nbs/00_problems.ipynb #00-probl-079
 def general_texts(n:int, seed:int=0,
-                  words:tuple=(60, 150)) -> list: # shortest and longest paragraph, in words
+                  words:tuple=(60, 150), # shortest and longest paragraph, in words
+                  themes=None) -> list: # which of the themes, as indices; None for all
     "`n` different paragraphs of plain English prose without numbers, the themes taking turns"
-    themes = [t.strip().split('\n') for t in GENERAL.strip().split('\n\n')]
+    written = [t.strip().split('\n') for t in GENERAL.strip().split('\n\n')]
+    themes = [written[i] for i in (range(len(written)) if themes is None else themes)]
     rng,seen,res = random.Random(f'general-{seed}'),set(),[]
     rng.shuffle(themes)
     for tries in range(200*n + 1000):

@@ -10,10 +10,14 @@ __all__ = ['FAMILIES', 'RULES', 'lxt_patches', 'unwrap', 'check_family', 'down_p
 import importlib, sys, types
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+from .problems import atomic_write
 from .responses import batches, collate, encode, head_logits, hidden_states
 
 # %% ../nbs/04_relevance.ipynb #04-relev-005
@@ -55,7 +59,7 @@ def _attention(implementation, wrap):
 def _attention_scope(model, name, wrap):
     "Give `model` alone a wrapped copy of its attention function; the shared registries are as before on exit"
     old = model.config._attn_implementation
-    new, atts, masks = f'{name}_{old}', AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping
+    new, atts, masks = f'{name}_{old}_{id(model)}', AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping
     atts[new], masks[new] = _attention(old, wrap), masks[old]
     model.set_attn_implementation(new)
     try: yield
@@ -76,13 +80,14 @@ def attnlrp(model, # a causal LM of a supported family
     mlps = [layer.mlp for layer in base.base_model.layers]
     wrap = p.wrap_attention_forward if variant == 'attnlrp' else p.cp_wrap_attention_forward
     base._attnlrp = variant
+    own = [(m, m.__dict__.get('forward')) for m in norms + mlps]        # a module may have had its own already
     try:
         with _attention_scope(base, variant, wrap):
             for m in norms: m.forward = types.MethodType(p.rms_norm_forward, m)
             for m in mlps: m.forward = types.MethodType(p.gated_mlp_forward, m)
             yield model
     finally:
-        for m in norms + mlps: m.__dict__.pop('forward', None)
+        for m, f in own: m.__dict__.pop('forward', None) if f is None else setattr(m, 'forward', f)
         del base._attnlrp
 
 # %% ../nbs/04_relevance.ipynb #04-relev-020
@@ -120,7 +125,9 @@ def _explaining(model, modules):
 def _rule_scope(model, rule):
     "The scope for `rule`, or none if the model is in one already or `rule` is the plain gradient"
     if rule not in RULES + ('gradient',): raise ValueError(f"rule {rule!r} is unknown: use one of {', '.join(RULES + ('gradient',))}")
-    return nullcontext() if rule == 'gradient' or getattr(unwrap(model), '_attnlrp', None) else attnlrp(model, rule)
+    now = getattr(unwrap(model), '_attnlrp', None)
+    if now and now != rule: raise ValueError(f'rule {rule!r} was asked for inside a scope of {now!r}: leave that scope first')
+    return nullcontext() if now or rule == 'gradient' else attnlrp(model, rule)
 
 def _activation_times_gradient(model, batch, modules, rule):
     "a and a*dY/da at the input of each module, two lists of (B, T, F)"
@@ -162,6 +169,17 @@ class Relevance:
     activation: torch.Tensor # mean activation over response tokens
     n: int                   # number of texts
 
+    def save(self, path):
+        "Write a safetensors file"
+        with atomic_write(path) as tmp:
+            save_file({k: getattr(self, k).contiguous() for k in ('mean', 'halves', 'weighted', 'activation')}, str(tmp), {'n': str(self.n)})
+
+    @staticmethod
+    def load(path):
+        "Read what `save` wrote"
+        if not Path(path).exists(): raise FileNotFoundError(f'{path} does not exist: give a file written by `Relevance.save`')
+        with safe_open(path, 'pt') as f: return Relevance(**{k: f.get_tensor(k) for k in f.keys()}, n=int(f.metadata()['n']))
+
 def relevance_of(model, examples, # `Example`s, from `encode`
                  pad_id:int, batch_size:int=8, rule:str='attnlrp', progress:bool=False) -> Relevance:
     "Mean relevance of every neuron over a set of texts, each text weighing the same"
@@ -173,6 +191,8 @@ def relevance_of(model, examples, # `Example`s, from `encode`
             new = _batch_sums(*_activation_times_gradient(model, batch, modules, rule), batch['response_mask'], torch.tensor(ix))
             sums = new if sums is None else [s + x for s, x in zip(sums, new)]
     halves, weighted, activation = sums
+    if not torch.isfinite(halves).all():
+        raise ValueError('the relevance is NaN or infinite: the weights are broken, or half precision overflows; load the model in float32')
     counts = torch.tensor([(n+1)//2, max(n//2, 1)]).view(2, 1, 1)
     return Relevance(halves.sum(0)/n, halves/counts, weighted/n, activation/n, n)
 

@@ -52,7 +52,7 @@ def encode(tokenizer, items, # each a text, a (prompt, response) pair, or a dict
         a, b = (tokenizer(t, add_special_tokens=False).input_ids for t in (p, r))
         ids = (a + b + ([tokenizer.eos_token_id] if eos else []))[:max_length]
         start = max(len(a), 1)
-        if len(ids) <= start: raise ValueError(f'item {len(out)} has no response token within {max_length} tokens: {(p[-40:] + r[:40])!r}')
+        if not b or len(ids) <= start: raise ValueError(f'item {len(out)} has no response token within {max_length} tokens: {(p[-40:] + r[:40])!r}')
         out.append(Example(ids, start))
     return out
 
@@ -137,7 +137,7 @@ def _decode(model, tokenizer, prompts, keys, temperature, top_p, max_new_tokens)
     stops = stop_ids(model, tokenizer)
     noise = LogitsProcessorList([GumbelNoise(keys, temperature, top_p)] if temperature > 0 else [])
     out = model.generate(input_ids=enc.input_ids, attention_mask=enc.attention_mask, do_sample=False, max_new_tokens=max_new_tokens,
-                         eos_token_id=stops,
+                         eos_token_id=stops, repetition_penalty=1.0, no_repeat_ngram_size=0,   # a model may declare its own
                          pad_token_id=tokenizer.pad_token_id, logits_processor=noise)[:, enc.input_ids.shape[1]:].tolist()
     ends = [next((i for i, t in enumerate(row) if t in stops), None) for row in out]
     return [(tokenizer.decode(row[:e], skip_special_tokens=True).strip(), e if e is not None else len(row), e is not None)
@@ -151,14 +151,13 @@ def fingerprint(model):
         h.update(name.encode()); h.update(p.detach().reshape(-1)[::max(1, p.numel()//16)].float().cpu().numpy().tobytes())
     return h.hexdigest()[:16]
 
-def _done(path, run):
-    "Rows of an unfinished JSONL of the same run; a half-written last line is dropped"
+def _done(path, run, prompts, restart):
+    "Rows of an unfinished JSONL of the same run; a half-written last line is dropped, another run refused or, with `restart`, started over"
     if not path or not Path(path).exists(): return []
-    lines = Path(path).read_text(encoding='utf-8').split('\n')
-    rows = [json.loads(l) for l in lines[:-1] if l]
-    if any(r.get('run') != run for r in rows):
-        raise ValueError(f'{path} holds responses of another model or other settings: delete it, or give another path')
-    return rows
+    rows = [json.loads(l) for l in Path(path).read_bytes().split(b'\n')[:-1] if l]
+    if all(r.get('run') == run and prompts.get(r['id'], r['prompt']) == r['prompt'] for r in rows): return rows
+    if restart: return []
+    raise ValueError(f'{path} holds responses of another model, other settings or other questions: delete it, or give another path')
 
 # %% ../nbs/02_responses.ipynb #02-respo-033
 def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
@@ -166,23 +165,27 @@ def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
              temperature:float=0., # 0 is greedy
              top_p:float=1., max_new_tokens:int=256, batch_size:int=32, seed:int=0,
              path=None, # JSONL file that is appended to batch by batch and resumed from
+             restart:bool=False, # overwrite a file at `path` that another model or other settings made, instead of refusing it
              progress:bool=True):
     "Responses as dicts `id, sample, text, n_tokens, finished`, in the order of `problems`"
     if n > 1 and temperature <= 0: raise ValueError(f'{n} greedy responses to one question are all the same: set temperature above 0')
     if not len(problems): raise ValueError('there are no problems to answer: the list is empty')
     qs = [(str(i), q) if isinstance(q, str) else (q.id, q.question) for i, q in enumerate(problems)]
-    run = hashlib.sha256(repr((fingerprint(model), temperature, top_p, max_new_tokens, seed, INSTRUCTION)).encode()).hexdigest()[:16]
-    done = {(r['id'], r['sample']): r for r in _done(path, run)}
-    todo = [dict(id=i, sample=s, prompt=format_prompt(tokenizer, q)) for i, q in qs for s in range(n) if (i, s) not in done]
+    if len({i for i, _ in qs}) < len(qs): raise ValueError('two problems have the same id: responses could not be told apart')
+    prompts, short = {i: format_prompt(tokenizer, q) for i, q in qs}, lambda x: hashlib.sha256(x.encode()).hexdigest()[:16]
+    run = short(repr((fingerprint(model), str(model.dtype), temperature, top_p, max_new_tokens, seed)))
+    done = {(r['id'], r['sample']): r for r in _done(path, run, {i: short(p) for i, p in prompts.items()}, restart)}
+    todo = [dict(id=i, sample=s, prompt=prompts[i]) for i, _ in qs for s in range(n) if (i, s) not in done]
     todo.sort(key=lambda r: -len(r['prompt']))
     with _Appender(path, done.values()) as out, tqdm(total=len(todo), desc='responses', disable=not progress, mininterval=1) as bar:
         for o in range(0, len(todo), batch_size):
             rows = todo[o:o+batch_size]
             texts = _decode(model, tokenizer, [r['prompt'] for r in rows], [f"{seed}/{r['id']}/{r['sample']}" for r in rows], temperature,
                             top_p, max_new_tokens)
-            new = [dict(id=r['id'], sample=r['sample'], text=t, n_tokens=k, finished=f, run=run) for r, (t, k, f) in zip(rows, texts)]
+            new = [dict(id=r['id'], sample=r['sample'], text=t, n_tokens=k, finished=f, run=run, prompt=short(r['prompt']))
+                   for r, (t, k, f) in zip(rows, texts)]
             done.update({(r['id'], r['sample']): r for r in new}); out.write(new); bar.update(len(new))
-    return [{k: v for k, v in done[i, s].items() if k != 'run'} for i, _ in qs for s in range(n)]
+    return [{k: v for k, v in done[i, s].items() if k not in ('run', 'prompt')} for i, _ in qs for s in range(n)]
 
 # %% ../nbs/02_responses.ipynb #02-respo-034
 class _Appender:

@@ -214,12 +214,15 @@ def margin_auc(margin):
     m = np.asarray(margin, dtype=float)
     return float(((m > 0) + 0.5*(m == 0)).mean())
 
-def audit_row(signal, kind, margin, length, n_boot=2000, seed=0):
-    "AUC of one signal with its 95 % bootstrap interval over pairs, and its correlation with the length difference"
+def audit_row(signal, kind, margin, length, groups=None, # question of each pair; None when every pair has its own
+              n_boot=2000, seed=0):
+    "AUC of one signal with its 95 % bootstrap interval over questions, and its correlation with the length difference"
     m, l = np.asarray(margin, dtype=float), np.asarray(length, dtype=float)
     if not np.isfinite(m).all(): raise ValueError(f'the signal {signal!r} is not a number on {int((~np.isfinite(m)).sum())} pairs')
-    ix = np.random.default_rng(seed).integers(0, len(m), (n_boot, len(m)))
-    low, high = np.quantile([margin_auc(m[i]) for i in ix], [.025, .975])
+    g = np.unique(range(len(m)) if groups is None else groups, return_inverse=True)[1]
+    wins, size = np.bincount(g, (m > 0) + .5*(m == 0)), np.bincount(g)
+    ix = np.random.default_rng(seed).integers(0, len(size), (n_boot, len(size)))
+    low, high = np.quantile(wins[ix].sum(1)/size[ix].sum(1), [.025, .975])
     corr = float(np.corrcoef(m, l)[0, 1]) if len(m) > 2 and m.std() > 0 and l.std() > 0 else None
     return dict(signal=signal, kind=kind, n=len(m), auc=margin_auc(m), low=float(low), high=float(high), length_corr=corr)
 
@@ -257,4 +260,5 @@ def reward_audit(model, tokenizer, pairs, # held-out preference pairs
     named += [(name, s.meta['selector'], phi[j+1]) for j, (name, s) in enumerate(controls.items())]
     named += [('log-probability', 'baseline', [x.sum() for x in lp]), ('log-probability per token', 'baseline', [x.mean() for x in lp]),
               ('length', 'baseline', length)]
-    return [audit_row(s, k, margin(v), margin(length), seed=seed) for s, k, v in named]
+    questions = [str(p.get('question_id', i)) for i, p in enumerate(pairs)]
+    return [audit_row(s, k, margin(v), margin(length), questions, seed=seed) for s, k, v in named]

@@ -129,7 +129,7 @@ def check_parameter(name, value, known, where):
 
 # %% ../nbs/12_run.ipynb #12-run-023
 NEEDS = dict(problems=[], sft=['problems'], responses=['sft'], pairs=['sft', 'responses'], neurons=['sft'], audit=['pairs', 'neurons'],
-             train=['pairs', 'neurons'], evaluate=['sft', 'pairs'], causal=['sft'], compare=['evaluate'])  # others need all before them
+             train=['pairs', 'neurons'], evaluate=['sft', 'pairs'], causal=['sft', 'neurons'], compare=['evaluate'])  # others need all before them
 
 def _instances(recipe):
     "(stage, label, extra parameters) of every notebook run of a recipe, in order"
@@ -170,14 +170,18 @@ def _needs(stage, label, extra, before):
     return res + [s['label'] for s in before if stage == 'evaluate' and s['label'] == own]
 
 # %% ../nbs/12_run.ipynb #12-run-026
+def _imported(source):
+    "Modules of this package that `source` imports, as a notebook or as nbdev writes it: `from yfpo.loss` or `from .loss`"
+    return re.findall(r'^\s*from (?:yfpo)?\.(\w+) import', source, re.M)
+
 def _module_sources(names, seen=None):
-    "Sources of the `yfpo` modules `names` and of those they import, by name"
+    "Sources of the `yfpo` modules `names` and of those they import, by name, without nbdev's cell marks"
     seen = {} if seen is None else seen
     for n in names:
         f = Path(importlib.util.find_spec('yfpo').origin).parent/f'{n}.py'
         if n in seen or not f.exists(): continue
-        seen[n] = f.read_text(encoding='utf-8')
-        _module_sources(re.findall(r'^\s*from yfpo\.(\w+) import', seen[n], re.M), seen)
+        seen[n] = re.sub(r'^# %%.*\n', '', f.read_text(encoding='utf-8'), flags=re.M)
+        _module_sources(_imported(seen[n]), seen)
     return seen
 
 def _data_hash(folder):
@@ -191,7 +195,7 @@ def step_key(step, keys):
     "Content hash of a step: its code, the library it uses, its parameters, its data, and the keys of what it reads"
     code = [''.join(c['source']) for c in json.loads(step['notebook'].read_text(encoding='utf-8'))['cells']
             if c['cell_type'] == 'code' and 'parameters' not in c['metadata'].get('tags', [])]
-    modules = _module_sources(re.findall(r'^\s*from yfpo\.(\w+) import', '\n'.join(code), re.M))
+    modules = _module_sources(_imported('\n'.join(code)))
     modules.pop('run', None)                                   # the runner decides when, not what
     params = {k: v for k, v in step['params'].items() if k not in ('run_dir', 'results_dir', 'data_dir')}
     defaults = {k: v[1] for k, v in notebook_parameters(step['notebook']).items() if k not in ('run_dir', 'results_dir', 'data_dir')}
@@ -329,7 +333,7 @@ def _run_step(step, key, run, say):
     try: seconds, memory = execute(step, run)
     except ValueError: say('failed', flush=True); raise
     _write_json(_marker(run, step), dict(key=key, seconds=round(seconds, 1), peak_memory_mb=round(memory),
-        finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), files=_files_since(run, start)))
+        finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=_git('rev-parse', 'HEAD'), files=_files_since(run, start)))
     say(f'{seconds:.0f} s', flush=True)
 
 # %% ../nbs/12_run.ipynb #12-run-038

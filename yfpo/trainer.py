@@ -70,8 +70,7 @@ def train_sft(model, tokenizer,
                     warmup_steps=0.05, disable_tqdm=not progress, dataloader_pin_memory=torch.accelerator.is_available())
     args = SFTConfig(output_dir=str(output_dir), learning_rate=learning_rate, num_train_epochs=epochs,
                      per_device_train_batch_size=batch_size, max_length=max_length, bf16=bf16, use_cpu=not torch.accelerator.is_available(),
-                     seed=seed, data_seed=seed,
-                     completion_only_loss=True, **{**defaults, **kwargs})
+                     seed=seed, data_seed=seed, completion_only_loss=True, **{**defaults, **kwargs})
     trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)
