@@ -77,12 +77,13 @@ def again(finished, tmp_path):
 # --- strictness: nothing of a wrong recipe starts ---
 
 @pytest.mark.parametrize('old,new,says', [
-    ('lr: 1e-3', 'lrr: 1e-3', "did you mean 'lr'?"), ('lr: 1e-3', 'lr: fast', "lr is 'fast', a str, but must be a float"),
-    ('lr: 1e-3', 'lr: true', 'must be a float'),
-    ('lr: 1e-3', 'sets: a', 'must be a list'), ('beta: 1', 'bta: 1', "did you mean 'beta'?"),
+    ('lr: 1e-3', 'lrr: 1e-3', "did you mean 'lr'?"), ('lr: 1e-3', 'lr: fast', "lr is 'fast', a str, but must be of type float"),
+    ('lr: 1e-3', 'lr: true', 'must be of type float'),
+    ('lr: 1e-3', 'sets: a', 'must be of type list'), ('beta: 1', 'bta: 1', "did you mean 'beta'?"),
     ('model: tiny', 'modle: tiny', "did you mean 'model'?"),
     ('  train:', '  trian:', "did you mean"), ('[dpo, yfpo]', '[dpo, yfpoo]', "did you mean 'yfpo'?"),
-    ('seeds: [0]', 'seeds: [one]', 'seeds'), ('seeds: [0]', 'seeds: 0', 'seeds'),
+    ('seeds: [0]', 'seeds: [-1]', 'seeds are [-1]'), ('seeds: [0]', 'seeds: [0, 0]', 'seeds names 0 twice'),
+    ('[dpo, yfpo]', '[dpo, dpo]', "arms names 'dpo' twice"), ('seeds: [0]', 'seeds: [one]', 'seeds'), ('seeds: [0]', 'seeds: 0', 'seeds'),
     ('[table_main]', '[table_mian]', "did you mean 'table_main'?"), ('shared:', 'shraed:', "did you mean 'shared'?"),
     ('{beta: 1}', 'beta', 'train'),
     ('lr: 1e-3', 'lr: 1e-3, lr: 2e-3', 'twice'), ('{lr: 1e-3}', '{lr: 1e-3', 'not valid YAML'), ('name: toy', 'name: tyo', 'toy')])
@@ -96,7 +97,7 @@ def test_numbers_are_numbers(toy):
     assert [s['label'] for s in steps] == ['sft', 'train-dpo-seed0', 'train-yfpo-seed0', 'table_main']
     assert steps[0]['params']['lr'] == 1e-3 and steps[1]['params']['beta'] == 1. and type(steps[1]['params']['beta']) is float
     assert check_parameter('lr', 2, dict(lr=('float', .1, '')), 'x') == 2.
-    with pytest.raises(ValueError, match='must be a int'): check_parameter('n', True, dict(n=('int', 1, '')), 'x')
+    with pytest.raises(ValueError, match='must be of type int'): check_parameter('n', True, dict(n=('int', 1, '')), 'x')
 
 @pytest.mark.parametrize('cell', ["lr:float|None = None # rate", "lr = 0.1 # rate", "lr:float = 1/10 # rate", "lr:dict = {} # rate",
                                   "lr:list[int] = [1] # rates"])
@@ -175,6 +176,30 @@ def test_publish_copies_what_the_recipe_made_and_nothing_else(again):
     r = yfpo(again, 'publish', 'toy')
     assert r.returncode == 1 and 'yfpo run toy' in r.stderr, 'settings that were not run are not published'
     assert {f.relative_to(to): f.read_bytes() for f in to.rglob('*') if f.is_file()} == first
+
+def test_publish_sees_an_edited_number_of_the_same_length(again):
+    f = next(f for f in sorted((again/'runs/toy/results').rglob('*')) if f.is_file() and f.name != 'manifest.json')
+    f.write_bytes(bytes([f.read_bytes()[0] ^ 1]) + f.read_bytes()[1:])
+    r = yfpo(again, 'publish', 'toy')
+    assert r.returncode == 1 and 'gone or changed' in r.stderr
+
+def test_a_trial_with_p_is_not_published_until_the_recipe_itself_has_run(again):
+    assert yfpo(again, 'run', 'toy', '--until', 'sft', '-p', 'lr', '0.5').returncode == 0
+    r = yfpo(again, 'publish', 'toy')
+    assert r.returncode == 1 and 'other parameters' in r.stderr
+    assert yfpo(again, 'run', 'toy', '--until', 'sft').returncode == 0
+    r = yfpo(again, 'publish', 'toy')
+    assert yfpo(again, 'run', 'toy').returncode == 0 and yfpo(again, 'publish', 'toy').returncode == 0
+
+def test_what_the_runner_sets_cannot_be_given(toy):
+    for k in ('seed', 'arm', 'recipe', 'run_dir'):
+        with pytest.raises(ValueError, match=f"'{k}' is set by the runner"): plan(read_recipe('toy'), overrides={k: 1})
+    recipe(toy, '{beta: 1}', '{beta: 1, seed: 3}')
+    with pytest.raises(ValueError, match="stage 'train': 'seed' is set by the runner"): plan(read_recipe('toy'))
+
+def test_a_value_that_is_no_yaml_is_one_sentence(again):
+    r = yfpo(again, 'run', 'toy', '-p', 'lr', '[1')
+    assert r.returncode == 1 and 'not a YAML value' in r.stderr and 'Traceback' not in r.stderr
 
 # --- failing and killed ---
 

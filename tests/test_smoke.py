@@ -77,7 +77,7 @@ def test_missing_upstream_names_the_command(tmp_path):
 
 @pytest.mark.parametrize('args,says', [
     (['run', 'smok'], "did you mean 'smoke'?"), (['run', 'smoke', '-p', 'neuron_wieght', '0.2'], "did you mean 'neuron_weight'?"),
-    (['run', 'smoke', '-p', 'batch_size', 'eight'], 'must be a int'), (['run', 'smoke', '--until', 'trian'], "did you mean 'train'?"),
+    (['run', 'smoke', '-p', 'batch_size', 'eight'], 'must be of type int'), (['run', 'smoke', '--until', 'trian'], "did you mean 'train'?"),
     (['run', 'gsm8k-cpu', '--data-dir', '/nowhere'], '/nowhere')])
 def test_bad_input_is_one_sentence(args, says, tmp_path):
     r = yfpo(*args, '--run-dir', tmp_path)

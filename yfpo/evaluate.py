@@ -36,13 +36,14 @@ def evaluate_model(model, tokenizer, problems, # `Problem`s
                    arm:str='', seed:int=0, set:str='', # labels of every row
                    max_new_tokens:int=256, batch_size:int=32,
                    path=None, # JSONL of raw responses, resumed from when it exists
+                   restart:bool=False, # overwrite responses of another model at `path` instead of refusing them
                    nll_model=None, # scores the gold solutions instead of `model`, say the same weights in float32
                    nll_batch_size:int=8, progress:bool=True):
     "One row per question: greedy answer, three extractions, verdicts, and the gold solution's NLL"
     from yfpo.responses import generate
     if not len(problems): raise ValueError(f'there are no questions in the set {set!r}: nothing to evaluate')
     made = {r['id']: r for r in generate(model, tokenizer, problems, max_new_tokens=max_new_tokens, batch_size=batch_size,
-                                         seed=seed, path=path, progress=progress)}
+                                         seed=seed, path=path, restart=restart, progress=progress)}
     nll = gold_nll(nll_model or model, tokenizer, problems, nll_batch_size)
     level = lambda p: dict(difficulty=p.meta['difficulty']) if 'difficulty' in p.meta else {}
     return score_answers([dict(arm=arm, seed=seed, set=set, id=p.id, answer=p.answer, text=made[p.id]['text'],
@@ -104,7 +105,7 @@ def paired_interval(only_a:int, only_b:int, n:int, level:float=.95):
     from scipy.stats import norm
     p, q = (only_a + 1)/(n + 2), (only_b + 1)/(n + 2)
     half = norm.ppf(.5 + level/2)*math.sqrt((p + q - (p - q)**2)/(n + 2))
-    return (only_a - only_b)/n, max(-1., p - q - half), min(1., p - q + half)
+    return (only_a - only_b)/n, float(max(-1., p - q - half)), float(min(1., p - q + half))
 
 # %% ../nbs/10_evaluate.ipynb #10-evalu-031
 def paired_bootstrap(x, y, n_boot:int=10000, seed:int=0, level:float=.95):
@@ -116,6 +117,7 @@ def paired_bootstrap(x, y, n_boot:int=10000, seed:int=0, level:float=.95):
     if not np.isfinite(x - y).all(): raise ValueError('some values are NaN or infinite: the difference of the two arms has no value')
     d, rng = np.atleast_2d(x - y), np.random.default_rng(seed)
     S, n = d.shape
+    if n < 2: return float(d.mean()), math.nan, math.nan       # one question says nothing about its own spread
     draw = lambda: d[rng.integers(0, S, S)].mean(0)[rng.integers(0, n, n)].mean() if S > 1 else d[0, rng.integers(0, n, n)].mean()
     low, high = np.quantile([draw() for _ in range(n_boot)], [.5 - level/2, .5 + level/2])
     return float(d.mean()), float(low), float(high)
@@ -124,10 +126,11 @@ def paired_bootstrap(x, y, n_boot:int=10000, seed:int=0, level:float=.95):
 def detectable_difference(share:float, # share of questions on which the two arms differ
                           n:int, power:float=.8, level:float=.95):
     "Smallest true difference of two paired shares that `n` questions detect with probability `power`"
-    from scipy.stats import norm
+    from scipy.stats import gamma, norm
     if n < 1: raise ValueError('the set is empty: no difference can be detected on zero questions')
     fewest = math.ceil(math.log2(2/(1 - level)))  # an exact test needs this many one-sided discordant questions
-    return max((norm.ppf(.5 + level/2) + norm.ppf(power))*math.sqrt(share/n), fewest/n)
+    mde = float(max((norm.ppf(.5 + level/2) + norm.ppf(power))*math.sqrt(share/n), gamma.ppf(power, fewest)/n))
+    return mde if mde <= 1 else math.nan                       # nothing is detectable on so few questions
 
 def detectable_mean(differences, power:float=.8, level:float=.95):
     "The same for a mean of paired differences, such as NLL"
@@ -208,13 +211,17 @@ def contrasts(rows, pairs=CONTRASTS, n_boot:int=10000, seed:int=0):
             keys = [(s, (a, s, set_, metric), (b, s if len(seeds[b]) > 1 else seeds[b][0], set_, metric)) for s in both]
             xy = [(s, *_aligned(table[i], table[j], (a, b), set_)) for s, i, j in keys if i in table and j in table]
             stats = [(s, compare(x, y, metric, n_boot, seed)) for s, x, y in xy]
-            if len(xy) > 1: stats.append(('all', _over_seeds(xy, n_boot, seed)))
+            if len(xy) > 1: stats.append(('all', _over_seeds(np.stack([x - y for _, x, y in xy]), metric)))
             out += [dict(contrast=f'{a} - {b}', seed=s, set=set_, metric=metric, n=len(xy[0][1]), **st, primary=(a, b) == PRIMARY)
                     for s, st in stats]
     return out
 
-def _over_seeds(xy, n_boot, seed):
-    "The difference over all seeds, with the two-level bootstrap; the detectable one is the larger of those seen from questions and seeds"
-    x, y = np.stack([x for _, x, _ in xy]), np.stack([y for *_, y in xy])
-    return dict(zip(('delta', 'low', 'high'), paired_bootstrap(x, y, n_boot, seed)), p=math.nan,
-                mde=float(np.nanmax([detectable_mean((x - y).mean(axis)) for axis in (0, 1)])))
+def _over_seeds(d, # differences (seeds, questions)
+                metric, level=.95, power=.8):
+    "The difference over all seeds with a t interval on one degree of freedom less than there are seeds: variance of seeds plus of questions"
+    from scipy.stats import t
+    delta, S = d.mean(), len(d)
+    if metric not in CONTINUOUS: d = np.pad(d.astype(float), ((0, 0), (1, 1)), constant_values=((0, 0), (1, -1)))  # as in `paired_interval`
+    se = math.sqrt(d.mean(1).var(ddof=1)/S + d.mean(0).var(ddof=1)/d.shape[1]) if d.shape[1] > 1 else math.nan
+    z, mid = t.ppf(.5 + level/2, S - 1), d.mean()
+    return dict(delta=float(delta), low=float(mid - z*se), high=float(mid + z*se), p=math.nan, mde=float((z + t.ppf(power, S - 1))*se))

@@ -110,7 +110,7 @@ def write_table(df, # frame of strings, ready to print
 # %% ../nbs/11_report.ipynb #11-repor-018
 def _interval(value, low, high, scale=1, digits=3, sign='', bold=False):
     if value is None or math.isnan(value): return ''
-    num = lambda v, s='': f'{scale*v:{s}.{digits}f}'
+    num = lambda v, s='': f'{round(scale*v, digits) + 0.:{s}.{digits}f}'         # + 0. turns -0 into 0
     mean = f'**{num(value, sign)}**' if bold else num(value, sign)
     return mean if math.isnan(low) else f'{mean} [{num(low)}, {num(high)}]'
 
@@ -204,9 +204,13 @@ def _audit_sentence(audit):
     row = lambda kind: audit[audit.kind == kind]
     s, m = row('selected').iloc[0], row('layer-matched')
     lp = audit[audit.signal == 'log-probability per token'].iloc[0]
-    word = 'carries no signal that this shows' if s.low <= .5 <= s.high else 'carries a signal' if s.low > .5 else 'points the wrong way'
+    if s.low <= .5 <= s.high: word = 'cannot be told from a coin'
+    else:
+        side, beyond = ('better', s.auc > m.auc.max()) if s.low > .5 else ('worse', s.auc < m.auc.min())
+        word = f'is {side} than a coin' + (f', and {side} than each of' if beyond else f', but no {side} than')
+        word += f' {len(m)} random sets of the same layers'
     return ('**Reward audit.** Before training, the margin of the selected neurons favours the chosen response in '
-            f'{_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs, so as a verifier it {word}. {len(m)} layer-matched '
+            f'{_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs: as a verifier it {word}. {len(m)} layer-matched '
             f'random sets reach {100*m.auc.min():.0f} to {100*m.auc.max():.0f} %, log-probability per token {100*lp.auc:.0f} %.')
 
 def _causal_sentence(ablation, k):
@@ -215,18 +219,22 @@ def _causal_sentence(ablation, k):
     value = lambda kind, text: df[(df['set'] == kind) & (df.text == text)].delta_nll
     math_, control = value('selected', 'math').iloc[0], value('layer-matched', 'math')
     general = value('selected', 'general').iloc[0]
-    return (f'**Causal study.** Setting the top {k} neurons to their mean adds {math_:.2f} nats per token on math and {general:.2f} on '
-            f'general text; {len(control)} layer-matched sets add {control.min():.2f} to {control.max():.2f} on math.')
+    num = lambda v: _interval(v, math.nan, math.nan, digits=2)
+    return (f'**Causal study.** Setting the top {k} neurons to their mean adds {num(math_)} nats per token on math and {num(general)} on '
+            f'general text; {len(control)} layer-matched sets add {num(control.min())} to {num(control.max())} on math.')
 
 def _contrast_sentence(contrasts):
     df = contrasts[contrasts.primary & contrasts.metric.isin(['accuracy_numeric', 'nll_gold', 'pair_accuracy'])
                    & ~contrasts.set.str.contains(r'-d\d+$')]
+    if df.empty: return '**Primary contrast.** Not run: it needs the arms yfpo and yfpo-random.'
     if (df.seed.astype(str) == 'all').any(): df = df[df.seed.astype(str) == 'all']
     clear = df[(df.low > 0) | (df.high < 0)]
     parts = [f'{_set(r.set)} {METRICS[r.metric]} {_interval(r.delta, r.low, r.high, *_unit(r.metric)[:2], sign="+")}'
              for r in df.itertuples()]
     verdict = (f'no interval of {len(df)} excludes zero' if clear.empty else f'{len(clear)} of {len(df)} intervals exclude zero')
-    return f"**Primary contrast.** {_contrast(df.contrast.iloc[0])}, same questions: {'; '.join(parts)}. Here {verdict}."
+    seeds = 'over all seeds' if str(df.seed.iloc[0]) == 'all' else 'one training seed, so two checkpoints and not two methods'
+    return (f"**Primary contrast.** {_contrast(df.contrast.iloc[0])}, same questions, {seeds}: {'; '.join(parts)}. "
+            f"Here {verdict} (uncorrected for their number).")
 
 # %% ../nbs/11_report.ipynb #11-repor-030
 METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per token)', pair_accuracy='accuracy (points)')
@@ -392,7 +400,7 @@ def _ablation_panel(ax, df):
 def draw_margins(margins): # frame of margins/*.csv with `arm` and `seed`
     "Distribution over held-out pairs of the neuron margin and the log-probability margin, before and after each training"
     arms = arm_order(margins.arm)
-    kinds = [('neuron_margin', 'neuron margin (standard deviations)'), ('logp_margin', 'log-probability margin (nats)')]
+    kinds = [('neuron_margin', "neuron margin (SDs of the reference's)"), ('logp_margin', 'log-probability margin (nats)')]
     fig, axs = panels(len(arms), 2, size=(7.2, 1.35*len(arms) + .75), sharex='col', sharey='col')
     for j, (col, name) in enumerate(kinds):
         low, high = np.quantile(margins[col], [.005, .995]); pad = .03*(high - low) or 1.

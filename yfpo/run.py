@@ -63,7 +63,7 @@ def _loader():
     return Loader
 
 def _nearest(name, known):
-    "', did you mean ...' for a misspelt name, or the list of what there is"
+    "'did you mean ...?' for a misspelt name, or the list of what there is"
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.5)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, known))}"
 
@@ -76,14 +76,17 @@ def check_recipe(res, path):
         raise ValueError(f'{path} is no recipe: it needs at least `name` and `stages`')
     for k, v in res.items():
         if k not in FORM: raise ValueError(f'{path} has an unknown key {k!r}: {_nearest(k, FORM)}')
-        if type(v) is not FORM[k]: raise ValueError(f'{path}: {k} is {v!r}, a {type(v).__name__}, but must be a {FORM[k].__name__}')
+        if type(v) is not FORM[k]: raise ValueError(f'{path}: {k} is {v!r}, a {type(v).__name__}, but must be of type {FORM[k].__name__}')
     res = dict(dict(about='', shared={}, arms=[], seeds=[0], outputs=[]), **res)
     if res['name'] != path.stem:
         raise ValueError(f"{path} calls itself {res['name']!r}: name and file must agree, because folders are named after it")
     for a in res['arms']:
         if a not in ARMS: raise ValueError(f'{path} has an unknown arm {a!r}: {_nearest(a, ARMS)}')
-    if not res['seeds'] or any(type(x) is not int for x in res['seeds']):
-        raise ValueError(f"{path}: seeds are {res['seeds']!r}, but must be a list of whole numbers")
+    if not res['seeds'] or any(type(x) is not int or x < 0 for x in res['seeds']):
+        raise ValueError(f"{path}: seeds are {res['seeds']!r}, but must be a list of whole numbers, 0 or more")
+    for k in ('arms', 'seeds', 'outputs'):
+        twice = [x for x in res[k] if res[k].count(x) > 1]
+        if twice: raise ValueError(f'{path}: {k} names {twice[0]!r} twice; name it once')
     for k, v in res['stages'].items():
         if not isinstance(v, dict | None):
             raise ValueError(f'{path}: stage {k!r} is {v!r}, but must be a mapping of parameters, at least {{}}')
@@ -124,7 +127,7 @@ def check_parameter(name, value, known, where):
     if name not in known: raise ValueError(f'{where} has no parameter {name!r}: {_nearest(name, known)}')
     kind = known[name][0]
     if kind == 'float' and type(value) is int: value = float(value)
-    if type(value) is not TYPES[kind]: raise ValueError(f'{where}: {name} is {value!r}, a {type(value).__name__}, but must be a {kind}')
+    if type(value) is not TYPES[kind]: raise ValueError(f'{where}: {name} is {value!r}, a {type(value).__name__}, but must be of type {kind}')
     return value
 
 # %% ../nbs/12_run.ipynb #12-run-023
@@ -141,10 +144,20 @@ def _instances(recipe):
             for arm, seed in runs: yield stage, f'{stage}-{arm}-seed{seed}', dict(arm=arm, seed=seed)
     for o in recipe['outputs']: yield 'outputs', o, {}
 
+def _refuse_fixed(recipe, overrides):
+    "Names that the runner sets itself may stand nowhere else, or a value would be given and not used"
+    places = {'shared': recipe['shared'], '-p': overrides, **{f'stage {k!r}': v or {} for k, v in recipe['stages'].items()}}
+    for where, given in places.items():
+        fixed = {'recipe', 'run_dir', 'results_dir', 'arm'} | ({'seed'} if where in ('-p', "stage 'train'", "stage 'evaluate'") else set())
+        for k in fixed & set(given):
+            raise ValueError(f"recipe {recipe['name']!r}, {where}: {k!r} is set by the runner; arms and seeds stand in `arms`, `seeds` "
+                             "and `shared: seed` of the recipe, folders in --run-dir")
+
 def plan(recipe, # a dict from `read_recipe`
          run_dir:str='', overrides=None): # parameters that replace the recipe's in every stage that has them
     "Every notebook run of a recipe, checked: dicts `stage, label, notebook, params, needs`"
     run, overrides, steps, used = run_folder(recipe['name'], run_dir), overrides or {}, [], set()
+    _refuse_fixed(recipe, overrides)
     for stage, label, extra in _instances(recipe):
         nb = root()/'nbs'/'paper'/(f'{label}.ipynb' if stage == 'outputs' else f'stage_{stage}.ipynb')
         if not nb.exists():
@@ -218,12 +231,17 @@ def is_done(run, step, key):
     "Whether `step` finished with this key and its files are still as it left them"
     try: m = json.loads(_marker(run, step).read_text())
     except (FileNotFoundError, json.JSONDecodeError): return False
-    return m['key'] == key and all((run/f).exists() and (run/f).stat().st_size == n for f, n in m['files'].items())
+    return m['key'] == key and all((run/f).exists() and _mark(run/f, run) == x for f, x in m['files'].items())
+
+def _mark(f, run):
+    "What tells that a file is unchanged: its content hash under results/, its size elsewhere"
+    if f.relative_to(run).parts[0] != 'results': return f.stat().st_size
+    return hashlib.sha256(f.read_bytes()).hexdigest()[:16]
 
 def _files_since(run, start):
-    "Files written under `run` since `start` (nanoseconds), with sizes; checkpoints, notebooks and markers aside"
+    "Files written under `run` since `start` (nanoseconds), with their marks; checkpoints, notebooks and markers aside"
     skip = ('done', 'notebooks')
-    return {str(f.relative_to(run)): f.stat().st_size for f in sorted(run.rglob('*'))
+    return {str(f.relative_to(run)): _mark(f, run) for f in sorted(run.rglob('*'))
             if f.is_file() and f.relative_to(run).parts[0] not in skip and 'trainer' not in f.parts and f.name != 'manifest.json'
             and f.stat().st_mtime_ns >= start}
 
@@ -294,14 +312,15 @@ def _git(*args):
     return r.stdout.strip() if r.returncode == 0 else None
 
 # %% ../nbs/12_run.ipynb #12-run-035
+def _portable(params):
+    "Parameters without where things lie on one machine, which is no part of a result"
+    return {k: v for k, v in params.items() if k not in ('run_dir', 'results_dir', 'data_dir')}
+
 def write_manifest(recipe, steps, run):
     "results/manifest.json: what was run, with which settings and versions, on what, for how long"
     done = {s['label']: json.loads(_marker(run, s).read_text()) for s in steps if _marker(run, s).exists()}
-    hide = ('run_dir', 'results_dir', 'data_dir')              # where things lie on one machine is no part of a result
-    stages = {s['label']: dict({k: done[s['label']][k] for k in ('key', 'seconds', 'peak_memory_mb', 'finished')},
-              params={k: v for k, v in s['params'].items() if k not in hide}) for s in steps if s['label'] in done}
-    text = json.dumps({k: v for k, v in recipe.items() if k != 'shared'}
-                      | dict(shared={k: v for k, v in recipe['shared'].items() if k not in hide}), sort_keys=True)
+    stages = {l: {k: m[k] for k in ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'finished')} for l, m in done.items()}
+    text = json.dumps({k: v for k, v in recipe.items() if k != 'shared'} | dict(shared=_portable(recipe['shared'])), sort_keys=True)
     _write_json(run/'results'/'manifest.json',
                 dict(recipe=recipe['name'], about=recipe['about'], recipe_sha=hashlib.sha256(text.encode()).hexdigest()[:16],
                      model=recipe['shared'].get('model'), seeds=recipe['seeds'], arms=recipe['arms'], versions=versions(),
@@ -326,13 +345,13 @@ def _retire(run, steps):
             if f.startswith('results/'): (run/f).unlink(missing_ok=True)
         m.unlink()
 
-def _run_step(step, key, run, say):
+def _run_step(step, key, needs, run, say):
     "Execute one step and leave its marker, which is written last"
     _marker(run, step).unlink(missing_ok=True)
     start = time.time_ns()
     try: seconds, memory = execute(step, run)
     except ValueError: say('failed', flush=True); raise
-    _write_json(_marker(run, step), dict(key=key, seconds=round(seconds, 1), peak_memory_mb=round(memory),
+    _write_json(_marker(run, step), dict(key=key, needs=needs, params=_portable(step['params']), seconds=round(seconds, 1), peak_memory_mb=round(memory),
         finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=_git('rev-parse', 'HEAD'), files=_files_since(run, start)))
     say(f'{seconds:.0f} s', flush=True)
 
@@ -362,8 +381,8 @@ def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, ru
                 continue
             for l in skipped if not ran else []: say(l)
             say(line, end=' ', flush=True)
-            _run_step(s, key, run, say); ran += 1
-            write_manifest(recipe, steps, run)
+            _run_step(s, key, {n: keys[n] for n in s['needs']}, run, say); ran += 1
+            write_manifest(recipe, everything, run)
     return ran, run
 
 def show_results(results, say=print):
@@ -374,14 +393,14 @@ def show_results(results, say=print):
 
 # %% ../nbs/12_run.ipynb #12-run-040
 def _unpublishable(steps, run):
-    "What keeps a run from being published: a step that is missing, or ran with other settings than the recipe's"
-    try: stages = json.loads((run/'results'/'manifest.json').read_text())['stages']
-    except FileNotFoundError: return 'it has no manifest'
+    "What keeps a run from being published: a step that is missing, ran with other settings than the recipe's, or before what it reads"
+    keys = {}
     for s in steps:
-        m = json.loads(_marker(run, s).read_text()) if _marker(run, s).exists() else None
-        if m is None or s['label'] not in stages: return f"step {s['label']} has not run"
-        params = {k: v for k, v in s['params'].items() if k not in ('run_dir', 'results_dir', 'data_dir')}
-        if stages[s['label']]['params'] != params: return f"step {s['label']} ran with other parameters than the recipe's"
+        if not _marker(run, s).exists(): return f"step {s['label']} has not run"
+        m = json.loads(_marker(run, s).read_text())
+        keys[s['label']] = m['key']
+        if m['params'] != _portable(s['params']): return f"step {s['label']} ran with other parameters than the recipe's"
+        if m['needs'] != {n: keys[n] for n in s['needs']}: return f"step {s['label']} ran before what it reads"
         if not is_done(run, s, m['key']): return f"files of step {s['label']} are gone or changed"
 
 def publish(name:str, run_dir:str=''):
@@ -425,7 +444,8 @@ def readme_text():
 def _value(text):
     "A command-line value as YAML reads it"
     import yaml
-    return yaml.load(text, Loader=_loader())
+    try: return yaml.load(text, Loader=_loader())
+    except yaml.YAMLError: raise ValueError(f'{text!r} is not a YAML value; quote it, or close its brackets') from None
 
 def _folder(path): return str(Path(path).expanduser().resolve()) if path else ''   # typed in a shell, so seen from there
 
