@@ -288,6 +288,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'yfpo.run._cmd_run': ('run.html#_cmd_run', 'yfpo/run.py'),
                           'yfpo.run._data_hash': ('run.html#_data_hash', 'yfpo/run.py'),
                           'yfpo.run._files_since': ('run.html#_files_since', 'yfpo/run.py'),
+                          'yfpo.run._finished': ('run.html#_finished', 'yfpo/run.py'),
                           'yfpo.run._folder': ('run.html#_folder', 'yfpo/run.py'),
                           'yfpo.run._git': ('run.html#_git', 'yfpo/run.py'),
                           'yfpo.run._imported': ('run.html#_imported', 'yfpo/run.py'),

@@ -227,11 +227,16 @@ def _write_json(path, obj):
 
 def _marker(run, step): return run/'done'/f"{step['label']}.json"
 
+def _finished(run, step):
+    "What a finished step left about itself, or None; a broken marker, or one of an older runner, is none"
+    try: m = json.loads(_marker(run, step).read_text())
+    except (FileNotFoundError, json.JSONDecodeError): return None
+    return m if {'key', 'needs', 'params', 'git', 'files'} <= set(m) else None
+
 def is_done(run, step, key):
     "Whether `step` finished with this key and its files are still as it left them"
-    try: m = json.loads(_marker(run, step).read_text())
-    except (FileNotFoundError, json.JSONDecodeError): return False
-    return m['key'] == key and all((run/f).exists() and _mark(run/f, run) == x for f, x in m['files'].items())
+    m = _finished(run, step)
+    return m is not None and m['key'] == key and all((run/f).exists() and _mark(run/f, run) == x for f, x in m['files'].items())
 
 def _mark(f, run):
     "What tells that a file is unchanged: its content hash under results/, its size elsewhere"
@@ -318,7 +323,7 @@ def _portable(params):
 
 def write_manifest(recipe, steps, run):
     "results/manifest.json: what was run, with which settings and versions, on what, for how long"
-    done = {s['label']: json.loads(_marker(run, s).read_text()) for s in steps if _marker(run, s).exists()}
+    done = {s['label']: m for s in steps if (m := _finished(run, s))}
     stages = {l: {k: m[k] for k in ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'finished')} for l, m in done.items()}
     text = json.dumps({k: v for k, v in recipe.items() if k != 'shared'} | dict(shared=_portable(recipe['shared'])), sort_keys=True)
     _write_json(run/'results'/'manifest.json',
@@ -341,7 +346,7 @@ def _retire(run, steps):
     "Take away results and markers of steps that the recipe no longer has, so that no table shows a dropped arm"
     for m in (run/'done').glob('*.json'):
         if m.stem in {s['label'] for s in steps}: continue
-        for f in json.loads(m.read_text())['files']:
+        for f in (_finished(run, dict(label=m.stem)) or dict(files=()))['files']:
             if f.startswith('results/'): (run/f).unlink(missing_ok=True)
         m.unlink()
 
@@ -396,8 +401,7 @@ def _unpublishable(steps, run):
     "What keeps a run from being published: a step that is missing, ran with other settings than the recipe's, or before what it reads"
     keys = {}
     for s in steps:
-        if not _marker(run, s).exists(): return f"step {s['label']} has not run"
-        m = json.loads(_marker(run, s).read_text())
+        if not (m := _finished(run, s)): return f"step {s['label']} has not run"
         keys[s['label']] = m['key']
         if m['params'] != _portable(s['params']): return f"step {s['label']} ran with other parameters than the recipe's"
         if m['needs'] != {n: keys[n] for n in s['needs']}: return f"step {s['label']} ran before what it reads"
