@@ -416,7 +416,7 @@ def draw_margins(margins): # frame of margins/*.csv with `arm` and `seed`
 def _margin_panel(ax, before, after, bins, color):
     for v, kw in ((before, dict(histtype='stepfilled', color='#d0d0d0')), (after, dict(histtype='step', color=color, lw=1.6))):
         ax.hist(v, bins, weights=np.full(len(v), 100/max(len(v), 1)), **kw)
-    ax.axvline(0, color=INK, lw=.8); ax.margins(y=.45)
+    ax.axvline(0, color=INK, lw=.8); ax.margins(y=.65)
     for v, c, y, name in ((before, '#777777', .95, 'before'), (after, color, .80, 'after')):
         ax.text(1, y, f'{name}: {100*np.mean(v > 0):.0f} % above 0', transform=ax.transAxes, ha='right', va='top', fontsize=7.5, color=c)
         ax.plot([v.mean()], [0], marker=6, color=c, ms=6, clip_on=False, zorder=5)
