@@ -286,6 +286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'yfpo.run._cmd_readme': ('run.html#_cmd_readme', 'yfpo/run.py'),
                           'yfpo.run._cmd_report': ('run.html#_cmd_report', 'yfpo/run.py'),
                           'yfpo.run._cmd_run': ('run.html#_cmd_run', 'yfpo/run.py'),
+                          'yfpo.run._code': ('run.html#_code', 'yfpo/run.py'),
                           'yfpo.run._data_hash': ('run.html#_data_hash', 'yfpo/run.py'),
                           'yfpo.run._files_since': ('run.html#_files_since', 'yfpo/run.py'),
                           'yfpo.run._finished': ('run.html#_finished', 'yfpo/run.py'),

@@ -218,7 +218,7 @@ def contrasts(rows, pairs=CONTRASTS, n_boot:int=10000, seed:int=0):
 
 def _over_seeds(d, # differences (seeds, questions)
                 metric, level=.95, power=.8):
-    "The difference over all seeds with a t interval on one degree of freedom less than there are seeds: variance of seeds plus of questions"
+    "The difference over all seeds with a t interval on S - 1 degrees of freedom; its variance is that of seeds plus that of questions"
     from scipy.stats import t
     delta, S = d.mean(), len(d)
     if metric not in CONTINUOUS: d = np.pad(d.astype(float), ((0, 0), (1, 1)), constant_values=((0, 0), (1, -1)))  # as in `paired_interval`

@@ -113,7 +113,8 @@ def contrast_set(cap, gen, model, # `Relevance` on capability and on general tex
     layer, index = top_neurons(score, eligible(cap.mean, gen.mean, universal), want, max(1, math.ceil(per_layer*F)))
     if not len(layer):
         raise ValueError('no neuron is more relevant on the capability texts than on the general ones: are the two sets the same?')
-    if len(layer) < want: warnings.warn(f'{len(layer)} neurons were selected, not {want}: no more pass the guards; raise per_layer or lower k')
+    if len(layer) < want:
+        warnings.warn(f'{len(layer)} neurons were selected, not {want}: no more pass the guards; raise per_layer or lower k')
     w = score[layer, index]
     d = torch.where(cap.weighted[layer, index] < 0, -1., 1.)
     return NeuronSet(layer, index, (w/w.sum()).float(), d,

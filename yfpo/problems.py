@@ -502,7 +502,8 @@ def split_problems(problems, sizes:dict, # name -> number of problems; one may b
         got = []
         while groups and (n < 0 or len(got) < n): got += groups.pop()
         if not got or len(got) < n:
-            raise ValueError(f'split {name!r} got {len(got)} of {max(n, 1)} problems: {len(problems)} problems are too few for sizes {sizes}')
+            raise ValueError(f'split {name!r} got {len(got)} of {max(n, 1)} problems: '
+                             f'{len(problems)} problems are too few for sizes {sizes}')
         res[name] = got if n < 0 else got[:n]
     check_disjoint(res)
     return {name: res[name] for name in sizes}

@@ -172,7 +172,8 @@ class Relevance:
     def save(self, path):
         "Write a safetensors file"
         with atomic_write(path) as tmp:
-            save_file({k: getattr(self, k).contiguous() for k in ('mean', 'halves', 'weighted', 'activation')}, str(tmp), {'n': str(self.n)})
+            save_file({k: getattr(self, k).contiguous() for k in ('mean', 'halves', 'weighted', 'activation')}, str(tmp),
+                      {'n': str(self.n)})
 
     @staticmethod
     def load(path):

@@ -52,7 +52,8 @@ def encode(tokenizer, items, # each a text, a (prompt, response) pair, or a dict
         a, b = (tokenizer(t, add_special_tokens=False).input_ids for t in (p, r))
         ids = (a + b + ([tokenizer.eos_token_id] if eos else []))[:max_length]
         start = max(len(a), 1)
-        if not b or len(ids) <= start: raise ValueError(f'item {len(out)} has no response token within {max_length} tokens: {(p[-40:] + r[:40])!r}')
+        if not b or len(ids) <= start:
+            raise ValueError(f'item {len(out)} has no response token within {max_length} tokens: {(p[-40:] + r[:40])!r}')
         out.append(Example(ids, start))
     return out
 

@@ -127,12 +127,13 @@ def check_parameter(name, value, known, where):
     if name not in known: raise ValueError(f'{where} has no parameter {name!r}: {_nearest(name, known)}')
     kind = known[name][0]
     if kind == 'float' and type(value) is int: value = float(value)
-    if type(value) is not TYPES[kind]: raise ValueError(f'{where}: {name} is {value!r}, a {type(value).__name__}, but must be of type {kind}')
+    if type(value) is not TYPES[kind]:
+        raise ValueError(f'{where}: {name} is {value!r}, a {type(value).__name__}, but must be of type {kind}')
     return value
 
 # %% ../nbs/12_run.ipynb #12-run-023
 NEEDS = dict(problems=[], sft=['problems'], responses=['sft'], pairs=['sft', 'responses'], neurons=['sft'], audit=['pairs', 'neurons'],
-             train=['pairs', 'neurons'], evaluate=['sft', 'pairs'], causal=['sft', 'neurons'], compare=['evaluate'])  # others need all before them
+             train=['pairs', 'neurons'], evaluate=['sft', 'pairs'], causal=['sft', 'neurons'], compare=['evaluate'])  # others: all before
 
 def _instances(recipe):
     "(stage, label, extra parameters) of every notebook run of a recipe, in order"
@@ -183,17 +184,25 @@ def _needs(stage, label, extra, before):
     return res + [s['label'] for s in before if stage == 'evaluate' and s['label'] == own]
 
 # %% ../nbs/12_run.ipynb #12-run-026
+def _code(source):
+    "What `source` does, without comments, layout and docstrings"
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body[0].value.value = ''
+    return ast.dump(tree)
+
 def _imported(source):
     "Modules of this package that `source` imports, as a notebook or as nbdev writes it: `from yfpo.loss` or `from .loss`"
     return re.findall(r'^\s*from (?:yfpo)?\.(\w+) import', source, re.M)
 
 def _module_sources(names, seen=None):
-    "Sources of the `yfpo` modules `names` and of those they import, by name, without nbdev's cell marks"
+    "Sources of the `yfpo` modules `names` and of those they import, by name"
     seen = {} if seen is None else seen
     for n in names:
         f = Path(importlib.util.find_spec('yfpo').origin).parent/f'{n}.py'
         if n in seen or not f.exists(): continue
-        seen[n] = re.sub(r'^# %%.*\n', '', f.read_text(encoding='utf-8'), flags=re.M)
+        seen[n] = f.read_text(encoding='utf-8')
         _module_sources(_imported(seen[n]), seen)
     return seen
 
@@ -213,7 +222,8 @@ def step_key(step, keys):
     params = {k: v for k, v in step['params'].items() if k not in ('run_dir', 'results_dir', 'data_dir')}
     defaults = {k: v[1] for k, v in notebook_parameters(step['notebook']).items() if k not in ('run_dir', 'results_dir', 'data_dir')}
     data = _data_hash(step['params']['data_dir']) if step['params'].get('data_dir') else ''
-    parts = [code, sorted(modules.items()), {**defaults, **params}, data, [keys[n] for n in step['needs']]]
+    parts = [[_code(c) for c in code], [(m, _code(src)) for m, src in sorted(modules.items())], {**defaults, **params}, data,
+             [keys[n] for n in step['needs']]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/12_run.ipynb #12-run-029
@@ -356,7 +366,8 @@ def _run_step(step, key, needs, run, say):
     start = time.time_ns()
     try: seconds, memory = execute(step, run)
     except ValueError: say('failed', flush=True); raise
-    _write_json(_marker(run, step), dict(key=key, needs=needs, params=_portable(step['params']), seconds=round(seconds, 1), peak_memory_mb=round(memory),
+    _write_json(_marker(run, step), dict(key=key, needs=needs, params=_portable(step['params']), seconds=round(seconds, 1),
+        peak_memory_mb=round(memory),
         finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=_git('rev-parse', 'HEAD'), files=_files_since(run, start)))
     say(f'{seconds:.0f} s', flush=True)
 
