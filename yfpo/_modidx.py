@@ -181,6 +181,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'yfpo.report._contrast': ('report.html#_contrast', 'yfpo/report.py'),
                              'yfpo.report._contrast_sentence': ('report.html#_contrast_sentence', 'yfpo/report.py'),
                              'yfpo.report._curve': ('report.html#_curve', 'yfpo/report.py'),
+                             'yfpo.report._delta_unit': ('report.html#_delta_unit', 'yfpo/report.py'),
                              'yfpo.report._draw_read': ('report.html#_draw_read', 'yfpo/report.py'),
                              'yfpo.report._draw_select': ('report.html#_draw_select', 'yfpo/report.py'),
                              'yfpo.report._draw_train': ('report.html#_draw_train', 'yfpo/report.py'),

@@ -115,6 +115,7 @@ def _interval(value, low, high, scale=1, digits=3, sign='', bold=False):
     return mean if math.isnan(low) else f'{mean} [{num(low)}, {num(high)}]'
 
 def _unit(metric): return (1, 3, 'nats per token') if metric == 'nll_gold' else (100, 1, '%')
+def _delta_unit(metric): return (1, 4) if metric == 'nll_gold' else (100, 1)   # paired differences are finer than levels
 
 def _cell(df, metric):
     "One seed: value and interval; several: mean and range over seeds"
@@ -176,7 +177,7 @@ def contrast_table(contrasts, metrics=('accuracy_numeric', 'nll_gold', 'pair_acc
     df = df[~several | (df.seed.astype(str) == 'all')]
     rows = []
     for r in df.itertuples():
-        scale, digits, _ = _unit(r.metric)
+        scale, digits = _delta_unit(r.metric)
         rows.append({'contrast': _contrast(r.contrast) + (' (primary)' if r.primary else ''), 'set': _set(r.set),
                      'measure': names.get(r.metric, r.metric),
                      'difference': _interval(r.delta, r.low, r.high, scale, digits, '+', bold=r.low > 0 or r.high < 0),
@@ -229,8 +230,9 @@ def _contrast_sentence(contrasts):
     if df.empty: return '**Primary contrast.** Not run: it needs the arms yfpo and yfpo-random.'
     if (df.seed.astype(str) == 'all').any(): df = df[df.seed.astype(str) == 'all']
     clear = df[(df.low > 0) | (df.high < 0)]
-    parts = [f'{_set(r.set)} {METRICS[r.metric]} {_interval(r.delta, r.low, r.high, *_unit(r.metric)[:2], sign="+")}'
-             for r in df.itertuples()]
+    show = lambda r: (_interval(r.delta, r.low, r.high, *_delta_unit(r.metric), sign='+'),
+                      _interval(r.mde, math.nan, math.nan, *_delta_unit(r.metric)) or 'nothing')
+    parts = ['{} {} {} (detectable: {})'.format(_set(r.set), METRICS[r.metric], *show(r)) for r in df.itertuples()]
     verdict = (f'no interval of {len(df)} excludes zero' if clear.empty else f'{len(clear)} of {len(df)} intervals exclude zero')
     seeds = 'over all seeds' if str(df.seed.iloc[0]) == 'all' else 'one training seed, so two checkpoints and not two methods'
     return (f"**Primary contrast.** {_contrast(df.contrast.iloc[0])}, same questions, {seeds}: {'; '.join(parts)}. "
