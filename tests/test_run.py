@@ -2,6 +2,7 @@
 import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from conftest import ROOT
 from yfpo.run import check_parameter, main, notebook_parameters, plan, read_recipe
 
 SPEC = dict(display_name='python3', language='python', name='python3')
@@ -117,6 +118,14 @@ def test_a_recipe_by_path(toy, tmp_path):
     f = tmp_path/'mine.yaml'
     f.write_text(RECIPE.replace('name: toy', 'name: mine'))
     assert plan(read_recipe(str(f)))[0]['params']['recipe'] == 'mine'
+
+def test_stage_notebooks_by_themselves_do_what_the_smoke_recipe_does():
+    "Run All of one stage after `yfpo run smoke` must not mix two sizes of data"
+    smoke = read_recipe('smoke')
+    for stage, own in smoke['stages'].items():
+        known = notebook_parameters(ROOT/'nbs'/'paper'/f'stage_{stage}.ipynb')
+        given = {**{k: v for k, v in smoke['shared'].items() if k in known}, **own}
+        assert {k: known[k][1] for k in given} == given, stage
 
 # --- a run ---
 
