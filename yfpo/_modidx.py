@@ -194,6 +194,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'yfpo.report._network': ('report.html#_network', 'yfpo/report.py'),
                              'yfpo.report._plain_sets': ('report.html#_plain_sets', 'yfpo/report.py'),
                              'yfpo.report._set': ('report.html#_set', 'yfpo/report.py'),
+                             'yfpo.report._settle': ('report.html#_settle', 'yfpo/report.py'),
                              'yfpo.report._sides': ('report.html#_sides', 'yfpo/report.py'),
                              'yfpo.report._spans': ('report.html#_spans', 'yfpo/report.py'),
                              'yfpo.report._tex': ('report.html#_tex', 'yfpo/report.py'),

@@ -275,6 +275,12 @@ def panels(rows=1, cols=1, size=(7, 3), **kwargs):
     return fig, fig.subplots(rows, cols, squeeze=False, **kwargs)
 
 # %% ../nbs/11_report.ipynb #11-repor-035
+def _settle(fig):
+    "Lay out once and round: the last digits of the layout solver depend on where objects lie in memory"
+    fig.draw_without_rendering()
+    fig.set_layout_engine('none')
+    for ax in fig.axes: ax.set_position([round(float(x), 6) for x in ax.get_position().bounds])
+
 @styled
 def save_figure(fig, stem, recipe:str, about:str=''):
     "Sign the figure with its recipe and write `stem`.png and `stem`.pdf; the same figure gives the same bytes"
@@ -282,6 +288,7 @@ def save_figure(fig, stem, recipe:str, about:str=''):
     if is_smoke(recipe):
         fig.text(.5, .5, 'SMOKE RUN\nNOT A RESULT', ha='center', va='center', rotation=18, fontsize=5.2*fig.get_figwidth(), color=RED,
                  alpha=.16, weight='bold', zorder=99)
+    _settle(fig)
     fig.text(.995, .008, f'recipe: {recipe}', ha='right', va='bottom', fontsize=6.5, color=GREY, in_layout=False)
     stem, none = Path(stem), dict(CreationDate=None, ModDate=None, Creator=None, Producer=None)
     for suffix, metadata in (('.pdf', none), ('.png', dict(Software=None))):
