@@ -28,6 +28,13 @@ def test_no_line_over_140_columns():
               for i, l in enumerate(''.join(c['source']).split('\n'), 1)]
     assert [x for x in lines if len(x[2]) > 140] == []
 
+@pytest.mark.parametrize('path', LIBRARY + PAPER, ids=lambda p: p.stem)
+def test_stored_outputs_are_clean(path):
+    outputs = [o for c in json.loads(path.read_text())['cells'] for o in c.get('outputs', [])]
+    assert outputs, 'run the notebook and commit what it shows'
+    assert [o for o in outputs if o['output_type'] == 'error' or o.get('name') == 'stderr'] == []
+    assert not re.search(r'(?<![\w.])/(home|root|tmp|Users|work|mnt)/', json.dumps(outputs)), 'a path of one machine'
+
 def test_readme_is_the_index():
     assert (ROOT/'README.md').read_text() == readme_text(), 'run `yfpo readme`'
 

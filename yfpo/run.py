@@ -43,7 +43,8 @@ def need(path, recipe:str, stage:str):
     "`path` if it exists, else the command that makes it"
     path = Path(path)
     if path.exists(): return path
-    raise FileNotFoundError(f"{path} is missing; make it with `yfpo run {recipe} --until {stage}`")
+    own = '' if root()/'runs'/recipe in path.parents else ', and the run_dir given here as --run-dir'
+    raise FileNotFoundError(f"{path} is missing; make it with `yfpo run {recipe} --until {stage}`{own}")
 
 # %% ../nbs/12_run.ipynb #12-run-014
 def _loader():
