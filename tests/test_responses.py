@@ -6,7 +6,7 @@ from yfpo.responses import INSTRUCTION, collate, encode, format_prompt, generate
 
 def slow_logprobs(model, tokenizer, prompt, response):
     ids = tokenizer(prompt).input_ids + tokenizer(response).input_ids
-    z = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+    z = torch.log_softmax(model(torch.tensor([ids])).logits[0].detach().double(), -1)
     return torch.tensor([z[i-1, ids[i]] for i in range(len(tokenizer(prompt).input_ids), len(ids))])
 
 def test_logprobs_one_token_at_a_time(tiny):
