@@ -1,0 +1,201 @@
+"Attributors on every family, selectors with a criterion of their own, controls, interventions and cards beyond their notebooks."
+import math
+import pytest, torch
+from test_relevance import PUBLIC, random_model, relative
+from yfpo.attributors import ATTRIBUTORS, attribute, integrated_gradients, logprob_increase
+from yfpo.cards import cards_html, neuron_cards
+from yfpo.interventions import ablate, delta_nll, draw_rank, faithfulness, patch, patch_from, record, selectivity, single_effects
+from yfpo.models import load_model
+from yfpo.neurons import (NeuronSet, activation_matched, bottom_neurons, capability_relevance, contrast_set, jaccard, model_signature,
+                          norm_matched, select_neurons, spearman)
+from yfpo.problems import general_texts, make_problems
+from yfpo.relevance import down_projs, explained, width, write_matrix
+from yfpo.responses import Example, collate, format_prompt, generate, hidden_states
+
+DIGITS = torch.arange(10, 20)
+
+@pytest.fixture(scope='module')
+def examples():
+    g = torch.Generator().manual_seed(0)
+    def ids(n): return [40, 11, *torch.randint(20, 97, (n,), generator=g).tolist(), 12, 14]
+    return [Example(ids(n), s) for n, s in ((17, 7), (9, 6), (21, 15), (12, 5))]
+
+@pytest.mark.parametrize('method', ATTRIBUTORS)
+@pytest.mark.parametrize('family', PUBLIC)
+def test_every_attributor_on_every_family(method, family, examples):
+    m = random_model(family, num_hidden_layers=1)
+    options = {**({'digits': DIGITS} if method in ('relp', 'atp') else {}), **({'steps': 2} if method == 'knowledge' else {})}
+    if method == 'logprob' and 'gemma' in family:
+        with pytest.raises(ValueError, match='not defined for Gemma'): attribute(m, examples, 0, method)
+        return
+    r = attribute(m, examples, 0, method, batch_size=2, **options)
+    alone = attribute(m, examples, 0, method, batch_size=1, **options)
+    assert r.mean.shape == (len(down_projs(m)), width(m)) and r.mean.isfinite().all() and r.mean.abs().sum() > 0
+    assert relative(alone.mean, r.mean) < 1e-3                                 # a text does not depend on its batch
+
+@pytest.mark.parametrize('family', ['llama', 'gpt2', 'phi3'])
+def test_path_scores_add_up_to_the_layer(family, examples):
+    m, b = random_model(family), collate(examples, 0)
+    R = integrated_gradients(m, b, steps=40)[0].sum(-1)
+    for l, d in enumerate(down_projs(m)):
+        h = d.register_forward_pre_hook(lambda mod, x: (torch.where(b['response_mask'][..., None], 0., x[0]),))
+        with torch.no_grad(): without = explained(m, b)
+        h.remove()
+        with torch.no_grad(): y = explained(m, b)
+        assert torch.allclose(R[:, l], y - without, rtol=2e-2, atol=2e-2*y.abs().max().item())
+
+@pytest.mark.parametrize('family', ['gpt2', 'qwen2'])
+def test_logprob_increase_by_brute_force(family, examples):
+    m, b = random_model(family), collate(examples[:2], 0)
+    R = logprob_increase(m, b)[0]
+    base = m.base_model
+    blocks, final = (base.h, base.ln_f) if family == 'gpt2' else (base.layers, base.norm)
+    keep = {}
+    hooks = [blocks[1].register_forward_hook(lambda mod, x, y: keep.update(end=y[0] if isinstance(y, tuple) else y)),
+             blocks[1].mlp.register_forward_hook(lambda mod, x, y: keep.update(mlp=y)),
+             down_projs(m)[1].register_forward_pre_hook(lambda mod, x: keep.update(a=x[0]))]
+    with torch.no_grad():
+        hidden_states(m, b)
+        for row in (0, 1):
+            t = len(examples[row].ids) - 1
+            mid, a = (keep['end'] - keep['mlp'])[row, t-1], keep['a'][row, t-1]
+            for i in (0, 7):
+                wrote, word = a[i]*write_matrix(down_projs(m)[1])[:, i], b['input_ids'][row, t]
+                lp = [torch.log_softmax(m.lm_head(final(x)), -1)[word] for x in (mid + wrote, mid)]
+                assert R[row, 1, i].item() == pytest.approx((lp[0] - lp[1]).item(), abs=2e-5)
+    for h in hooks: h.remove()
+
+def test_nothing_stays_behind(examples):
+    m = random_model('llama')
+    with torch.no_grad(): before = hidden_states(m, collate(examples, 0))
+    for method in ATTRIBUTORS: attribute(m, examples, 0, method, **({'digits': DIGITS} if method in ('relp', 'atp') else {}))
+    with torch.no_grad(): assert torch.equal(hidden_states(m, collate(examples, 0)), before)
+    assert all(p.requires_grad for p in m.parameters()) and not any(m_._forward_hooks or m_._forward_pre_hooks for m_ in m.modules())
+
+def test_refusals(examples):
+    m = random_model('llama')
+    with pytest.raises(ValueError, match='use one of attnlrp'): attribute(m, examples, 0, 'lime')
+    with pytest.raises(ValueError, match='takes no'): attribute(m, examples, 0, 'wanda', seed='logit')
+    with pytest.raises(ValueError, match='needs the digit tokens'): attribute(m, examples, 0, 'relp')
+    with pytest.raises(ValueError, match='no counterfactual'): attribute(m, [Example([3, 4, 5, 6], 2)], 0, 'atp', digits=DIGITS)
+    with pytest.raises(ValueError, match='list is empty'): attribute(m, [], 0, 'wanda')
+
+# ---- selection and controls
+
+@pytest.fixture(scope='module')
+def chosen():
+    m, tok = load_model('tiny')
+    math_texts = [(format_prompt(tok, p.question), p.solution) for p in make_problems(10, seed=5)]
+    return m, tok, math_texts, select_neurons(m, tok, math_texts, general_texts(10), k=.1, per_layer=.2)
+
+def test_counterfactual_selection_needs_no_general_text(chosen):
+    from yfpo.relevance import digit_ids
+    m, tok, texts, _ = chosen
+    s = select_neurons(m, tok, texts, general_texts(2), k=.1, per_layer=.2, method='relp', digits=digit_ids(tok))
+    assert s.meta['selector'] == 'relp-top' and s.meta['n_general'] == 0
+
+def test_matched_controls(chosen):
+    m, tok, texts, s = chosen
+    values = torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) + .1
+    for draw in range(20):
+        c = activation_matched(s, values, seed=draw, pool=3)
+        assert jaccard(c, s) == 0 and torch.equal(c.layer, s.layer) and len(set(zip(c.layer.tolist(), c.index.tolist()))) == len(s)
+    with pytest.raises(ValueError, match='values to match have the shape'): activation_matched(s, values[:, :5])
+    n = norm_matched(s, m, pool=1)
+    norm = torch.stack([write_matrix(d).detach().norm(dim=0) for d in down_projs(m)])
+    near = (norm[n.layer, n.index].log() - norm[s.layer, s.index].log()).abs().mean()
+    assert near < .1
+    cap, gen = capability_relevance(m, tok, texts, general_texts(10))
+    score = (cap.mean - gen.mean).abs()
+    low = bottom_neurons(s, cap, gen)
+    assert score[low.layer, low.index].max() <= score.flatten().sort().values[len(s) + len(s)]
+    assert contrast_set(cap, gen, m, .1, per_layer=.2) == s
+
+def test_spearman_is_a_rank_correlation():
+    a = torch.tensor([3., 1., 2., 10.])
+    assert spearman(a, a.exp()) == pytest.approx(1) and spearman(a, -a) == pytest.approx(-1)
+
+# ---- interventions
+
+def everything(m):
+    L, F = len(down_projs(m)), width(m)
+    return NeuronSet(torch.arange(L).repeat_interleave(F), torch.arange(F).repeat(L), torch.full((L*F,), 1/(L*F)), torch.ones(L*F),
+                     dict(model=model_signature(m)))
+
+@pytest.mark.parametrize('family', PUBLIC)
+def test_patching_everything_gives_the_donor(family, examples):
+    m, donor = random_model(family), random_model(family)
+    for b in (donor.base_model.h if family == 'gpt2' else donor.base_model.layers):
+        for n, p in b.mlp.named_parameters():
+            if 'down' not in n and 'c_proj' not in n: p.data *= 1.3
+    b = collate(examples, 0)
+    with torch.no_grad():
+        want, own = hidden_states(donor, b), hidden_states(m, b)
+        with patch_from(m, donor, everything(m), spare_first=False): got = hidden_states(m, b)
+        values = record(donor, b, everything(m))
+        with patch(m, everything(m), values, spare_first=False): again = hidden_states(m, b)
+    on = b['attention_mask'].bool()
+    assert relative(got[on], want[on]) < 1e-5 and relative(again[on], want[on]) < 1e-5 and relative(own[on], want[on]) > 1e-2
+    with torch.no_grad(): assert torch.equal(hidden_states(m, b), own)
+
+def test_interventions_while_decoding_ignore_padding(chosen):
+    m, tok, _, s = chosen
+    donor = random_donor(m)
+    bank = torch.randn(50, len(s), generator=torch.Generator().manual_seed(0))
+    short, long = 'Tom has 3 apples.', 'A much longer question, so that the first one is padded on the left: how many pears are there?'
+    for scope in (lambda: ablate(m, s, 'resample', bank), lambda: ablate(m, s, 'scale', alpha=2.), lambda: patch_from(m, donor, s)):
+        with scope(): alone = generate(m, tok, [short], max_new_tokens=6, progress=False)[0]['text']
+        with scope(): both = generate(m, tok, [short, long], max_new_tokens=6, progress=False)[0]['text']
+        assert alone == both
+
+def random_donor(m):
+    import copy
+    d = copy.deepcopy(m)
+    for layer in d.model.layers: layer.mlp.gate_proj.weight.data *= 2
+    return d
+
+def test_a_model_is_not_its_own_donor(chosen):
+    m, _, _, s = chosen
+    with pytest.raises(ValueError, match='its own donor'), patch_from(m, m, s): pass
+
+def test_single_effects_are_ablations(chosen, examples):
+    m = random_model('llama')
+    b = collate(examples, 0)
+    e = single_effects(m, b, torch.tensor([0, 2]), torch.tensor([5, 9]))
+    h = down_projs(m)[2].register_forward_pre_hook(lambda mod, x: (x[0]*~(b['response_mask'][..., None] & (torch.arange(48) == 9)),))
+    with torch.no_grad(): y = explained(m, b).sum()
+    h.remove()
+    with torch.no_grad(): assert e[1].item() == pytest.approx((explained(m, b).sum() - y).item(), abs=1e-4)
+
+def test_statistics_of_the_card():
+    assert selectivity(torch.tensor([1., 1.]), torch.tensor([-1., -1.])) == (math.inf,)*3
+    assert draw_rank(1., [0.]*19) == (0, 19, 1/20)
+    v, low, high = selectivity(torch.rand(40) + 2, torch.rand(40) + .5)
+    assert low < v < high and (v, low, high) == pytest.approx((v, low, high))
+
+def test_delta_takes_the_modes(chosen):
+    m, tok, texts, s = chosen
+    zero = delta_nll(m, tok, texts[:3], s)
+    assert torch.allclose(delta_nll(m, tok, texts[:3], s, 'scale', alpha=0.), zero, atol=1e-6)
+    assert torch.allclose(delta_nll(m, tok, texts[:3], s, 'scale', alpha=1.), torch.zeros(3), atol=1e-6)
+
+def test_faithfulness_of_a_known_map(examples):
+    "A map that is the true effect of hiding each token beats its reverse"
+    m = random_model('llama')
+    ex = [Example(e.ids[:len(e.ids)-1], len(e.ids) - 2) for e in examples]
+    b = collate(ex, 0)
+    area, most, least = faithfulness(m, b, 'attnlrp', steps=5)
+    assert area.shape == (4,) and torch.allclose(most[:, 0], least[:, 0]) and torch.allclose(most[:, -1], least[:, -1], atol=1e-4)
+
+def test_cards_for_other_families(examples):
+    class Tok:
+        pad_token_id = 0
+        def __len__(self): return 97
+        def decode(self, ids): return f'<{ids[0]}>'
+        def __call__(self, text, **k): return type('E', (), dict(input_ids=[int(t) for t in text.split()]))
+    for family in ('gpt2', 'gemma2'):
+        m = random_model(family)
+        items = [(' '.join(map(str, e.ids[:e.start])), ' '.join(map(str, e.ids[e.start:]))) for e in examples]
+        full = everything(m)
+        cards = neuron_cards(m, Tok(), full, items, top=2, contexts=2)
+        assert len(cards) == 2 and all(len(c['contexts']) <= 2 and len(c['promotes']) == 8 for c in cards) and '&lt;' in cards_html(cards)
