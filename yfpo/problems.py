@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STRICT', 'FLEXIBLE', 'NUMBER', 'GSM8K_REVISION', 'SVAMP_REVISION', 'TEMPLATES', 'NAMES', 'ITEMS', 'PLACES', 'GENERAL',
-           'atomic_write', 'read_jsonl', 'write_jsonl', 'write_rows', 'to_number', 'show_number', 'calc', 'Annotation',
-           'strip_annotations', 'parse_annotations', 'annotations_hold', 'extract_strict', 'extract_flexible',
-           'extract_number', 'normalise_answer', 'is_correct', 'Problem', 'gold_problem', 'load_gsm8k',
-           'equation_solution', 'load_svamp', 'Template', 'templates', 'make_problems', 'load_problems', 'normal_text',
-           'masked_text', 'check_disjoint', 'split_problems', 'general_texts']
+           'NOUNS', 'LINKS', 'VERBS', 'PLURAL', 'SINGULAR', 'atomic_write', 'read_jsonl', 'write_jsonl', 'write_rows',
+           'to_number', 'show_number', 'calc', 'Annotation', 'strip_annotations', 'parse_annotations',
+           'annotations_hold', 'extract_strict', 'extract_flexible', 'extract_number', 'normalise_answer', 'is_correct',
+           'Problem', 'gold_problem', 'load_gsm8k', 'equation_solution', 'load_svamp', 'Template', 'templates',
+           'make_problems', 'load_problems', 'normal_text', 'masked_text', 'check_disjoint', 'split_problems',
+           'general_texts', 'agreement_texts']
 
 # %% ../nbs/00_problems.ipynb #00-probl-002
 import ast, hashlib, json, operator, os, random, re
@@ -727,3 +728,27 @@ def general_texts(n:int, seed:int=0,
         seen.add(text)
         res.append(text)
     raise ValueError(f'only {len(res)} of {n} different paragraphs of {words[0]} to {words[1]} words could be made; ask for fewer')
+
+# %% ../nbs/00_problems.ipynb #00-probl-083
+NOUNS = ('key keys,letter letters,picture pictures,farmer farmers,singer singers,report reports,window windows,teacher teachers,'
+         'bottle bottles,doctor doctors,engine engines,poem poems,bridge bridges,dancer dancers,lamp lamps,captain captains')
+LINKS = 'near,behind,beside,above,from,with,under,opposite'
+VERBS = 'is are,was were,has have,seems seem,looks look,remains remain'
+PLURAL, SINGULAR = 'the few,the many,some,these,those,several,the', 'the,this,that,one,each'
+
+def agreement_texts(n:int, seed:int=0) -> list: # dicts
+    "`n` beginnings of a sentence with their verb: prompt, completion, wrong (the other form), plural, attractor (numbers differ)"
+    rng, seen, out = random.Random(f'agreement-{seed}'), set(), []
+    nouns, verbs = ([w.split() for w in t.split(',')] for t in (NOUNS, VERBS))
+    for _ in range(20*n + 1000):
+        i = len(out)
+        if i == n: return out
+        plural, attractor = i % 2, i//2 % 2                    # all four kinds in turn
+        (subject, other), verb = rng.sample(nouns, 2), rng.choice(verbs)
+        det = rng.choice((PLURAL if plural else SINGULAR).split(','))
+        prompt = f"{det.capitalize()} {subject[plural]} {rng.choice(LINKS.split(','))} the {other[plural ^ attractor]}"
+        if (prompt, verb[0]) in seen: continue
+        seen.add((prompt, verb[0]))
+        out.append(dict(prompt=prompt, completion=f' {verb[plural]}', wrong=f' {verb[1-plural]}', plural=bool(plural),
+                        attractor=bool(attractor)))
+    raise ValueError(f'only {len(out)} of {n} different sentences could be made; ask for fewer')
