@@ -4,7 +4,7 @@ import pytest, torch
 from test_relevance import PUBLIC, random_model, relative
 from yfpo.attributors import ATTRIBUTORS, attribute, integrated_gradients, logprob_increase
 from yfpo.cards import cards_html, neuron_cards
-from yfpo.interventions import ablate, delta_nll, draw_rank, faithfulness, patch, patch_from, record, selectivity, single_effects
+from yfpo.interventions import ablate, delta_nll, draw_rank, faithfulness, hiding_curve, patch, patch_from, record, selectivity, single_effects
 from yfpo.models import load_model
 from yfpo.neurons import (NeuronSet, activation_matched, bottom_neurons, capability_relevance, contrast_set, jaccard, model_signature,
                           norm_matched, select_neurons, spearman)
@@ -170,8 +170,12 @@ def test_single_effects_are_ablations(chosen, examples):
 def test_statistics_of_the_card():
     assert selectivity(torch.tensor([1., 1.]), torch.tensor([-1., -1.])) == (math.inf,)*3
     assert draw_rank(1., [0.]*19) == (0, 19, 1/20)
-    v, low, high = selectivity(torch.rand(40) + 2, torch.rand(40) + .5)
-    assert low < v < high and (v, low, high) == pytest.approx((v, low, high))
+    g = torch.Generator().manual_seed(0)
+    math_rise, other = torch.rand(400, generator=g) + 2, torch.rand(400, generator=g) + .5
+    v, low, high = selectivity(math_rise, other)
+    assert low < v < high and v == pytest.approx((math_rise.mean()/other.mean()).item(), rel=1e-5)
+    se = v*(math_rise.var()/math_rise.mean()**2/400 + other.var()/other.mean()**2/400).sqrt().item()     # delta method
+    assert (high - low)/2 == pytest.approx(1.96*se, rel=.15)
 
 def test_delta_takes_the_modes(chosen):
     m, tok, texts, s = chosen
@@ -180,12 +184,24 @@ def test_delta_takes_the_modes(chosen):
     assert torch.allclose(delta_nll(m, tok, texts[:3], s, 'scale', alpha=1.), torch.zeros(3), atol=1e-6)
 
 def test_faithfulness_of_a_known_map(examples):
-    "A map that is the true effect of hiding each token beats its reverse"
+    "A map that is the true effect of hiding each token has a positive area, its reverse the negative of it"
     m = random_model('llama')
     ex = [Example(e.ids[:len(e.ids)-1], len(e.ids) - 2) for e in examples]
     b = collate(ex, 0)
     area, most, least = faithfulness(m, b, 'attnlrp', steps=5)
     assert area.shape == (4,) and torch.allclose(most[:, 0], least[:, 0]) and torch.allclose(most[:, -1], least[:, -1], atol=1e-4)
+    truth = torch.zeros(b['input_ids'].shape)
+    for t in range(1, truth.shape[1]):                              # hiding token t alone, by putting it first in the order
+        only = torch.zeros_like(truth); only[:, t] = 1
+        n = ((torch.arange(truth.shape[1]) > 0) & (torch.arange(truth.shape[1]) < b['response_mask'].long().argmax(1)[:, None] - 1)).sum(1)
+        for row in range(4):
+            if 0 < t < b['response_mask'][row].long().argmax() - 1:
+                one = {k: v[row:row+1] for k, v in b.items()}
+                c = hiding_curve(m, one, only[row:row+1], True, int(n[row]))
+                truth[row, t] = (c[0, 0] - c[0, 1]).item()
+    most, least = (hiding_curve(m, b, truth, first, 5) for first in (True, False))
+    assert (least - most).mean() > 0
+    assert torch.allclose(hiding_curve(m, b, -truth, True, 5).mean(), least.mean(), atol=1e-3)
 
 def test_cards_for_other_families(examples):
     class Tok:

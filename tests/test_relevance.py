@@ -239,11 +239,14 @@ def test_lora(batch):
     assert relative(r, merged) < 1e-4 and max(e.values()) < 1e-5 and relative(r, neuron_relevance(m, batch)) > 1e-2
 
 def test_prompt_and_padding_do_not_count(batch):
+    "A response of one token in the middle counts that token's neurons alone; its own prediction comes from before, so nothing is left"
     m = random_model('llama')
-    r = neuron_relevance(m, batch)
-    one = {**batch, 'response_mask': batch['response_mask'] & (torch.arange(23) == 17)}
-    one = {k: v[2:] for k, v in one.items()}
-    assert (neuron_relevance(m, one) - r[2:]).abs().max() > 0 and r.shape == (3, 3, 48)
+    one = {k: v[2:] for k, v in batch.items()}
+    one['response_mask'] = one['response_mask'] & (torch.arange(23) == 17)
+    assert neuron_relevance(m, one).abs().max() == 0
+    two = {**one, 'response_mask': (torch.arange(23) >= 16)[None] & (torch.arange(23) < 18)[None]}
+    at = relevance.token_relevance(m, two, torch.arange(3).repeat_interleave(48), torch.arange(48).repeat(3))
+    assert at[0, :16].abs().sum() > 0 and neuron_relevance(m, two).sum().item() == pytest.approx(at[0, 16].item(), rel=1e-3)
 
 # ---- seeds and sets
 

@@ -30,8 +30,8 @@ def _scores(model, batch, score, gate:bool=False):
     m = batch['response_mask'].float()
     m = m/m.sum(1, keepdim=True)
     R, A = (torch.zeros(len(m), len(down_projs(model)), width(model), device=m.device) for _ in range(2))
-    def put(to): return lambda i, x: to[:, i].copy_(torch.einsum('btf,bt->bf', x, m))
-    def read(i, x): put(R)(i, score(x.float(), i)); put(A)(i, x.float())
+    def mean(x): return torch.einsum('btf,bt->bf', x, m)
+    def read(i, x): R[:, i], A[:, i] = mean(score(x.float(), i)), mean(x.float())
     _forward(model, batch, read, gate)
     return R, R.abs()*A, A
 
@@ -53,7 +53,10 @@ def response_means(model, examples, pad_id:int, batch_size:int=8):
     return out
 
 # %% ../nbs/05_attributors.ipynb #05-attri-011
-def gate_rate(model, batch): return _scores(model, batch, lambda g, i: (g > 0).float(), gate=True)
+def gate_rate(model, batch):
+    R, _, _ = _scores(model, batch, lambda g, i: (g > 0).float(), gate=True)
+    A = _scores(model, batch, lambda a, i: a)[2]                # the neuron's activation, not the gate's input
+    return R, R*A, A
 
 # %% ../nbs/05_attributors.ipynb #05-attri-014
 def swap_numbers(example, digits, seed:int=0):

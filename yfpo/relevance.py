@@ -210,7 +210,8 @@ def attnlrp(model, # a causal LM of a supported family
     if getattr(base, '_attnlrp', None): raise ValueError('this model is already inside an `attnlrp` scope: leave it first')
     patches = _patches(base)
     for m, _ in patches:
-        if m.forward.__func__.__module__ != type(m).__module__ if hasattr(m.forward, '__func__') else True:
+        own = getattr(m.forward, '__func__', None)              # the method of the module's own class, written where the class is
+        if own is None or own.__module__ != type(m).__module__:
             raise ValueError(f'{type(m).__name__} of this model is already patched, by {m.forward.__module__}: '
                              'start from an unpatched process')
     base._attnlrp = _Scope(variant)
