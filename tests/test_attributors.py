@@ -4,7 +4,8 @@ import pytest, torch
 from test_relevance import PUBLIC, random_model, relative
 from yfpo.attributors import ATTRIBUTORS, attribute, integrated_gradients, logprob_increase
 from yfpo.cards import cards_html, neuron_cards
-from yfpo.interventions import ablate, delta_nll, draw_rank, faithfulness, hiding_curve, patch, patch_from, record, selectivity, single_effects
+from yfpo.interventions import (ablate, delta_nll, draw_rank, faithfulness, hiding_curve, patch, patch_from, record, selectivity,
+                                single_effects)
 from yfpo.models import load_model
 from yfpo.neurons import (NeuronSet, activation_matched, bottom_neurons, capability_relevance, contrast_set, jaccard, model_signature,
                           norm_matched, select_neurons, spearman)
