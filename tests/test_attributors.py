@@ -73,6 +73,19 @@ def test_nothing_stays_behind(examples):
     with torch.no_grad(): assert torch.equal(hidden_states(m, collate(examples, 0)), before)
     assert all(p.requires_grad for p in m.parameters()) and not any(m_._forward_hooks or m_._forward_pre_hooks for m_ in m.modules())
 
+def test_a_response_of_one_token(random_single):
+    net, examples = random_single
+    for method in ('attnlrp', 'cp-lrp', 'gradient'):
+        with pytest.raises(ValueError, match="on='text'"): attribute(net, examples, 0, method, 2)
+        text = [attribute(net, examples, 0, method, b, on='text').mean for b in (1, 3)]
+        assert text[0].abs().sum() > 0 and relative(*text) < 1e-5, 'batches change nothing'
+    with pytest.raises(ValueError, match="takes no 'on'"): attribute(net, examples, 0, 'wanda', on='text')
+
+@pytest.fixture
+def random_single():
+    net, _ = load_model('tiny')
+    return net, [Example([3, 5, 7, 9][:n] + [11], n) for n in (2, 3, 4)]
+
 def test_refusals(examples):
     m = random_model('llama')
     with pytest.raises(ValueError, match='use one of attnlrp'): attribute(m, examples, 0, 'lime')

@@ -3,11 +3,14 @@ import copy
 import pytest, torch
 from yfpo.interventions import ablate, delta_nll, text_nll
 from yfpo.models import tiny_model
-from yfpo.neurons import NeuronSet, contrast_set, layer_matched, model_signature, random_neurons, select_neurons, top_neurons
+from yfpo.attributors import response_means
+from yfpo.neurons import (NeuronSet, contrast_set, layer_matched, model_signature, random_neurons, select_neurons, set_from_scores,
+                          top_neurons)
 from yfpo.problems import general_texts, make_problems
-from yfpo.relevance import Relevance
+from yfpo.relevance import Relevance, digit_ids
 from yfpo.responses import collate, encode, format_prompt, hidden_states
-from yfpo.reward import NeuronReader, ReadOut, RewardStats, fit_stats, margin_auc, pair_items, read_examples, readout, reward_audit
+from yfpo.reward import (KINDS_OF_READING, NeuronReader, ReadOut, RewardStats, fit_stats, margin_auc, pair_items, read_examples, readout,
+                         reward_audit, set_readouts)
 
 @pytest.fixture(scope='module')
 def texts(tiny):
@@ -124,8 +127,31 @@ def test_reward_refusals(tiny, neurons, tmp_path):
 
 def test_audit_finds_a_planted_signal(tiny, neurons, pairs):
     rows = reward_audit(*tiny, pairs, neurons, {'random': random_neurons(neurons, 0)})
-    assert [r['signal'] for r in rows][:2] == ['selected neurons', 'selected neurons, literal read-out']
+    assert [r['readout'] for r in rows if r['kind'] == 'selected'] == list(KINDS_OF_READING) and len(rows) == 2*6 + 3
     assert all(0 <= r['low'] <= r['auc'] <= r['high'] <= 1 for r in rows)
     longer = [dict(p, chosen=[dict(role='assistant', content=p['chosen'][0]['content'] + ' Indeed so.')]) for p in pairs]
     assert {r['signal']: r['auc'] for r in reward_audit(*tiny, longer, neurons, {})}['length'] == 1.0
     assert margin_auc([1, 1, -1, 0]) == 0.625
+
+def test_audit_sees_neurons_that_know(tiny, neurons, pairs):
+    "Neurons chosen for telling these very pairs apart must pass, by the read-outs they were chosen for"
+    model, tok = tiny
+    right, wrong = response_means(model, encode(tok, pair_items(pairs)), tok.pad_token_id, 8).chunk(2)
+    score = (right - wrong).mean(0)/(right - wrong).std(0)
+    know = set_from_scores(score.abs(), score.abs() > 0, score, model, k=.02, per_layer=1.)
+    rows = {r['readout']: r['auc'] for r in reward_audit(model, tok, pairs, know, {}) if r['kind'] == 'selected'}
+    assert rows['standardised'] > .75 and rows['contribution'] > .75
+    flipped = NeuronSet(know.layer, know.index, know.weight, -know.direction, know.meta)
+    back = {r['readout']: r['auc'] for r in reward_audit(model, tok, pairs, flipped, {}) if r['kind'] == 'selected'}
+    assert back['standardised'] == pytest.approx(1 - rows['standardised'], abs=.05) and back['relevance'] == rows['relevance']
+
+def test_audit_is_blind_to_the_free_rescaling(tiny, neurons, pairs):
+    "Of the six read-outs only the literal one can be moved without changing the function"
+    model, tok = tiny
+    hacked = copy.deepcopy(model)
+    for l, i in list(zip(neurons.layer, neurons.index))[::2]:
+        hacked.model.layers[l].mlp.up_proj.weight.data[i] *= 8; hacked.model.layers[l].mlp.down_proj.weight.data[:, i] /= 8
+    ex = encode(tok, pair_items(pairs))
+    a, b = (set_readouts(m, ex, tok.pad_token_id, [neurons], digit_ids(tok)) for m in (model, hacked))
+    moved = {k for k in a if not torch.allclose(a[k], b[k], atol=1e-4, rtol=1e-3)}
+    assert moved == {'raw'}

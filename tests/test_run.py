@@ -200,6 +200,19 @@ def test_a_trial_with_p_is_not_published_until_the_recipe_itself_has_run(again):
     r = yfpo(again, 'publish', 'toy')
     assert yfpo(again, 'run', 'toy').returncode == 0 and yfpo(again, 'publish', 'toy').returncode == 0
 
+def test_only_one_stage_runs_on_what_is_there(again, tmp_path):
+    r = yfpo(make(tmp_path/'fresh'), 'run', 'toy', '--only', 'outputs')
+    assert r.returncode == 1 and 'table_main reads what step ' in r.stderr and 'yfpo run toy --until' in r.stderr
+    assert 'nothing to do' in yfpo(again, 'run', 'toy', '--only', 'train').stdout
+    nb = again/'nbs'/'paper'/'stage_sft.ipynb'                  # the code of an earlier stage changes: it is not what was asked for
+    nb.write_text(nb.read_text().replace('optimiser is upset', 'optimiser is cross'))
+    assert 'nothing to do' in yfpo(again, 'run', 'toy', '--only', 'train').stdout
+    r = yfpo(again, 'run', 'toy', '--only', 'train', '--force', 'train')
+    assert r.stdout.count('...') == 2 and 'train-yfpo-seed0' in r.stdout and 'sft ...' not in r.stdout
+    assert yfpo(again, 'run', 'toy', '--only', 'outputs').returncode == 0 and yfpo(again, 'publish', 'toy').returncode == 0
+    r = yfpo(again, 'run', 'toy', '--only', 'trian')
+    assert r.returncode == 1 and "did you mean 'train'?" in r.stderr
+
 def test_what_the_runner_sets_cannot_be_given(toy):
     for k in ('seed', 'arm', 'recipe', 'run_dir'):
         with pytest.raises(ValueError, match=f"'{k}' is set by the runner"): plan(read_recipe('toy'), overrides={k: 1})
@@ -247,3 +260,33 @@ def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
     recipe(toy, ', wait: 60', '')
     r = yfpo(toy, 'run', 'toy', '--until', 'sft')
     assert r.returncode == 0 and '[1/1] sft ...' in r.stdout and (toy/'runs/toy/sft/model.txt').exists()
+
+LONG = (HEAD + "run_dir:str = '' # folder of the run\nn:int = 3 # parts\nbreaks:int = 9 # part before which it breaks, once\nmodel:str = 'tiny' # model",
+        """from pathlib import Path
+from yfpo.run import kept
+log, broken = Path(run_dir)/'made.txt', Path(run_dir)/'broken'
+def part(i):
+    if i == breaks and not broken.exists(): broken.touch(); raise KeyboardInterrupt
+    log.open('a').write(f'{i} ')
+    return [i]
+rows = [x for i in range(n) for x in kept(run_dir, f'part-{i}', lambda: part(i))]
+(Path(run_dir)/'results').mkdir(exist_ok=True)
+(Path(run_dir)/'results'/'rows.csv').write_text(str(rows))""")
+
+def test_a_long_stage_goes_on_from_the_parts_it_finished(toy):
+    recipe(toy, 'lr: 1e-3', 'breaks: 2')
+    notebook(toy/'nbs/paper/stage_sft.ipynb', *LONG)
+    run, made = toy/'runs/toy', lambda: (toy/'runs/toy/made.txt').read_text()
+    r = yfpo(toy, 'run', 'toy', '--until', 'sft')
+    assert r.returncode == 1 and 'KeyboardInterrupt' in r.stderr and made() == '0 1 ', r.stderr
+    r = yfpo(toy, 'run', 'toy', '--until', 'sft')
+    assert 'going on from a killed run' in r.stdout and made() == '0 1 2 ' and (run/'results/rows.csv').read_text() == '[0, 1, 2]'
+    assert json.loads((run/'results/manifest.json').read_text())['stages']['sft']['resumed'] is True
+    assert not list((run/'partial').glob('*')), 'parts go with the stage'
+    r = yfpo(toy, 'run', 'toy', '--until', 'sft', '--force', 'sft')
+    assert made() == '0 1 2 0 1 2 ' and 'going on' not in r.stdout
+    (run/'broken').unlink()
+    assert yfpo(toy, 'run', 'toy', '--until', 'sft', '--force', 'sft').returncode == 1 and made().endswith(' 0 1 ')
+    recipe(toy, 'breaks: 2', 'breaks: 2, n: 2')
+    r = yfpo(toy, 'run', 'toy', '--until', 'sft')
+    assert 'going on' not in r.stdout and made().endswith(' 0 1 0 1 '), 'parts made under other settings are not used'

@@ -153,16 +153,16 @@ class Attributor:
     score: Callable              # (model, batch, **options) -> R, W, A, each (B, layers, neurons)
     cost: str                    # passes per batch
     source: str
-    options: tuple = ()          # names of the options it takes, of 'seed', 'digits', 'steps', 'draw'
+    options: tuple = ()          # names of the options it takes, of 'seed', 'digits', 'on', 'steps', 'draw'
     rule: str = ''               # scope to enter once for the whole set
     contrast: bool = True        # False: the score is a contrast already
 
 def _lrp(rule): return lambda model, batch, **o: relevance_sums(model, batch, rule, **o)
 
 ATTRIBUTORS = {
-    'attnlrp': Attributor(_lrp('attnlrp'), '1 backward', 'Achtibat et al. 2024', ('seed', 'digits'), 'attnlrp'),
-    'cp-lrp': Attributor(_lrp('cp-lrp'), '1 backward', 'Ali et al. 2022', ('seed', 'digits'), 'cp-lrp'),
-    'gradient': Attributor(_lrp('gradient'), '1 backward', 'activation x gradient', ('seed', 'digits')),
+    'attnlrp': Attributor(_lrp('attnlrp'), '1 backward', 'Achtibat et al. 2024', ('seed', 'digits', 'on'), 'attnlrp'),
+    'cp-lrp': Attributor(_lrp('cp-lrp'), '1 backward', 'Ali et al. 2022', ('seed', 'digits', 'on'), 'cp-lrp'),
+    'gradient': Attributor(_lrp('gradient'), '1 backward', 'activation x gradient', ('seed', 'digits', 'on')),
     'relp': Attributor(lambda m, b, **o: counterfactual(m, b, 'attnlrp', **o), '1 forward, 1 backward', 'RelP, arXiv 2508.21258',
                        ('seed', 'digits', 'draw'), 'attnlrp', contrast=False),
     'atp': Attributor(lambda m, b, **o: counterfactual(m, b, 'gradient', **o), '1 forward, 1 backward', 'attribution patching',
@@ -177,7 +177,7 @@ ATTRIBUTORS = {
 def attribute(model, examples, # `Example`s, from `encode`
               pad_id:int, method:str='attnlrp', # one of `ATTRIBUTORS`
               batch_size:int=8, progress:bool=False, path=None, every:int=16, # see `accumulate`
-              **options) -> Relevance: # what the method takes: seed, digits, steps, draw
+              **options) -> Relevance: # what the method takes: seed, digits, on, steps, draw
     "Mean score of every neuron over a set of texts under any attributor, each text scaled to sum |R| = 1"
     if method not in ATTRIBUTORS: raise ValueError(f"attributor {method!r} is unknown: use one of {', '.join(ATTRIBUTORS)}")
     a = ATTRIBUTORS[method]

@@ -32,7 +32,8 @@ def promoted(model, tokenizer, neurons, n:int=8):
 def neuron_cards(model, tokenizer, neurons, # a set; its first `top` members by weight get a card
                  items, # texts to look for contexts in, from data that was not used for selection
                  top:int=12, contexts:int=4, window:int=12, # cards, contexts a card, tokens before the peak of a context
-                 rule:str='attnlrp', batch_size:int=8, max_length:int=1024, effect:bool=True):
+                 rule:str='attnlrp', batch_size:int=8, max_length:int=1024,
+                 n_effect:int=8): # of the texts, on which each neuron is removed; 0 for none
     "Cards as dicts: layer, index, weight, direction, contexts with relevance by token, promoted tokens, effect in logits per token"
     neurons.check(model)
     ex = encode(tokenizer, items, max_length=max_length)
@@ -55,8 +56,10 @@ def neuron_cards(model, tokenizer, neurons, # a set; its first `top` members by 
                 best[k].append(dict(text=i, at=t - o, relevance=R[b, t, k].item(), activation=A[b, t, k].item(),
                                     all=R[b, o:o+len(ex[i].ids), k].tolist()))
     up, down = promoted(model, tokenizer, type(neurons)(layer, index, neurons.weight[pick], neurons.direction[pick], neurons.meta))
-    batch = collate(ex[:batch_size], tokenizer.pad_token_id, device=model.device)
-    effects = single_effects(model, batch, layer, index)/batch['response_mask'].sum().item() if effect else [None]*len(pick)
+    effects = [None]*len(pick)
+    if n_effect:
+        batch = collate(ex[:n_effect], tokenizer.pad_token_id, device=model.device)
+        effects = single_effects(model, batch, layer, index)/batch['response_mask'].sum().item()
     cards = []
     for k, p in enumerate(pick.tolist()):
         found = sorted((c for c in best[k] if c['relevance'] > 0), key=lambda c: -c['relevance'])[:contexts]

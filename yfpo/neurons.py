@@ -110,37 +110,42 @@ def set_from_scores(score, # (layers, neurons), more is better
                     ok, # (layers, neurons) bool, who may be chosen
                     direction, # (layers, neurons), its sign counts
                     model, k:float=0.005, per_layer:float=0.03, # shares of all neurons and of one layer
-                    selector:str='', **meta):
-    "The top `k` eligible neurons by score, weighted by it"
+                    selector:str='', threshold:float=0., # least share of the best eligible score
+                    **meta):
+    "The top `k` eligible neurons by score, weighted by it; fewer, where a `threshold` keeps the weak ones out"
     _shares(k, 0, per_layer)
+    if not 0 <= threshold <= 1: raise ValueError(f'threshold is {threshold}: give a share of the best score, from 0 to 1')
+    if threshold and ok.any(): ok = ok & (score >= threshold*score[ok].max())
     L, F = score.shape
     want = max(1, round(k*L*F))
     layer, index = top_neurons(score, ok, want, max(1, math.ceil(per_layer*F)))
     if not len(layer):
         raise ValueError('no neuron is more relevant on the capability texts than on the general ones: are the two sets the same?')
-    if len(layer) < want:
+    if len(layer) < want and not threshold:
         warnings.warn(f'{len(layer)} neurons were selected, not {want}: no more pass the guards; raise per_layer or lower k')
     w = score[layer, index]
     if w.min() < 0: w = w - w.min()
     if w.sum() == 0: w = torch.ones_like(w)
     d = torch.where(direction[layer, index] < 0, -1., 1.)
     return NeuronSet(layer, index, (w/w.sum()).float(), d, dict(model=model_signature(model), selector=selector, k=k, per_layer=per_layer,
-                     scores=[round(x, 9) for x in score[layer, index].tolist()], **meta))
+                     **(dict(threshold=threshold) if threshold else {}), **meta,
+                     scores=[round(x, 9) for x in score[layer, index].tolist()]))
 
 def contrast_set(cap, gen, model, # `Relevance` on capability and on general text (None: no contrast); the model they came from
                  k:float=0.005, # share of all neurons
                  universal:float=0.001, # share of all neurons dropped as universal
                  per_layer:float=0.03, # at most this share of one layer
-                 method:str='attnlrp'): # name of the attributor, for the record
+                 method:str='attnlrp', # name of the attributor, for the record
+                 threshold:float=0.): # least share of the best score
     "The default selector: top `k` by contrast of scores"
     _shares(k, universal, per_layer)
     name = f"{method}-{'top' if gen is None else 'contrast'}"
     score = cap.mean if gen is None else cap.mean - gen.mean
     ok = cap.mean > 0 if gen is None else eligible(cap.mean, gen.mean, universal)
-    return set_from_scores(score, ok, cap.weighted, model, k, per_layer, name, universal=universal, n_capability=cap.n,
-                           n_general=gen.n if gen else 0)
+    return set_from_scores(score, ok, cap.weighted, model, k, per_layer, name, threshold, universal=universal,
+                           n_capability=cap.n, n_general=gen.n if gen else 0)
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-019
+# %% ../nbs/06_neurons.ipynb #06-neuro-020
 def match_lengths(general, capability):
     "Re-cut general token streams so that the i-th has as many context and as many response tokens as the i-th capability example"
     stream, out, o = [t for e in general for t in e.ids], [], 0
@@ -153,7 +158,7 @@ def match_lengths(general, capability):
         out.append(Example(stream[o:o+len(e.ids)], e.start)); o += len(e.ids)
     return out
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-022
+# %% ../nbs/06_neurons.ipynb #06-neuro-023
 def capability_relevance(model, tokenizer, capability, # texts, or (prompt, response) pairs, or dicts with prompt and completion
                          general, # plain texts
                          batch_size:int=8, max_length:int=1024, method:str='attnlrp', progress:bool=False, **options):
@@ -169,14 +174,15 @@ def capability_relevance(model, tokenizer, capability, # texts, or (prompt, resp
 
 def select_neurons(model, tokenizer, capability, general, # two sets of texts: the contrast between them defines the capability
                    k:float=0.005, universal:float=0.001, per_layer:float=0.03, # see `contrast_set`
-                   batch_size:int=8, max_length:int=1024, method:str='attnlrp', progress:bool=False, **options): # options of the attributor
+                   batch_size:int=8, max_length:int=1024, method:str='attnlrp', progress:bool=False, threshold:float=0.,
+                   **options): # options of the attributor
     "The neurons that matter more to `capability` than to `general`: scores on both, contrast, top `k`"
     cap, gen = capability_relevance(model, tokenizer, capability, general, batch_size, max_length, method, progress, **options)
-    neurons = contrast_set(cap, gen, model, k, universal, per_layer, method)
+    neurons = contrast_set(cap, gen, model, k, universal, per_layer, method, threshold)
     neurons.meta.update(method=method, split_half=split_half(cap, gen, model, k, universal, per_layer))
     return neurons
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-023
+# %% ../nbs/06_neurons.ipynb #06-neuro-024
 def jaccard(a, b):
     "Members in common over members in either"
     A, B = ({(int(l), int(i)) for l, i in zip(s.layer, s.index)} for s in (a, b))
@@ -189,7 +195,7 @@ def split_half(cap, gen, model, k:float=0.005, universal:float=0.001, per_layer:
     try: return jaccard(*(contrast_set(half(cap, j), gen and half(gen, j), model, k, universal, per_layer) for j in (0, 1)))
     except ValueError: return 0.0                              # one half finds nothing at all
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-029
+# %% ../nbs/06_neurons.ipynb #06-neuro-030
 def lape_set(cap, gen, model, # `Relevance` under the attributor 'gate-rate', on capability and general text
              k:float=0.005, per_layer:float=0.03,
              active:float=0.5): # only neurons above this quantile of the larger rate; the paper's 0.95 leaves fewer than k here
@@ -201,7 +207,7 @@ def lape_set(cap, gen, model, # `Relevance` under the attributor 'gate-rate', on
     ok = (cap.mean > gen.mean) & (often >= torch.quantile(often.flatten()[::max(1, often.numel()//10**6)], active))
     return set_from_scores(math.log(2) - entropy, ok, cap.activation, model, k, per_layer, 'lape', n_capability=cap.n, n_general=gen.n)
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-032
+# %% ../nbs/06_neurons.ipynb #06-neuro-033
 def mathneuro_set(cap, gen, model, # `Relevance` under the attributor 'wanda', on capability and general text
                   k:float=0.005, per_layer:float=0.03, p:float=0.05): # top share of each matrix
     "Neurons whose write weights are often among the top `p` on the capability and not on general text"
@@ -217,7 +223,7 @@ def mathneuro_set(cap, gen, model, # `Relevance` under the attributor 'wanda', o
     tie = cap.mean/cap.mean.max()*.5                              # among equal counts the larger activation
     return set_from_scores(count + tie, count > 0, cap.activation, model, k, per_layer, 'mathneuro', n_capability=cap.n, n_general=gen.n)
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-034
+# %% ../nbs/06_neurons.ipynb #06-neuro-035
 def probe_set(right, wrong, # mean activation of every neuron over each response: (n, layers, neurons)
               model, k:float=0.005, per_layer:float=0.03):
     "Neurons whose mean activation best separates right from wrong responses, by Cohen's d"
@@ -228,7 +234,7 @@ def probe_set(right, wrong, # mean activation of every neuron over each response
     d = (right.mean(0) - wrong.mean(0))/s.clamp(min=torch.quantile(s.flatten()[::max(1, s.numel()//10**6)], .05).clamp(min=1e-9))
     return set_from_scores(d.abs(), d.abs() > 0, d, model, k, per_layer, 'value-probe', n_capability=n, n_general=m)
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-037
+# %% ../nbs/06_neurons.ipynb #06-neuro-038
 def _control(neurons, layer, index, selector, seed, g):
     "A set on other neurons with the same weights in random order and random directions"
     K = len(neurons)
@@ -246,7 +252,7 @@ def random_neurons(neurons, seed:int=0):
     flat = pool[torch.randperm(len(pool), generator=g)[:len(neurons)]]
     return _control(neurons, flat//m['width'], flat % m['width'], 'random', seed, g)
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-038
+# %% ../nbs/06_neurons.ipynb #06-neuro-039
 def layer_matched(neurons, seed:int=0):
     "As many neurons drawn in each layer as `neurons` has there, none of them in `neurons`"
     g, width = torch.Generator().manual_seed(seed), neurons.meta['model']['width']
@@ -259,7 +265,7 @@ def layer_matched(neurons, seed:int=0):
         index[pos] = pool[torch.randperm(len(pool), generator=g)[:len(pos)]]
     return _control(neurons, layer, index, 'layer-matched', seed, g)
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-040
+# %% ../nbs/06_neurons.ipynb #06-neuro-041
 def _nearest(neurons, values, name, seed, pool):
     "For each neuron another of its layer, drawn from the `pool` nearest in value"
     g, layer, index = torch.Generator().manual_seed(seed), neurons.layer.clone(), neurons.index.clone()
@@ -296,7 +302,7 @@ def bottom_neurons(neurons, cap, gen=None, seed:int=0):
     i = flat.argsort(stable=True)[:len(neurons)]
     return _control(neurons, i//score.shape[1], i % score.shape[1], 'bottom', seed, torch.Generator().manual_seed(seed))
 
-# %% ../nbs/06_neurons.ipynb #06-neuro-045
+# %% ../nbs/06_neurons.ipynb #06-neuro-046
 def spearman(a, b):
     "Rank correlation of two score tensors of equal shape"
     ranks = [x.flatten().double().argsort().argsort().double() for x in (a, b)]

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FACTORS', 'MULTIPLIERS', 'FAMILIES', 'RULES', 'SEEDS', 'scale_gradient', 'held_norm', 'Family', 'unwrap', 'family_of',
            'blocks_of', 'check_family', 'down_projs', 'write_matrix', 'width', 'attnlrp', 'digit_ids', 'answer_mask',
-           'seed_gradient', 'explained', 'explaining', 'rule_scope', 'explain', 'split_prompt', 'neuron_relevance',
-           'token_relevance', 'residual_relevance', 'relevance_flows', 'identities', 'lxt_patches', 'lxt_attnlrp',
-           'Relevance', 'accumulate', 'relevance_sums', 'relevance_of']
+           'seed_gradient', 'explained', 'explaining', 'rule_scope', 'explain', 'split_prompt', 'read_on',
+           'neuron_relevance', 'token_relevance', 'residual_relevance', 'relevance_flows', 'identities', 'lxt_patches',
+           'lxt_attnlrp', 'Relevance', 'accumulate', 'relevance_sums', 'relevance_of']
 
 # %% ../nbs/04_relevance.ipynb #04-relev-002
 import hashlib, importlib, math, sys, types
@@ -359,19 +359,28 @@ def split_prompt(batch):
     return out
 
 # %% ../nbs/04_relevance.ipynb #04-relev-042
+def read_on(batch, # from `collate` or `split_prompt`
+            on:str='response'): # 'response', or 'text' for every token but the first
+    "The batch as one pass reads it, and the mask (B, T) of the tokens whose neurons are summed"
+    if on == 'response': batch = split_prompt(batch); return batch, batch['response_mask'].float()
+    if on != 'text': raise ValueError(f"on is {on!r}: use 'response' or 'text'")
+    if 'prompt_ids' in batch: raise ValueError("the prompts of this batch are apart: for on='text' give it as `collate` made it")
+    return batch, (batch['attention_mask']*(batch['attention_mask'].cumsum(1) > 1)).float()
+
 def neuron_relevance(model, # a causal LM of a supported family
                      batch, # from `collate`: input_ids, attention_mask, response_mask, each (B, T)
                      rule:str='attnlrp', # 'attnlrp', 'cp-lrp', or 'gradient' (activation times plain gradient)
                      seed:str='centred', # what is explained, one of `SEEDS`
-                     digits=None): # from `digit_ids`, for the seeds 'answer' and 'contrast'
+                     digits=None, # from `digit_ids`, for the seeds 'answer' and 'contrast'
+                     on:str='response'): # tokens whose neurons are summed, see `read_on`
     "Relevance of each MLP neuron for each response, summed over response tokens: (B, layers, neurons) in float32"
-    downs, batch = down_projs(model), split_prompt(batch)
-    m, R = batch['response_mask'].float(), [None]*len(downs)
+    downs, (batch, m) = down_projs(model), read_on(batch, on)
+    R = [None]*len(downs)
     def read(i, a, g): R[i] = torch.einsum('btf,bt->bf', (a*g).float(), m)
     explain(model, batch, downs, rule, read, seed, digits)
     return torch.stack(R, 1)
 
-# %% ../nbs/04_relevance.ipynb #04-relev-050
+# %% ../nbs/04_relevance.ipynb #04-relev-052
 def token_relevance(model, batch, layer, index, rule:str='attnlrp', seed:str='centred', digits=None):
     "Relevance of the neurons at (`layer`, `index`), each (K,), together, at every token: (B, T)"
     at = torch.zeros(batch['input_ids'].shape, device=batch['input_ids'].device)
@@ -381,7 +390,7 @@ def token_relevance(model, batch, layer, index, rule:str='attnlrp', seed:str='ce
     explain(model, batch, down_projs(model), rule, read, seed, digits)
     return at
 
-# %% ../nbs/04_relevance.ipynb #04-relev-053
+# %% ../nbs/04_relevance.ipynb #04-relev-055
 def residual_relevance(model, batch, rule:str='attnlrp', seed:str='centred', digits=None):
     "Relevance of the residual stream entering each layer and the final norm: (B, layers + 1, T)"
     blocks = list(blocks_of(model))
@@ -434,7 +443,7 @@ def _covariance(q, k, v, g, mask, scaling, cap):
     dA = g.transpose(1, 2)@v.transpose(2, 3)                  # (B, heads, T, T), gradient at the weights
     return (a*s*dA).sum(-1) - (a*s).sum(-1)*(a*dA).sum(-1)
 
-# %% ../nbs/04_relevance.ipynb #04-relev-063
+# %% ../nbs/04_relevance.ipynb #04-relev-065
 def identities(model, batch) -> dict:
     "Relative errors of the exact identities of AttnLRP on this model and batch: all of the order of rounding if the rules are right"
     def error(x, y): return (x.abs().max()/y.abs().max().clamp(min=1e-30)).item()
@@ -450,7 +459,7 @@ def identities(model, batch) -> dict:
             'T4 softmax': error(f['query'] + f['key'] - f['softmax'], f['y']),
             'T9 same output': error(inside - before, before)}
 
-# %% ../nbs/04_relevance.ipynb #04-relev-068
+# %% ../nbs/04_relevance.ipynb #04-relev-070
 def lxt_patches():
     "The module `lxt.efficient.patches`, without importing lxt's model zoo"
     name = 'lxt.efficient'
@@ -479,7 +488,7 @@ def lxt_attnlrp(model):
         for m, _ in patches: m.__dict__.pop('forward', None)
         del base._attnlrp
 
-# %% ../nbs/04_relevance.ipynb #04-relev-075
+# %% ../nbs/04_relevance.ipynb #04-relev-077
 @dataclass
 class Relevance:
     "Averages over texts, each (layers, neurons)"
@@ -501,7 +510,7 @@ class Relevance:
         if not Path(path).exists(): raise FileNotFoundError(f'{path} does not exist: give a file written by `Relevance.save`')
         with safe_open(path, 'pt') as f: return Relevance(**{k: f.get_tensor(k) for k in f.keys()}, n=int(f.metadata()['n']))
 
-# %% ../nbs/04_relevance.ipynb #04-relev-076
+# %% ../nbs/04_relevance.ipynb #04-relev-078
 class _Sums:
     "Running sums over texts: scaled relevance by even and odd text, relevance-weighted activation, activation; on disk if there is a path"
     def __init__(self, shape, path, key):
@@ -535,13 +544,17 @@ def accumulate(model, examples, # `Example`s, from `encode`
     if not examples: raise ValueError('no texts to attribute: the list is empty')
     n, shape = len(examples), (len(down_projs(model)), width(model))
     key = hashlib.sha256(repr((fingerprint(model), examples, batch_size, desc, settings)).encode()).hexdigest() if path else ''
-    sums, todo = _Sums(shape, path, key), batches(examples, batch_size)
+    sums, todo = _Sums(shape, path, key), batches(examples, batch_size, lambda e: 3*len(e.ids) - 2*e.start)  # the prompt is read once
     bar = tqdm(todo, desc=desc, disable=not progress, mininterval=1, initial=sums.done)
     for ix in todo[sums.done:]:
         R, W, A = per_batch(collate([examples[i] for i in ix], pad_id, device=model.device))
+        lengths = torch.tensor([len(examples[i].ids) - examples[i].start for i in ix], device=R.device)
         if not torch.isfinite(R).all():
             raise ValueError('the relevance is NaN or infinite: the weights are broken, or half precision overflows; '
                              'load the model in float32')
+        if not (R.flatten(1).any(1) | (lengths > 1)).all():
+            raise ValueError("a text whose response is a single token has no relevance there, because that token is predicted before it: "
+                             "sum over the whole text with on='text'")
         sums.add(R, W, A, torch.tensor(ix) % 2 == 0)
         bar.update()
         if sums.done % every == 0: sums.write()
@@ -549,10 +562,9 @@ def accumulate(model, examples, # `Example`s, from `encode`
     halves, counts = sums.sums['halves'], torch.tensor([(n+1)//2, max(n//2, 1)]).view(2, 1, 1)
     return Relevance(halves.sum(0)/n, halves/counts, sums.sums['weighted']/n, sums.sums['activation']/n, n)
 
-def relevance_sums(model, batch, rule:str='attnlrp', seed:str='centred', digits=None):
+def relevance_sums(model, batch, rule:str='attnlrp', seed:str='centred', digits=None, on:str='response'):
     "Relevance, relevance-weighted activation and mean activation over response tokens, each (B, layers, neurons), from one backward pass"
-    downs, batch = down_projs(model), split_prompt(batch)
-    m = batch['response_mask'].float()
+    downs, (batch, m) = down_projs(model), read_on(batch, on)
     R, W, A = (torch.zeros(len(m), len(downs), width(model), device=m.device) for _ in range(3))
     def read(i, a, g):
         a, r = a.float(), (a*g).float()
@@ -562,9 +574,10 @@ def relevance_sums(model, batch, rule:str='attnlrp', seed:str='centred', digits=
     return R, W, A
 
 def relevance_of(model, examples, pad_id:int, batch_size:int=8, rule:str='attnlrp', progress:bool=False, seed:str='centred', digits=None,
-                 path=None, every:int=16) -> Relevance: # see `accumulate`
+                 path=None, every:int=16, # see `accumulate`
+                 on:str='response') -> Relevance: # see `read_on`
     "Mean relevance of every neuron over a set of texts, each text weighing the same"
     check_family(model)
     with rule_scope(model, rule):
-        return accumulate(model, examples, pad_id, lambda batch: relevance_sums(model, batch, rule, seed, digits), batch_size, progress,
-                          f'relevance ({rule})', path, every, (seed, None if digits is None else digits.tolist()))
+        return accumulate(model, examples, pad_id, lambda batch: relevance_sums(model, batch, rule, seed, digits, on), batch_size, progress,
+                          f'relevance ({rule})', path, every, (seed, None if digits is None else digits.tolist(), on))

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'SELECTORS',
-           'METRICS', 'CURVES', 'read_results', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table',
-           'pivot', 'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'selector_table',
-           'audit_table', 'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem',
-           'draw_ablation', 'draw_margins', 'draw_training', 'draw_method']
+           'VARIANTS', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'read_results', 'arm_order', 'is_smoke',
+           'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table', 'bracket_note', 'difficulty_table',
+           'rates_table', 'contrast_table', 'selector_table', 'capability_table', 'bench_relevance_table', 'draw_p',
+           'audit_table', 'audit_verdict', 'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons',
+           'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness',
+           'draw_margins', 'draw_training', 'draw_method']
 
 # %% ../nbs/13_report.ipynb #13-repor-002
 import functools, json, math, re
@@ -17,7 +19,13 @@ from .problems import atomic_write
 
 # %% ../nbs/13_report.ipynb #13-repor-005
 SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compare'), audit=('audit.csv', 'audit'), sft=('sft.csv', 'sft'),
-               neurons=('neurons.csv', 'neurons'), selection=('neurons.json', 'neurons'), worked_problem=('worked_problem.json', 'neurons'),
+               neurons=('neurons.csv', 'neurons'), selection=('neurons.json', 'neurons'), worked_problems=('worked_problems.json', 'cards'),
+               selectors=('selectors.csv', 'selectors'), selector_curves=('selector_curves.csv', 'selectors'),
+               selector_overlap=('selector_overlap.csv', 'selectors'), split_half=('split_half.csv', 'selectors'),
+               stability=('stability.csv', 'stability'), hiding=('hiding.csv', 'faithfulness'),
+               single_neurons=('single_neurons.csv', 'faithfulness'), capability=('capability.csv', 'capability'),
+               bench_relevance=('bench_relevance.csv', 'bench_relevance'),
+               bench_relevance_summary=('bench_relevance.json', 'bench_relevance'),
                pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'train'),
                evaluation=('eval/*.csv', 'evaluate'), ablation=('ablation.csv', 'causal'), manifest=('manifest.json', 'compare'))
 
@@ -190,53 +198,103 @@ SELECTORS = {'attnlrp-contrast': 'AttnLRP', 'cp-lrp-contrast': 'CP-LRP', 'gradie
              'atp-top': 'attribution patching', 'wanda-contrast': 'Wanda form', 'mean-abs-contrast': 'mean |activation|', 'lape': 'LAPE',
              'mathneuro': 'MathNeuro form', 'value-probe': 'value probe', 'attnlrp-top': 'AttnLRP, no contrast',
              'bottom': 'AttnLRP, bottom k', 'layer-matched': 'layer-matched random', 'none': 'nothing removed',
+             'activation-matched': 'activation-matched random', 'norm-matched': 'norm-matched random',
              'knowledge-contrast': 'integrated gradients', 'logprob-contrast': 'log-probability increase'}
 
 def selector_table(card, mode:str='zero'): # frame of selectors.csv
     "What removing each selector's set costs: loss on solutions and prose, their ratio, rank among random draws, pairs, problems solved"
     import pandas as pd
     share = lambda x: '' if pd.isna(x) else f'{100*x:.0f}'
-    rows = []
-    for r in card[card['mode'].isna() | (card['mode'] == mode)].itertuples():
-        row = {'selector': SELECTORS.get(r.selector, r.selector), 'pairs (%)': share(r.pair_accuracy), 'solved (%)': share(r.greedy)}
+    rows, solved = [], [c for c in card if c.startswith('solved_')]
+    card = card[card['mode'] == mode] if mode != 'zero' else card[card['mode'].isna() | (card['mode'] == mode)]
+    for r in card.itertuples():
+        row = {'selector': SELECTORS.get(r.selector, r.selector), 'pairs (%)': share(r.pair_accuracy),
+               **{f'{_set(c[7:])} (%)': share(getattr(r, c)) for c in solved}}
         if isinstance(r.mode, str):
             top = 'inf' if math.isinf(r.high) else f'{r.high:.1f}'
             ratio = '' if r.general <= 0 else f'{r.selectivity:.1f} [{r.low:.1f}, {top}]'
             row.update({'math (nats)': _interval(r.math, r.math - 1.96*r.math_se, r.math + 1.96*r.math_se, digits=2),
                         'prose (nats)': _interval(r.general, r.general - 1.96*r.general_se, r.general + 1.96*r.general_se, digits=2),
-                        'math / prose': ratio, 'draws that reach it': f'{int(r.reached)} of {int(r.draws)}'})
+                        'math / prose': ratio, 'draws that reach it': f'{int(r.reached)} of {int(r.draws)}' if r.draws else ''})
         rows.append(row)
-    cols = ['selector', 'math (nats)', 'prose (nats)', 'math / prose', 'draws that reach it', 'pairs (%)', 'solved (%)']
+    cols = ['selector', 'math (nats)', 'prose (nats)', 'math / prose']
+    if mode == 'zero': cols += ['draws that reach it', 'pairs (%)', *[f'{_set(c[7:])} (%)' for c in solved]]
     return pd.DataFrame(rows).reindex(columns=cols).fillna('')
 
 # %% ../nbs/13_report.ipynb #13-repor-028
-def audit_table(audit):
-    "How well each signal tells chosen from rejected; draws of one control are summarised as median and range"
+def capability_table(rows): # frame of capability.csv
+    "What removing the set of each capability does to agreement and to solutions, beside its layer-matched draws"
     import pandas as pd
-    spread = lambda x, **kw: _interval(x.median(), x.min(), x.max(), **kw)
-    line = lambda signal, n, auc, corr: {'signal': signal, 'n': n, 'AUC': auc, 'correlation with length': corr}
-    rows = []
-    for kind, part in audit.groupby('kind', sort=False):
-        if kind in ('random', 'layer-matched') and len(part) > 1:
-            rows.append(line(f'{kind} neurons, {len(part)} draws: median [range]', part.n.max(), spread(part.auc),
-                             spread(part.length_corr, digits=2)))
-        else: rows += [line(r.signal, r.n, _interval(r.auc, r.low, r.high), _interval(r.length_corr, math.nan, math.nan, digits=2))
-                       for r in part.itertuples()]
-    return pd.DataFrame(rows).astype(dict(n=str))
+    names = dict(none='nothing removed', agreement='agreement neurons', math='math neurons')
+    out = []
+    for name, own in rows.groupby('capability', sort=False):
+        s, draws = own[own.draw == 0].iloc[0], own[own.draw > 0]
+        line = {'removed': names.get(name, name), 'right form preferred (%)': f'{100*s.accuracy:.0f}'}
+        if s.k:
+            line |= {'preference lost (nats)': _interval(s.preference_lost, s.low, s.high, digits=2),
+                     'solutions (nats)': _interval(s.math_nll, s.math_low, s.math_high, digits=2)}
+            for c, head in (('preference_lost', 'draws: preference lost'), ('math_nll', 'draws: solutions')):
+                if len(draws): line[head] = _interval(draws[c].median(), draws[c].min(), draws[c].max(), digits=2)
+        out.append(line)
+    return pd.DataFrame(out).fillna('')
 
-# %% ../nbs/13_report.ipynb #13-repor-032
-def _audit_sentence(audit):
-    row = lambda kind: audit[audit.kind == kind]
+# %% ../nbs/13_report.ipynb #13-repor-031
+VARIANTS = {'plain': 'plain backward pass', 'ours': 'AttnLRP, ours', 'lxt rules': "lxt's rules, our batches",
+            'lxt, one text at a time': 'lxt, one text at a time', 'lxt, one token at a time': 'lxt, one token at a time'}
+
+def bench_relevance_table(rows): # frame of bench_relevance.csv
+    "Seconds and peak memory a text, and the cost in units of the plain pass of the same round and type"
+    import pandas as pd
+    out = []
+    for (dtype, variant), own in rows.groupby(['dtype', 'variant'], sort=False):
+        base = rows[(rows.dtype == dtype) & (rows.variant == 'plain')].set_index('round').seconds
+        ratio = own.set_index('round').seconds/base
+        out.append({'type': dtype, 'variant': VARIANTS.get(variant, variant),
+                    'seconds a text': f'{own.seconds_per_text.median():.2f}',
+                    'times the plain pass': _interval(ratio.median(), ratio.min(), ratio.max(), digits=2),
+                    'peak memory (MB)': '' if own.peak_mb.isna().all() else f'{own.peak_mb.median():.0f}'})
+    order = {v: i for i, v in enumerate(VARIANTS.values())}
+    return pd.DataFrame(sorted(out, key=lambda r: (list(rows.dtype.unique()).index(r['type']), order.get(r['variant'], 9))))
+
+# %% ../nbs/13_report.ipynb #13-repor-033
+def draw_p(value, draws):
+    "Two-sided permutation p-value of `value` among `draws`: how many are as far from their median"
+    d = np.asarray(draws, dtype=float)
+    far = np.abs(d - np.median(d)) >= abs(value - np.median(d)) - 1e-12
+    return (1 + far.sum())/(1 + len(d))
+
+def audit_table(audit):
+    "How well each read-out of the selected neurons tells chosen from rejected, beside the median and range of the draws of its controls"
+    import pandas as pd
+    cols = ['margin of', 'AUC', 'layer-matched draws', 'random draws', 'p among layer-matched', 'correlation with length']
+    spread = lambda x: _interval(x.median(), x.min(), x.max()) if len(x) else ''
+    rows = []
+    for r in audit[audit.kind.isin(('selected', 'baseline'))].itertuples():
+        line = {cols[0]: f'selected neurons, {r.readout}' if r.kind == 'selected' else r.signal, cols[1]: _interval(r.auc, r.low, r.high),
+                cols[5]: _interval(r.length_corr, math.nan, math.nan, digits=2)}
+        if r.kind == 'selected':
+            matched, free = (audit[(audit.readout == r.readout) & (audit.kind == k)].auc for k in ('layer-matched', 'random'))
+            line |= {cols[2]: spread(matched), cols[3]: spread(free), cols[4]: f'{draw_p(r.auc, matched):.2f}' if len(matched) else ''}
+        rows.append(line)
+    return pd.DataFrame(rows)[[c for c in cols if any(c in r for r in rows)]].fillna('')
+
+# %% ../nbs/13_report.ipynb #13-repor-037
+def audit_verdict(audit): # frame of audit.csv
+    "Whether the reward carries a signal, in one sentence: the read-out that is trained on, against a coin and against its controls"
+    row = lambda kind: audit[(audit.kind == kind) & (audit.readout == 'standardised')]
     s, m = row('selected').iloc[0], row('layer-matched')
+    if not len(m): raise ValueError('the audit holds no layer-matched controls: run it with at least one draw')
     lp = audit[audit.signal == 'log-probability per token'].iloc[0]
-    if s.low <= .5 <= s.high: word = 'cannot be told from a coin'
+    if s.low <= .5 <= s.high: word = 'carries no signal that can be told from a coin'
     else:
-        side, beyond = ('better', s.auc > m.auc.max()) if s.low > .5 else ('worse', s.auc < m.auc.min())
-        word = f'is {side} than a coin' + (f', and {side} than each of' if beyond else f', but no {side} than')
-        word += f' {len(m)} random sets of the same layers'
-    return ('**Reward audit.** Before training, the margin of the selected neurons favours the chosen response in '
-            f'{_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs: as a verifier it {word}. {len(m)} layer-matched '
-            f'random sets reach {100*m.auc.min():.0f} to {100*m.auc.max():.0f} %, log-probability per token {100*lp.auc:.0f} %.')
+        beyond = s.auc > m.auc.max() if s.low > .5 else s.auc < m.auc.min()
+        word = 'carries a signal' if s.low > .5 else 'points the wrong way'
+        word += ', more than random neurons do' if beyond else ', but no more than random neurons do'
+    others = audit[(audit.kind == 'selected') & (audit.readout != 'standardised')].sort_values('auc')
+    best = f'; the best of {len(others)} other read-outs, {others.readout.iloc[-1]}, {100*others.auc.iloc[-1]:.0f} %' if len(others) else ''
+    return (f'**Reward audit.** Before training, the reward {word}: the margin of the selected neurons favours the chosen response in '
+            f'{_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs, {len(m)} layer-matched random sets in '
+            f'{100*m.auc.min():.0f} to {100*m.auc.max():.0f} %, log-probability per token in {100*lp.auc:.0f} %{best}.')
 
 def _causal_sentence(ablation, k):
     k = ablation.k.iloc[(ablation.k - k).abs().argmin()]       # the size that was ablated nearest to the one trained on
@@ -247,6 +305,37 @@ def _causal_sentence(ablation, k):
     num = lambda v: _interval(v, math.nan, math.nan, digits=2)
     return (f'**Causal study.** Setting the top {k} neurons to their mean adds {num(math_)} nats per token on math and {num(general)} on '
             f'general text; {len(control)} layer-matched sets add {num(control.min())} to {num(control.max())} on math.')
+
+def _selector_sentence(card):
+    own = card[(card['mode'] == 'zero') & (card.draws > 0)]
+    ours, best = own[own.selector == 'attnlrp-contrast'].iloc[0], own[own.general > 0].sort_values('selectivity').iloc[-1]
+    num = lambda v: _interval(v, math.nan, math.nan, digits=2)
+    def ratio(r): return f'{r.selectivity:.1f} [{r.low:.1f}, {r.high:.1f}]'
+    rank = ('none' if ours.reached == 0 else f'{int(ours.reached)}') + f' of {int(ours.draws)} layer-matched draws reach'
+    word = ('the most selective of' if best.selector == ours.selector else
+            f'{SELECTORS.get(best.selector, best.selector)} is the most selective, {ratio(best)}, of')
+    return (f'**Selectors.** The AttnLRP set at zero adds {num(ours.math)} nats per token on solutions and {num(ours.general)} on prose, '
+            f'a ratio of {ratio(ours)}; {rank} its rise on solutions; {word} {len(own)} selectors.')
+
+def _faithfulness_sentence(single, hiding):
+    r = {m: own.score.corr(own.effect) for m, own in single.groupby('method')}
+    area = hiding.groupby(['method', 'text']).area.first().groupby('method').mean()
+    other = max((m for m in r if m != 'attnlrp'), key=r.get)
+    return (f"**Faithfulness.** AttnLRP's neuron scores correlate with the true effect of removing one neuron at {r['attnlrp']:.2f} "
+            f"({TOKEN_NAMES.get(other, other)} {r[other]:.2f}; n={single.groupby('method').size().iloc[0]}); hiding tokens in the order of "
+            f"its map opens an area of {area['attnlrp']:.2f} logits (gradient x input {area['gradient']:.2f}, random order {area['random']:.2f}; "
+            f"n={hiding.text.nunique()}).")
+
+def _capability_sentence(rows):
+    s = rows[rows.draw == 0].set_index('capability')
+    num = lambda v: _interval(v, math.nan, math.nan, digits=2)
+    def reached(name, c): return int((rows[(rows.capability == name) & (rows.draw > 0)][c] >= s.loc[name, c]).sum())
+    n = rows[(rows.capability == 'agreement')].draw.max()
+    a, m = s.loc['agreement'], s.loc['math']
+    return (f"**Another capability.** Removing the agreement neurons costs {num(a.preference_lost)} nats of preference for the right verb "
+            f"form and {num(a.math_nll)} nats per token on solutions; removing the math neurons {num(m.preference_lost)} and {num(m.math_nll)}. "
+            f"{reached('agreement', 'preference_lost')} and {reached('math', 'math_nll')} of {n} layer-matched draws reach each set's "
+            "effect on its own capability.")
 
 def _contrast_sentence(contrasts):
     df = contrasts[contrasts.primary & contrasts.metric.isin(['accuracy_numeric', 'nll_gold', 'pair_accuracy'])
@@ -262,16 +351,21 @@ def _contrast_sentence(contrasts):
     return (f"**Primary contrast.** {_contrast(df.contrast.iloc[0])}, same questions, {seeds}: {'; '.join(parts)}. "
             f"Here {verdict} (uncorrected for their number).")
 
-# %% ../nbs/13_report.ipynb #13-repor-033
+# %% ../nbs/13_report.ipynb #13-repor-038
 METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per token)', pair_accuracy='accuracy (points)')
 
 def findings(folder): # a folder of results
-    "What the audit, the causal study and the primary contrast found: three sentences, every number from the results files"
-    return [_audit_sentence(read_results(folder, 'audit')),
-            _causal_sentence(read_results(folder, 'ablation'), read_results(folder, 'selection')['k']),
-            _contrast_sentence(read_results(folder, 'contrasts'))]
+    "What the audit, the causal studies and the primary contrast found: one sentence each, every number from the results files"
+    def has(*names): return all(any(Path(folder).glob(SOURCES[n][0])) for n in names)
+    res = [audit_verdict(read_results(folder, 'audit')),
+           _causal_sentence(read_results(folder, 'ablation'), read_results(folder, 'selection')['k'])]
+    if has('selectors'): res.append(_selector_sentence(read_results(folder, 'selectors')))
+    if has('single_neurons', 'hiding'):
+        res.append(_faithfulness_sentence(*(read_results(folder, k) for k in ('single_neurons', 'hiding'))))
+    if has('capability'): res.append(_capability_sentence(read_results(folder, 'capability')))
+    return res + [_contrast_sentence(read_results(folder, 'contrasts'))]
 
-# %% ../nbs/13_report.ipynb #13-repor-037
+# %% ../nbs/13_report.ipynb #13-repor-042
 def style():
     "matplotlib settings of every figure"
     return {'font.family': 'DejaVu Sans', 'font.size': 8.5, 'text.color': INK, 'mathtext.fontset': 'dejavusans', 'pdf.fonttype': 42,
@@ -298,7 +392,7 @@ def panels(rows=1, cols=1, size=(7, 3), **kwargs):
     fig.get_layout_engine().set(rect=(0, .035, 1, .965), w_pad=.06, h_pad=.06)
     return fig, fig.subplots(rows, cols, squeeze=False, **kwargs)
 
-# %% ../nbs/13_report.ipynb #13-repor-038
+# %% ../nbs/13_report.ipynb #13-repor-043
 def _settle(fig):
     "Lay out once and round: the last digits of the layout solver depend on where objects lie in memory"
     fig.draw_without_rendering()
@@ -319,7 +413,7 @@ def save_figure(fig, stem, recipe:str, about:str=''):
         with atomic_write(stem.with_name(stem.name + suffix)) as tmp: fig.savefig(tmp, format=suffix[1:], metadata=metadata)
     return stem.with_name(stem.name + '.png')
 
-# %% ../nbs/13_report.ipynb #13-repor-042
+# %% ../nbs/13_report.ipynb #13-repor-047
 @styled
 def draw_neurons(neurons, # frame of neurons.csv
                  selection): # dict of neurons.json
@@ -351,7 +445,7 @@ def _concentration(ax, w):
                 textcoords='axes fraction', fontsize=8, arrowprops=dict(arrowstyle='-', color=GREY, lw=.7, relpos=(0, 1)))
     ax.set(title='Concentration', xlabel='neurons, largest first', ylabel='cumulative weight (%)', xlim=(0, len(w)), ylim=(0, 101))
 
-# %% ../nbs/13_report.ipynb #13-repor-046
+# %% ../nbs/13_report.ipynb #13-repor-051
 def _token(t):
     "A token as a label: word-boundary marks off, invisible ones drawn"
     t = t.replace('Ġ', ' ').replace('Ċ', '\n').replace('▁', ' ')
@@ -364,7 +458,7 @@ def _spans(n, start, width, rows):
     return [(a, min(a + width, n)) for a in range(first, min(n, first + width*rows), width)]
 
 @styled
-def draw_worked_problem(worked, # dict of worked_problem.json
+def draw_worked_problem(worked, # one of worked_problems.json
                         width:int=56, rows:int=4): # tokens a line, lines at most
     "Relevance of the residual stream by token and layer, and of the selected neurons below; token 0, an attention sink, may saturate"
     import matplotlib as mpl
@@ -385,7 +479,7 @@ def draw_worked_problem(worked, # dict of worked_problem.json
     axs[0, 0].set_title('Relevance of each token on its way through the layers' + cut, pad=13)
     return fig
 
-# %% ../nbs/13_report.ipynb #13-repor-047
+# %% ../nbs/13_report.ipynb #13-repor-052
 def _token_axes(heat, bar, tokens, a, stop, b, start, ylim):
     "Labels of one stretch: layers on the left, tokens below, a line where the response begins"
     for ax in heat, bar:
@@ -400,7 +494,7 @@ def _token_axes(heat, bar, tokens, a, stop, b, start, ylim):
     bar.set_xticks(range(a, b), tokens[a:b], rotation=90, fontsize=6.2, family='DejaVu Sans Mono')
     bar.tick_params(axis='x', length=0, pad=1)
 
-# %% ../nbs/13_report.ipynb #13-repor-051
+# %% ../nbs/13_report.ipynb #13-repor-056
 @styled
 def draw_ablation(ablation): # frame of ablation.csv
     "Loss caused by removing more and more neurons: selected ones against the range of their controls"
@@ -428,7 +522,148 @@ def _ablation_panel(ax, df):
     ticks = sorted(set(100*df.fraction))
     ax.set_xticks(ticks, [f'{t:.3g}' for t in ticks]); ax.minorticks_off()
 
-# %% ../nbs/13_report.ipynb #13-repor-055
+# %% ../nbs/13_report.ipynb #13-repor-060
+HUES = {'attnlrp': RED, 'cp-lrp': ORANGE, 'gradient': BLUE, 'relp': GREEN, 'atp': SKY, 'wanda': PURPLE,
+        'mean-abs': '#7f6000', 'random': GREY}
+def _hue(name): return HUES.get(re.sub('-(contrast|top)$', '', name) if name != 'attnlrp-top' else '', INK)
+
+@styled
+def draw_selectors(card, curves): # frames of selectors.csv and selector_curves.csv
+    "Loss on solutions against loss on prose for each selector's set; the same as the set grows"
+    card = card[card['mode'] == 'zero']
+    fig, _ = panels(size=(8.6, 4.)); fig.clear()
+    grid = fig.add_gridspec(2, 2, width_ratios=[1.75, 1])
+    left, up = fig.add_subplot(grid[:, 0]), fig.add_subplot(grid[0, 1])
+    low = fig.add_subplot(grid[1, 1], sharex=up, sharey=up)
+    _selector_points(left, card)
+    for ax, text, name in ((up, 'math', 'solutions'), (low, 'general', 'prose')):
+        for selector, own in curves[curves.text == text].groupby('selector', sort=False):
+            own = own.sort_values('fraction')
+            ax.fill_between(100*own.fraction, own.low, own.high, color=_hue(selector), alpha=.13, lw=0)
+            ax.plot(100*own.fraction, own.delta_nll, 'o-', color=_hue(selector), ms=3, mec='white', mew=.4, lw=1.3,
+                    label=SELECTORS.get(selector, selector))
+        ax.set(xscale='log', title=f'as the set grows, {name}', ylabel='added loss (nats/token)')
+        ax.set_yscale('symlog', linthresh=.1)
+        ax.axhline(0, color='#999999', lw=.7)
+    ticks = sorted(set(100*curves.fraction))
+    low.set_xticks(ticks, [f'{t:.3g}' for t in ticks]); low.minorticks_off(); up.tick_params(labelbottom=False)
+    low.set_xlabel('share of all MLP neurons (%)')
+    up.legend(loc='upper left', fontsize=6.8, handlelength=1.3, labelspacing=.25)
+    return fig
+
+def _selector_points(ax, card):
+    floor = 1e-3
+    x, y = card.general.clip(lower=floor).to_numpy(), card.math.clip(lower=floor).to_numpy()
+    top = 1.9*max(x.max(), y.max())
+    ax.set(xscale='log', yscale='log', xlim=(floor*.8, top), ylim=(floor*.8, top), title='solutions against prose, each set at zero',
+           xlabel='added loss on prose (nats per token)', ylabel='added loss on solutions (nats per token)')
+    for ratio in (1, 10):
+        ax.plot([floor/ratio, top], [floor, top*ratio], color='#bbbbbb', lw=.8, ls=(0, (4, 3)), zorder=1)
+        ax.annotate(f'{ratio}:1', (top/ratio/1.35, top/1.35) if ratio > 1 else (top/1.2, top/1.45), fontsize=7, color=GREY, ha='right')
+    control = card.control.dropna()
+    if len(control):
+        ax.axhspan(max(control.min(), floor), max(control.max(), floor*1.05), color=GREY, alpha=.16, lw=0)
+        ax.text(.985, max(control.max(), floor*1.05)*1.06, 'median layer-matched draw of each set', fontsize=6.8, color='#6a6a6a',
+                transform=ax.get_yaxis_transform(), ha='right', va='bottom')
+    for r, a, b in zip(card.itertuples(), x, y):
+        ax.errorbar(a, b, xerr=[[a - max(floor, a - 1.96*r.general_se)], [1.96*r.general_se]],
+                    yerr=[[b - max(floor, b - 1.96*r.math_se)], [1.96*r.math_se]],
+                    fmt='o', color=_hue(r.selector), ms=5, mec='white', mew=.5, lw=.9, zorder=3)
+    _place_labels(ax, [SELECTORS.get(s, s) for s in card.selector], x, y, [_hue(s) for s in card.selector])
+
+def _place_labels(ax, names, x, y, colours):
+    "Labels beside their points on logarithmic axes, pushed apart where they would overlap"
+    (x0, x1), (y0, y1) = (np.log(ax.get_xlim()), np.log(ax.get_ylim()))
+    px, py = (np.log(x) - x0)/(x1 - x0), (np.log(y) - y0)/(y1 - y0)
+    taken, gap = [], .034
+    for i in np.argsort(-py):
+        right = px[i] < .62
+        at = py[i]
+        while any(abs(at - t) < gap and r == right and abs(px[i] - p) < .42 for t, r, p in taken): at -= gap/4
+        taken.append((at, right, px[i]))
+        ax.annotate(names[i], (px[i], py[i]), xytext=(px[i] + (.03 if right else -.03), at), xycoords='axes fraction',
+                    textcoords='axes fraction', fontsize=7, color=colours[i], ha='left' if right else 'right', va='center',
+                    arrowprops=dict(arrowstyle='-', color='#bbbbbb', lw=.5, shrinkA=0, shrinkB=3))
+
+# %% ../nbs/13_report.ipynb #13-repor-063
+@styled
+def draw_stability(stability, overlap, selection): # frames of stability.csv and selector_overlap.csv, dict of neurons.json
+    "Overlap with the set of all texts, by number of texts; overlap between selectors"
+    fig, axs = panels(1, 2, size=(8.6, 4.), gridspec_kw=dict(width_ratios=[1, 1.45]))
+    ax, heat = axs[0]
+    names = list(dict.fromkeys([*stability.name_a, *stability.name_b]))
+    sizes = [n for n in names if not n.startswith('other')]
+    top, n_of = sizes[-1], {**dict(zip(stability.name_a, stability.n_a)), **dict(zip(stability.name_b, stability.n_b))}
+    both = stability[(stability.name_a == top) | (stability.name_b == top)]
+    other = lambda r: r.name_b if r.name_a == top else r.name_a
+    grow = sorted((n_of[other(r)], r.jaccard, r.spearman) for r in both.itertuples() if not other(r).startswith('other'))
+    fresh = [(n_of[other(r)], r.jaccard, r.spearman) for r in both.itertuples() if other(r).startswith('other')]
+    for j, name, color, mark in ((1, 'overlap of the sets (Jaccard)', RED, 'o'),
+                                 (2, 'rank correlation of all scores (Spearman)', BLUE, 's')):
+        ax.plot([g[0] for g in grow], [g[j] for g in grow], f'{mark}-', color=color, ms=4.5, mec='white', label=name)
+        ax.plot([g[0] for g in fresh], [g[j] for g in fresh], mark, color='white', mec=color, mew=1.3, ms=5.5, ls='none')
+    ax.plot([], [], 'o', color='white', mec=INK, mew=1.2, label='other texts throughout')
+    k = selection['share']
+    ax.axhline(k/(2-k), color=GREY, lw=.9, ls=(0, (4, 3)), label='two random sets')
+    ticks = sorted({g[0] for g in [*grow, *fresh]})
+    ax.set(xscale='log', xlabel='texts of each kind', ylabel='agreement', ylim=(0, 1.02), title=f'with the set of all {n_of[top]} texts')
+    ax.set_xticks(ticks, [str(t) for t in ticks]); ax.minorticks_off(); ax.set_xlim(ticks[0]/1.25, ticks[-1]*1.25)
+    ax.legend(loc='lower center', fontsize=7, handlelength=1.6, bbox_to_anchor=(.5, .08))
+    _overlap_matrix(fig, heat, overlap)
+    return fig
+
+def _overlap_matrix(fig, ax, overlap):
+    names = list(dict.fromkeys(overlap.a))
+    M = overlap.pivot(index='a', columns='b', values='jaccard').loc[names, names].to_numpy()
+    ax.imshow(M, cmap='Reds', vmin=0, vmax=1); ax.grid(False)
+    for i in range(len(names)):
+        for j in range(len(names)):
+            ax.text(j, i, f'{100*M[i, j]:.0f}', ha='center', va='center', fontsize=6.8, color='white' if M[i, j] > .55 else INK)
+    labels = [SELECTORS.get(n, n) for n in names]
+    ax.set_xticks(range(len(names)), labels, rotation=40, ha='right', fontsize=7, rotation_mode='anchor')
+    ax.set_yticks(range(len(names)), labels, fontsize=7)
+    ax.tick_params(length=0); ax.set_title('overlap of selectors (Jaccard, %)')
+    for s in ax.spines.values(): s.set_visible(False)
+
+# %% ../nbs/13_report.ipynb #13-repor-067
+@styled
+def draw_faithfulness(hiding, single): # frames of hiding.csv and single_neurons.csv
+    "Token curves of each map with the area between them; neuron scores against true effects"
+    maps, methods = list(dict.fromkeys(hiding.method)), list(dict.fromkeys(single.method))
+    n = max(len(maps), len(methods))
+    fig, axs = panels(2, n, size=(1.75*n + .5, 4.1))
+    mean = hiding.groupby(['method', 'hidden'])[['most', 'least']].mean()
+    ylim = (mean.to_numpy().min() - .08*np.ptp(mean.to_numpy()), mean.to_numpy().max() + .25*np.ptp(mean.to_numpy()))
+    for ax, m in zip(axs[0], maps):
+        own, color = mean.loc[m], HUES.get(m, INK)
+        ax.fill_between(100*own.index, own.most, own.least, color=color, alpha=.15, lw=0)
+        ax.plot(100*own.index, own.least, color=color, ls=(0, (3, 1.5)), lw=1.4); ax.plot(100*own.index, own.most, color=color, lw=1.7)
+        area = hiding.groupby(['method', 'text']).area.first().loc[m]
+        half = 1.96*area.sem()
+        ax.set_title(TOKEN_NAMES.get(m, m), fontsize=8)
+        ax.text(.97, .97, f'area {area.mean():.2f}\n[{area.mean()-half:.2f}, {area.mean()+half:.2f}]', transform=ax.transAxes, ha='right',
+                va='top', fontsize=7)
+        ax.set(ylim=ylim, xlabel='context hidden (%)', xticks=(0, 50, 100))
+    axs[0, 0].set_ylabel('centred logit\nof the answer')
+    for ax, m in zip(axs[1], methods):
+        own = single[single.method == m]
+        scale = own.effect.abs().max(), own.score.abs().max()
+        for kind, color in (('free', GREY), ('strong', HUES.get(m, INK))):
+            d = own[own.kind == kind]
+            ax.plot(d.score/scale[1], d.effect/scale[0], 'o', color=color, ms=2.6, alpha=.65, mec='none')
+        r, rho = own.score.corr(own.effect), own.score.rank().corr(own.effect.rank())
+        ax.text(.04, .97, f'r = {r:.2f}\nrank {rho:.2f}', transform=ax.transAxes, va='top', fontsize=7)
+        ax.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.5), xticks=(-1, 0, 1), yticks=(-1, 0, 1), xlabel='score (scaled)')
+        ax.set_title(TOKEN_NAMES.get(m, m), fontsize=8); ax.axhline(0, color='#bbbbbb', lw=.6); ax.axvline(0, color='#bbbbbb', lw=.6)
+    axs[1, 0].set_ylabel('effect of removing\nthe neuron (scaled)')
+    for ax in [*axs[0, len(maps):], *axs[1, len(methods):]]: ax.set_visible(False)
+    for ax in [*axs[0, 1:], *axs[1, 1:]]: ax.tick_params(labelleft=False)
+    return fig
+
+TOKEN_NAMES = {'attnlrp': 'AttnLRP', 'cp-lrp': 'CP-LRP', 'gradient': 'gradient x input', 'wanda': 'Wanda form', 'random': 'random order',
+               'mean-abs': 'mean |activation|'}
+
+# %% ../nbs/13_report.ipynb #13-repor-071
 @styled
 def draw_margins(margins): # frame of margins/*.csv with `arm` and `seed`
     "Distribution over held-out pairs of the neuron margin and the log-probability margin, before and after each training"
@@ -454,7 +689,7 @@ def _margin_panel(ax, before, after, bins, color):
         ax.text(1, y, f'{name}: {100*np.mean(v > 0):.0f} % above 0', transform=ax.transAxes, ha='right', va='top', fontsize=7.5, color=c)
         ax.plot([v.mean()], [0], marker=6, color=c, ms=6, clip_on=False, zorder=5)
 
-# %% ../nbs/13_report.ipynb #13-repor-059
+# %% ../nbs/13_report.ipynb #13-repor-075
 CURVES = {'loss': ('loss', 'nats'), 'rewards/accuracies': ('reward accuracy', 'share of pairs'),
           'rewards/margins': ('implicit reward margin', 'nats'), 'logps/chosen': ('log-probability of chosen', 'nats'),
           'neurons/margins': ('neuron margin', 'standard deviations'), 'neurons/clipped': ('clipped read-outs', 'share')}
@@ -483,7 +718,7 @@ def _curve(ax, df, col, color, label, smooth):
     ax.plot(by.index, by, color=color, lw=.7, alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
     ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label)
 
-# %% ../nbs/13_report.ipynb #13-repor-063
+# %% ../nbs/13_report.ipynb #13-repor-079
 def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2, body=7.2):
     "A rounded box with a bold title and lines of text below it"
     from matplotlib.patches import FancyBboxPatch
@@ -508,7 +743,7 @@ def _lane(ax, x, w, number, title, color):
             bbox=dict(boxstyle='circle,pad=.22', fc=color, ec='none'))
     ax.text(x + 4.4, 51.2, title, fontsize=9.6, weight='bold', color=color, va='center', zorder=3)
 
-# %% ../nbs/13_report.ipynb #13-repor-064
+# %% ../nbs/13_report.ipynb #13-repor-080
 def _network(ax, x, y, w, h, lit, layers=6, neurons=11, seed=4):
     "A stack of layers whose neurons are dots, a few of them lit"
     from matplotlib.patches import FancyBboxPatch
@@ -535,7 +770,7 @@ def draw_method():
             fontsize=6.5, color=GREY, va='center')
     return fig
 
-# %% ../nbs/13_report.ipynb #13-repor-065
+# %% ../nbs/13_report.ipynb #13-repor-081
 def _draw_select(ax):
     _box(ax, 2, 40.5, 12.6, 7, 'math text', 'solutions', RED); _box(ax, 16.9, 40.5, 12.6, 7, 'general text', 'same lengths', GREY)
     _box(ax, 2, 27.2, 27.5, 9, 'AttnLRP, one backward pass', 'relevance of every MLP neuron', INK)

@@ -70,10 +70,11 @@ def collate(examples, pad_id:int, side:str='right', device='cpu'):
         att[b, o:o+len(e.ids)], resp[b, o+e.start:o+len(e.ids)] = 1, True
     return dict(input_ids=ids.to(device), attention_mask=att.to(device), response_mask=resp.to(device))
 
-def batches(examples, batch_size:int):
-    "Lists of indices of similar length, longest first"
+def batches(examples, batch_size:int,
+            cost=lambda e: len(e.ids)): # what should be alike within a batch
+    "Lists of indices of similar cost, dearest first"
     if batch_size < 1: raise ValueError(f'batch_size is {batch_size}: give at least 1')
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
+    order = sorted(range(len(examples)), key=lambda i: -cost(examples[i]))
     return [order[i:i+batch_size] for i in range(0, len(order), batch_size)]
 
 # %% ../nbs/02_responses.ipynb #02-respo-017
