@@ -529,13 +529,13 @@ def _hue(name): return HUES.get(re.sub('-(contrast|top)$', '', name) if name != 
 
 @styled
 def draw_selectors(card, curves): # frames of selectors.csv and selector_curves.csv
-    "Loss on solutions against loss on prose for each selector's set; the same as the set grows"
+    "What removing each selector's set costs on solutions and on prose; the same as the set grows"
     card = card[card['mode'] == 'zero']
-    fig, _ = panels(size=(8.6, 4.)); fig.clear()
+    fig, _ = panels(size=(8.6, 4.4)); fig.clear()
     grid = fig.add_gridspec(2, 2, width_ratios=[1.75, 1])
     left, up = fig.add_subplot(grid[:, 0]), fig.add_subplot(grid[0, 1])
     low = fig.add_subplot(grid[1, 1], sharex=up, sharey=up)
-    _selector_points(left, card)
+    _selector_rows(left, card)
     for ax, text, name in ((up, 'math', 'solutions'), (low, 'general', 'prose')):
         for selector, own in curves[curves.text == text].groupby('selector', sort=False):
             own = own.sort_values('fraction')
@@ -548,42 +548,28 @@ def draw_selectors(card, curves): # frames of selectors.csv and selector_curves.
     ticks = sorted(set(100*curves.fraction))
     low.set_xticks(ticks, [f'{t:.3g}' for t in ticks]); low.minorticks_off(); up.tick_params(labelbottom=False)
     low.set_xlabel('share of all MLP neurons (%)')
-    up.legend(loc='upper left', fontsize=6.8, handlelength=1.3, labelspacing=.25)
+    low.legend(*up.get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(.46, -.34), ncol=2, fontsize=7, handlelength=1.3,
+               columnspacing=1.2)
     return fig
 
-def _selector_points(ax, card):
-    floor = 1e-3
-    x, y = card.general.clip(lower=floor).to_numpy(), card.math.clip(lower=floor).to_numpy()
-    top = 1.9*max(x.max(), y.max())
-    ax.set(xscale='log', yscale='log', xlim=(floor*.8, top), ylim=(floor*.8, top), title='solutions against prose, each set at zero',
-           xlabel='added loss on prose (nats per token)', ylabel='added loss on solutions (nats per token)')
-    for ratio in (1, 10):
-        ax.plot([floor/ratio, top], [floor, top*ratio], color='#bbbbbb', lw=.8, ls=(0, (4, 3)), zorder=1)
-        ax.annotate(f'{ratio}:1', (top/ratio/1.35, top/1.35) if ratio > 1 else (top/1.2, top/1.45), fontsize=7, color=GREY, ha='right')
-    control = card.control.dropna()
-    if len(control):
-        ax.axhspan(max(control.min(), floor), max(control.max(), floor*1.05), color=GREY, alpha=.16, lw=0)
-        ax.text(.985, max(control.max(), floor*1.05)*1.06, 'median layer-matched draw of each set', fontsize=6.8, color='#6a6a6a',
-                transform=ax.get_yaxis_transform(), ha='right', va='bottom')
-    for r, a, b in zip(card.itertuples(), x, y):
-        ax.errorbar(a, b, xerr=[[a - max(floor, a - 1.96*r.general_se)], [1.96*r.general_se]],
-                    yerr=[[b - max(floor, b - 1.96*r.math_se)], [1.96*r.math_se]],
-                    fmt='o', color=_hue(r.selector), ms=5, mec='white', mew=.5, lw=.9, zorder=3)
-    _place_labels(ax, [SELECTORS.get(s, s) for s in card.selector], x, y, [_hue(s) for s in card.selector])
-
-def _place_labels(ax, names, x, y, colours):
-    "Labels beside their points on logarithmic axes, pushed apart where they would overlap"
-    (x0, x1), (y0, y1) = (np.log(ax.get_xlim()), np.log(ax.get_ylim()))
-    px, py = (np.log(x) - x0)/(x1 - x0), (np.log(y) - y0)/(y1 - y0)
-    taken, gap = [], .034
-    for i in np.argsort(-py):
-        right = px[i] < .62
-        at = py[i]
-        while any(abs(at - t) < gap and r == right and abs(px[i] - p) < .42 for t, r, p in taken): at -= gap/4
-        taken.append((at, right, px[i]))
-        ax.annotate(names[i], (px[i], py[i]), xytext=(px[i] + (.03 if right else -.03), at), xycoords='axes fraction',
-                    textcoords='axes fraction', fontsize=7, color=colours[i], ha='left' if right else 'right', va='center',
-                    arrowprops=dict(arrowstyle='-', color='#bbbbbb', lw=.5, shrinkA=0, shrinkB=3))
+def _selector_rows(ax, card):
+    "One row a selector: loss added on solutions and on prose, and the median layer-matched draw's on solutions"
+    rows = np.arange(len(card))[::-1]
+    for y, r in zip(rows, card.itertuples()):
+        ax.plot([r.general, r.math], [y, y], color='#d0d0d0', lw=2.2, zorder=1, solid_capstyle='round')
+    for text, colour, shift in (('math', RED, .13), ('general', BLUE, -.13)):
+        ax.errorbar(card[text], rows + shift, xerr=1.96*card[f'{text}_se'], fmt='o', color=colour, ms=4.5, mec='white', mew=.5, lw=1,
+                    label='solutions' if text == 'math' else 'prose', zorder=3)
+    ax.plot(card.control, rows, '|', color=INK, ms=8, mew=1.2, label='solutions, median layer-matched draw', zorder=2)
+    ax.set_xscale('symlog', linthresh=.1, linscale=1.2)
+    ticks = [0, .05, .1, .3, 1, 3]
+    ax.set_xticks(ticks, [f'{t:g}' for t in ticks]); ax.minorticks_off()
+    ax.axvline(0, color='#999999', lw=.7, zorder=0)
+    ax.grid(axis='x', color='#eeeeee', lw=.7); ax.grid(False, axis='y')
+    ax.set_yticks(rows, [SELECTORS.get(s, s) for s in card.selector], fontsize=7.5)
+    ax.tick_params(axis='y', length=0)
+    ax.set(xlabel='added loss (nats per token)', title='each set at zero', ylim=(-.7, len(card) - .3))
+    ax.legend(loc='upper center', bbox_to_anchor=(.4, -.14), ncol=3, fontsize=7, handletextpad=.3, columnspacing=1.)
 
 # %% ../nbs/13_report.ipynb #13-repor-063
 @styled
