@@ -1,5 +1,5 @@
 "YFPOTrainer against TRL's DPOTrainer, a naive oracle and itself: weight 0, gradients, accumulation, resume, LoRA, saving, refusals"
-import copy, json, os, re
+import copy, json, os, re, signal, subprocess, sys
 os.environ.update(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 import pytest, torch
 import torch.nn.functional as F
@@ -7,10 +7,11 @@ from conftest import ROOT
 from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM, PrinterCallback
 from trl import DPOConfig, DPOTrainer
+from yfpo.loss import OBJECTIVES, PER_TOKEN, PREFERENCE_LOSSES, preference_loss
 from yfpo.models import load_model, tiny_model
-from yfpo.neurons import NeuronSet, model_signature
+from yfpo.neurons import NeuronSet, model_signature, outside
 from yfpo.reward import READOUTS, NeuronReader, RewardStats, contributions
-from yfpo.trainer import YFPOConfig, YFPOTrainer, lean_head, spoken_example, spoken_mask, train_sft
+from yfpo.trainer import (YFPOConfig, YFPOTrainer, complete_checkpoint, lean_head, spoken_example, spoken_mask, train_sft, watched)
 
 disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -55,9 +56,10 @@ def equal_weights(a, b): return all(torch.equal(x, y) for x, y in zip(a.model.st
 # --- weight 0
 
 @pytest.mark.parametrize('extra', [{}, dict(gradient_accumulation_steps=2), dict(activation_checkpointing=True),
-                                   dict(precompute_ref_log_probs=True), dict(loss_type='ipo')])
-def test_weight_zero_is_dpo_bit_for_bit(tiny, tmp_path, extra):
-    ours = run(tiny, tmp_path/'a', neuron_weight=0., **extra)
+                                   dict(precompute_ref_log_probs=True), dict(loss_type='ipo'), dict(loss_type=['sigmoid', 'sft'])])
+@pytest.mark.parametrize('objective', ['add-logistic', 'yoked', 'reweight'])
+def test_weight_zero_is_dpo_bit_for_bit(tiny, tmp_path, extra, objective):
+    ours = run(tiny, tmp_path/'a', neuron_weight=0., objective=objective, **extra)
     ref = None if 'precompute_ref_log_probs' in extra else copy.deepcopy(tiny[0])
     trl = DPOTrainer(model=copy.deepcopy(tiny[0]), ref_model=ref, args=config(tmp_path/'b', DPOConfig, **extra),
                      train_dataset=Dataset.from_list(PAIRS), processing_class=tiny[1])
@@ -74,7 +76,28 @@ def test_no_neurons_at_weight_zero_is_plain_dpo(tiny, tmp_path):
 
 # --- the neuron term
 
-def naive_loss(model, ref, tok, neurons, stats, weight, literal):
+def moved(t, seed=3):
+    "The trainer's model a little away from its reference"
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in t.model.parameters(): p.add_(0.02*torch.randn(p.shape, generator=g))
+    return t
+
+def batch_of(t, n=3): return t._prepare_inputs(t.data_collator([t.train_dataset[i] for i in range(n)]))
+
+@pytest.mark.parametrize('name', PREFERENCE_LOSSES)
+def test_each_preference_loss_is_trls_own(tiny, tmp_path, name):
+    "The whole of TRL's loss code on a real batch, against our one line"
+    t = moved(make(tiny, tmp_path, neuron_weight=0., loss_type=[name], label_smoothing=0.05, beta=0.3))
+    batch = dict(batch_of(t, 4)); batch.pop('ref_phi')
+    with watched(t.model, t.ref_model, [t.neurons]) as (_, logps): theirs = DPOTrainer.compute_loss(t, t.model, batch)
+    w, l = t._rewards(logps, batch)['mean' if name in PER_TOKEN else 'sum'].T
+    ours = preference_loss(name, w, l, 0.3, 0.05, t.args.discopop_tau).mean()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    grads = [torch.autograd.grad(x, t.model.model.layers[0].mlp.up_proj.weight, retain_graph=True)[0] for x in (theirs, ours)]
+    assert torch.allclose(*grads, rtol=1e-4, atol=1e-5*grads[0].abs().max().item())
+
+def naive_loss(model, ref, tok, neurons, stats, weight, objective, literal=False, kappa=1., m=0., mean_weight=1.):
     "Everything by hand, one response at a time, from the text on"
     def look(m, p, r):
         head = tok.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
@@ -99,27 +122,118 @@ def naive_loss(model, ref, tok, neurons, stats, weight, literal):
         (pw, fw), (pl, fl) = (look(model, row['prompt'], row[k]) for k in ('chosen', 'rejected'))
         with torch.no_grad(): (rw, gw), (rl, gl) = (look(ref, row['prompt'], row[k]) for k in ('chosen', 'rejected'))
         margin = (fw - fl) if literal else ((fw - fl) - (gw - gl))/stats.scale
-        out = out - F.logsigmoid(0.1*((pw - rw) - (pl - rl))) - weight*(margin if literal else F.logsigmoid(2.*margin - 0.5))
+        d, frozen = 0.1*((pw - rw) - (pl - rl)), (gw - gl)/stats.scale
+        out = out + {'add-linear': lambda: -F.logsigmoid(d) - weight*margin,
+                     'add-logistic': lambda: -F.logsigmoid(d) - weight*F.logsigmoid(kappa*margin - m),
+                     'yoked': lambda: -F.logsigmoid(d + weight*margin), 'offset': lambda: -F.logsigmoid(d - weight*frozen),
+                     'reweight': lambda: -F.logsigmoid(d)*2*torch.sigmoid(weight*frozen)/mean_weight}[objective]()
     return out/3
 
-@pytest.mark.parametrize('literal', [False, True])
+@pytest.mark.parametrize('objective, literal', [(o, False) for o in OBJECTIVES] + [('add-linear', True)])
 @pytest.mark.parametrize('checkpointing', [False, True])
-def test_loss_and_gradient_against_a_naive_oracle(tiny, tmp_path, literal, checkpointing):
-    kw = dict(readout='paper-literal', objective='add-linear') if literal else dict(neuron_kappa=2., neuron_margin=0.5)
-    t = make(tiny, tmp_path, PAIRS[:3], per_device_train_batch_size=3, neuron_weight=0.7, activation_checkpointing=checkpointing, **kw)
-    with torch.no_grad():
-        g = torch.Generator().manual_seed(3)
-        for p in t.model.parameters(): p.add_(0.02*torch.randn(p.shape, generator=g))          # away from the reference
+def test_loss_and_gradient_against_a_naive_oracle(tiny, tmp_path, objective, literal, checkpointing):
+    kw = dict(readout='paper-literal') if literal else dict(neuron_kappa=2., neuron_margin=0.5)
+    t = moved(make(tiny, tmp_path, PAIRS[:3], per_device_train_batch_size=3, neuron_weight=0.7, activation_checkpointing=checkpointing,
+                   objective=objective, **kw))
     other = copy.deepcopy(tiny[0]); other.load_state_dict(t.model.state_dict())
     if checkpointing: t.model.activation_checkpointing_enable()
     t.model.train()
-    loss = t.compute_loss(t.model, t._prepare_inputs(t.data_collator([t.train_dataset[i] for i in range(3)])))
+    loss = t.compute_loss(t.model, batch_of(t))
     loss.backward()
-    slow = naive_loss(other, tiny[0], tiny[1], t.neurons, t.reward_stats, 0.7, literal)
+    slow = naive_loss(other, tiny[0], tiny[1], t.neurons, t.reward_stats, 0.7, objective, literal, 2., 0.5, t.mean_weight)
     slow.backward()
     assert loss.item() == pytest.approx(slow.item(), rel=1e-4)
     for (n, p), q in zip(t.model.named_parameters(), other.parameters()):
         assert torch.allclose(p.grad, q.grad, rtol=2e-3, atol=2e-4*q.grad.abs().max().item()), n
+
+def test_yoked_loss_keeps_what_else_trl_computes(tiny, tmp_path):
+    "A weighted sum of losses: the neurons enter the two pair losses, the SFT part stays TRL's"
+    kw = dict(loss_type=['sigmoid', 'ipo', 'sft'], loss_weights=[1., 0.01, 0.5], objective='yoked')
+    t = moved(make(tiny, tmp_path, neuron_weight=0.7, **kw))
+    with torch.no_grad():
+        batch, t.args.neuron_weight = batch_of(t), 0.
+        plain, t.args.neuron_weight = t.compute_loss(t.model, batch).item(), 0.7
+        with watched(t.model, t.ref_model, [t.neurons]) as (_, logps): full = t.compute_loss(t.model, batch).item()
+        margin = torch.tensor([t._metrics['train' if t.model.training else 'eval'][f'neurons/{k}'][-1] for k in ('chosen', 'rejected')])
+    assert full != pytest.approx(plain, abs=1e-4) and margin.abs().sum() > 0
+    r = t._rewards(logps, batch)
+    a, b = r['sum'].diff(dim=1)[:, 0], r['mean'].diff(dim=1)[:, 0]
+    base = (-F.logsigmoid(-a)).mean() + 0.01*((-b/0.1 - 5)**2).mean()
+    assert plain - base.item() == pytest.approx(0.5*_sft_part(logps[0], batch), rel=1e-4)
+
+def _sft_part(logp, batch):
+    n = len(logp)//2
+    return -(logp[:n].sum()/batch['completion_mask'][:n, 1:].sum()).item()
+
+@pytest.mark.parametrize('side', ['chosen', 'rejected'])
+def test_grad_to_reaches_one_side_only(tiny, tmp_path, side):
+    "With the DPO part's gradient taken off, a response on the other side gets none from the neuron term"
+    t = moved(make(tiny, tmp_path, neuron_weight=1., grad_to=side))
+    seen = []
+    h = t.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, x: (seen.append(x[0]), x[0].retain_grad())[0])
+    batch = batch_of(t)
+    full = t.compute_loss(t.model, batch)
+    t.args.neuron_weight = 0.
+    plain = t.compute_loss(t.model, batch)
+    h.remove()
+    full.backward(); plain.backward()
+    extra = (seen[0].grad - seen[1].grad).abs().sum((1, 2)).view(2, -1).amax(1)       # chosen half, rejected half
+    quiet, loud = (extra[1], extra[0]) if side == 'chosen' else (extra[0], extra[1])
+    assert quiet < 1e-6*loud
+
+def test_anchor_pulls_the_neurons_outside_back(tiny, tmp_path):
+    t = moved(make(tiny, tmp_path, neuron_weight=0., anchor_weight=0.5, n_outside=40))
+    inside = set(zip(t.neurons.layer.tolist(), t.neurons.index.tolist()))
+    assert len(t.outside) == 40 and not inside & set(zip(t.outside.layer.tolist(), t.outside.index.tolist()))
+    batch = batch_of(t)
+    full = t.compute_loss(t.model, batch).item()
+    t.args.anchor_weight = 0.
+    plain = t.compute_loss(t.model, batch).item()
+    mask = spoken_mask(batch['input_ids'], batch['completion_mask'], t.special)
+    def contribution(m, l, i):
+        seen = []
+        h = m.model.layers[l].mlp.down_proj.register_forward_pre_hook(lambda _, x: seen.append(x[0][..., i]))
+        with torch.no_grad(): m.model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'])
+        h.remove()
+        return seen[0]*m.model.layers[l].mlp.down_proj.weight[:, i].norm()
+    drift = 0.
+    for j, (l, i) in enumerate(zip(t.outside.layer.tolist(), t.outside.index.tolist())):
+        d = (contribution(t.model, l, i) - contribution(tiny[0], l, i))/t.outside_stats.std[j]
+        drift += ((d.square()*mask).sum(1)/mask.sum(1)).mean().item()/40
+    assert full - plain == pytest.approx(0.5*drift, rel=1e-3) and drift > 0
+    free, held = (run(tiny, tmp_path/str(w), neuron_weight=1., anchor_weight=w, max_steps=15, learning_rate=3e-3) for w in (0., 3.))
+    assert drift_of(held, tiny) < 0.8*drift_of(free, tiny)
+
+def drift_of(t, tiny): return sum((p - q).square().sum().item() for p, q in zip(t.model.parameters(), tiny[0].parameters()))
+
+def test_outside_sample_is_seeded_and_a_full_set_is_refused(tiny):
+    a, b, c = (outside(some_neurons(tiny[0]), 30, s) for s in (0, 0, 1))
+    assert a == b and a != c
+    assert len(outside(some_neurons(tiny[0], 128 - 3))) == 3
+    with pytest.raises(ValueError, match='every neuron'): outside(some_neurons(tiny[0], 128))
+
+@pytest.mark.parametrize('objective', OBJECTIVES)
+def test_every_objective_trains_and_logs(tiny, tmp_path, objective):
+    t = run(tiny, tmp_path, neuron_weight=0.5, objective=objective, max_steps=12, per_device_train_batch_size=6,
+            trainer_kw=dict(eval_dataset=PAIRS[:4]), loss_type=['sigmoid'])
+    keys = {f'neurons/{k}' for k in ('chosen', 'rejected', 'margins', 'accuracies', 'ref_margins', 'clipped', 'share', 'size', 'size_outside')}
+    assert keys <= set(t.state.log_history[0]) and all(0 <= x <= 1 for x in column(t, 'neurons/share'))
+    assert column(t, 'loss')[-1] < column(t, 'loss')[0]
+    if OBJECTIVES[objective].live: assert column(t, 'neurons/margins')[-1] > 0.3
+    assert t.evaluate()['eval_neurons/size'] > 0 and 0.5 < column(t, 'neurons/size')[0] < 2
+
+def test_reference_is_read_once_and_kept(tiny, tmp_path, monkeypatch):
+    a = run(tiny, tmp_path, neuron_weight=0.5)
+    from yfpo import trainer
+    def fail(*args, **kw): raise AssertionError('the reference was read again')
+    monkeypatch.setattr(trainer, 'fit_and_read', fail)
+    b = run(tiny, tmp_path, neuron_weight=0.5)
+    assert column(a, 'loss') == column(b, 'loss') and equal_weights(a, b)
+    with pytest.raises(AssertionError): make(tiny, tmp_path, rows=PAIRS[:5], neuron_weight=0.5)              # other texts
+    with pytest.raises(AssertionError): make(tiny, tmp_path, model=moved(a).model, neuron_weight=0.5)        # another reference
+    kept = next((tmp_path/'reference').glob('*.safetensors'))
+    kept.write_bytes(kept.read_bytes()[:50])                                                                   # a broken file is made again
+    with pytest.raises(AssertionError): make(tiny, tmp_path, neuron_weight=0.5)
 
 def test_logged_loss_is_trl_plus_weighted_term_and_training_raises_the_margin(tiny, tmp_path):
     t = run(tiny, tmp_path, neuron_weight=0.5, max_steps=12, per_device_train_batch_size=6)
@@ -156,6 +270,86 @@ def test_resume_continues_the_same_trajectory(tiny, tmp_path):
     t.train(resume_from_checkpoint=str(tmp_path/'a'/'checkpoint-4'))
     assert column(t, 'loss') == column(whole, 'loss') and equal_weights(t, whole)
     assert NeuronSet.load(tmp_path/'a'/'checkpoint-4'/'neurons') == whole.neurons and (tmp_path/'a'/'README.md').exists()
+
+KILLED = '''
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+from pathlib import Path
+from test_trainer import config, load_model, make, torch
+from transformers import TrainerCallback, Trainer
+torch.set_num_threads(1)
+kind = {kind!r}
+class Stop(TrainerCallback):
+    def on_substep_end(self, args, state, control, **kw):
+        if kind == 'step' and state.global_step == 5: os.kill(os.getpid(), signal.SIGKILL)
+def dying(name):
+    old = getattr(Trainer, name)
+    def f(self, *args, **kw):
+        if kind == name and self.state.global_step == 6:
+            Path(args[0]).mkdir(exist_ok=True); (Path(args[0])/'half').write_text('x')
+            os.kill(os.getpid(), signal.SIGKILL)
+        return old(self, *args, **kw)
+    setattr(Trainer, name, f)
+for n in ('_save_rng_state', '_save_optimizer_and_scheduler', '_save'): dying(n)
+t = make(load_model('tiny'), Path({folder!r}), trainer_kw=dict(callbacks=[Stop()]), **{kw!r})
+t.train(resume_from_checkpoint=True)
+'''
+
+@pytest.mark.parametrize('kind', ['step', '_save', '_save_optimizer_and_scheduler', '_save_rng_state'])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny, tmp_path, kind):
+    "SIGKILL within a step (between two accumulated batches) or at three points of writing a checkpoint"
+    kw = dict(neuron_weight=0.5, save_strategy='steps', save_steps=2, max_steps=8, gradient_accumulation_steps=2)
+    code = KILLED.format(tests=str(ROOT/'tests'), kind=kind, folder=str(tmp_path/'a'), kw=kw)
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert r.returncode == -signal.SIGKILL, r.stderr
+    assert complete_checkpoint(tmp_path/'a').endswith('checkpoint-4')
+    t, whole = run(tiny, tmp_path/'a', resume=True, **kw), run(tiny, tmp_path/'b', **kw)
+    assert column(t, 'loss') == column(whole, 'loss') and len(column(t, 'loss')) == 8 and equal_weights(t, whole)
+
+TWO = '''
+import json, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_trainer import column, make, load_model, torch
+torch.set_num_threads(1)
+t = make(load_model('tiny'), Path({folder!r}), per_device_train_batch_size=1, use_cpu=True, **{kw!r})
+t.train()
+if t.is_world_process_zero():
+    keys = ('loss', 'neurons/margins', 'rewards/margins', 'neurons/size_outside')
+    Path({folder!r}, 'log.json').write_text(json.dumps([t.accelerator.num_processes, *(column(t, k) for k in keys)]))
+'''
+
+@pytest.mark.parametrize('kw', [dict(), dict(objective='yoked', anchor_weight=0.1), dict(objective='reweight')])
+def test_two_processes_give_the_losses_of_one(tiny, tmp_path, kw):
+    kw = dict(neuron_weight=0.5, max_steps=4, **kw)
+    script = tmp_path/'two.py'
+    script.write_text(TWO.format(tests=str(ROOT/'tests'), folder=str(tmp_path/'a'), kw=kw))
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+              '--dynamo_backend', 'no', '--main_process_port', '0', str(script)]
+    r = subprocess.run(launch, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=300)
+    assert r.returncode == 0, r.stderr[-2000:]
+    n, *two = json.loads((tmp_path/'a'/'log.json').read_text())
+    one = run(tiny, tmp_path/'b', per_device_train_batch_size=2, **kw)
+    assert n == 2
+    for k, values in zip(('loss', 'neurons/margins', 'rewards/margins'), two): assert values == pytest.approx(column(one, k), abs=2e-5), k
+
+def test_from_folder_goes_on(tiny, tmp_path):
+    a = run(tiny, tmp_path/'a', neuron_weight=0.5)
+    a.save_model(str(tmp_path/'m'))
+    b = YFPOTrainer.from_folder(tmp_path/'m', config(tmp_path/'b', neuron_weight=0.5), PAIRS, tiny[1])
+    b.train()
+    assert b.neurons == a.neurons and column(b, 'loss')[0] == pytest.approx(1.5*0.6931472, abs=1e-4)
+    keep = YFPOTrainer.from_folder(tmp_path/'m', config(tmp_path/'c', neuron_weight=0.5), PAIRS, tiny[1], keep_stats=True)
+    assert keep.reward_stats.scale == a.reward_stats.scale != b.reward_stats.scale
+    with pytest.raises(FileNotFoundError, match='no model'): YFPOTrainer.from_folder(tmp_path, config(tmp_path/'d'), PAIRS, tiny[1])
+
+def test_the_card_names_neurons_reward_and_audit(tiny, tmp_path):
+    run(tiny, tmp_path, neuron_weight=0.5, save_strategy='steps', save_steps=5, objective='yoked',
+        trainer_kw=dict(card_sections={'Audit': 'no signal that can be told from a coin'}))
+    text = (tmp_path/'README.md').read_text()
+    for words in ('8 in 2 layers, hand', '`yoked`, Y3: L(r + λ φ), λ = 0.5', '`standardised`', '## Audit', 'told from a coin', 'YFPO'):
+        assert words in text, words
 
 def test_evaluation_of_own_and_of_later_data_agree(tiny, tmp_path):
     t = run(tiny, tmp_path, neuron_weight=0.5, trainer_kw=dict(eval_dataset=PAIRS[:4]), per_device_eval_batch_size=4)
@@ -239,7 +433,9 @@ def test_bad_rows_are_refused_in_a_sentence(tiny, tmp_path, rows, words):
 @pytest.mark.parametrize('kw, words',
                          [(dict(neuron_weight=-0.1), 'neuron_weight is -0.1'), (dict(neuron_weight=float('nan')), 'not a finite number'),
     (dict(objective='add-logstic'), "did you mean 'add-logistic'"), (dict(readout='papr-literal'), "did you mean 'paper-literal'"),
-    (dict(neuron_kappa=0), 'slope must be above 0'),
+    (dict(neuron_kappa=0), 'slope must be above 0'), (dict(grad_to='none'), 'is the preference loss alone'),
+    (dict(anchor_weight=-1.), 'anchor_weight is -1'), (dict(n_outside=0), 'n_outside is 0'), (dict(objective='yoked', ld_alpha=0.5), 'ld_alpha=None'),
+    (dict(objective='offset', f_divergence_type='forward_kl'), 'reverse_kl'), (dict(objective='reweight', loss_type=['aot']), 'aot is not'),
     (dict(activation_checkpointing=True, activation_checkpointing_kwargs=dict(use_reentrant=True)), 'no gradient')])
 def test_bad_settings_are_refused_in_a_sentence(tmp_path, kw, words):
     with pytest.raises(ValueError, match=words): config(tmp_path, **kw)
@@ -251,7 +447,7 @@ def test_reentrant_checkpointing_is_allowed_at_weight_zero_and_truncation_is_rep
 
 def test_defaults_that_differ_from_trl(tmp_path):
     ours, trl = YFPOConfig(str(tmp_path)), DPOConfig(str(tmp_path), bf16=False)
-    new = {'neuron_weight', 'objective', 'neuron_kappa', 'neuron_margin', 'readout'}
+    new = {'neuron_weight', 'objective', 'neuron_kappa', 'neuron_margin', 'readout', 'grad_to', 'anchor_weight', 'n_outside'}
     a, b = ours.to_dict(), trl.to_dict()
     forced = {'use_cpu', 'dataloader_pin_memory'} if not torch.accelerator.is_available() else set()   # what a CPU means
     assert set(a) - set(b) == new and {k for k in b if a[k] != b[k]} <= {'bf16', 'logging_dir', *forced}

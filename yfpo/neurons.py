@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['model_signature', 'NeuronSet', 'by_layer', 'check', 'save', 'load', 'eligible', 'top_neurons', 'set_from_scores',
            'contrast_set', 'match_lengths', 'capability_relevance', 'select_neurons', 'jaccard', 'split_half',
-           'lape_set', 'mathneuro_set', 'probe_set', 'random_neurons', 'layer_matched', 'activation_matched',
+           'lape_set', 'mathneuro_set', 'probe_set', 'random_neurons', 'layer_matched', 'outside', 'activation_matched',
            'norm_matched', 'bottom_neurons', 'spearman', 'stability']
 
 # %% ../nbs/06_neurons.ipynb #06-neuro-002
@@ -264,6 +264,17 @@ def layer_matched(neurons, seed:int=0):
         if len(pool) < len(pos): raise ValueError(f'layer {l} has only {len(pool)} neurons left to draw {len(pos)} from: select fewer')
         index[pos] = pool[torch.randperm(len(pool), generator=g)[:len(pos)]]
     return _control(neurons, layer, index, 'layer-matched', seed, g)
+
+def outside(neurons, n:int=256, seed:int=0): # at most `n` members, as many as there are
+    "A seeded sample of the neurons that are not in `neurons`, of equal weights and positive directions: what training does elsewhere"
+    m = neurons.meta['model']
+    free = torch.ones(m['layers']*m['width'], dtype=torch.bool)
+    free[neurons.layer*m['width'] + neurons.index] = False
+    free = free.nonzero()[:, 0]
+    if not len(free): raise ValueError('the set holds every neuron of the model, so there is none outside it: select fewer')
+    pick = free[torch.randperm(len(free), generator=torch.Generator().manual_seed(seed))[:n]].sort().values
+    return NeuronSet(pick//m['width'], pick % m['width'], torch.ones(len(pick))/len(pick), torch.ones(len(pick)),
+                     dict(model=m, selector='outside', seed=seed))
 
 # %% ../nbs/06_neurons.ipynb #06-neuro-041
 def _nearest(neurons, values, name, seed, pool):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['READOUTS', 'KINDS_OF_READING', 'write_norms', 'NeuronReader', 'activations', 'norms', 'ReadOut', 'RewardStats',
            'contributions', 'standardise', 'readout', 'clipped_share', 'relative_margin', 'fit_moments', 'pair_items',
-           'read_examples', 'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'set_readouts',
-           'reward_audit']
+           'read_examples', 'fit_and_read', 'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join',
+           'set_readouts', 'reward_audit']
 
 # %% ../nbs/09_reward.ipynb #09-rewar-002
 import itertools, json
@@ -178,7 +178,7 @@ def read_examples(model, examples, pad_id:int, neurons, stats, ro:ReadOut=ReadOu
     return out
 
 # %% ../nbs/09_reward.ipynb #09-rewar-020
-def _fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps=None, sizes=None):
+def fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps=None, sizes=None):
     "`RewardStats` from at most `max_fit` examples, spread evenly; write norms; and (index, activations) of all examples, each read once"
     def read(ix):
         at = None if logps is None else {}
@@ -197,7 +197,7 @@ def fit_examples(model, examples, # 2n `Example`s: n chosen, then their n reject
     "`RewardStats` of a reference model, and its read-outs (n, 2) on chosen and rejected; every example is read once"
     n = len(examples)//2
     if n < 1 or len(examples) % 2: raise ValueError(f'{len(examples)} examples are not n chosen followed by n rejected')
-    stats, norms, read = _fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps)
+    stats, norms, read = fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps)
     phi = torch.zeros(len(examples))
     for i, a in read: phi[i] = _phi(a, neurons, stats, ro, norms)
     phi = phi.view(2, n).T
@@ -241,7 +241,7 @@ def set_readouts(model, examples, pad_id, sets, digits=None, # digit tokens, for
                  ro:ReadOut=ReadOut(), max_fit:int=64, batch_size:int=8, progress:bool=False, relevance:bool=True, logps:dict=None):
     "Every read-out of every example for each of `sets`: {read-out: (len(sets), n)}"
     big, sizes = join(sets), [len(s) for s in sets]
-    stats, _, read = _fit_and_read(model, examples, pad_id, big, max_fit, batch_size, progress, logps, sizes)
+    stats, _, read = fit_and_read(model, examples, pad_id, big, max_fit, batch_size, progress, logps, sizes)
     out = {k: torch.zeros(len(sets), len(examples)) for k in KINDS_OF_READING if relevance or k != 'relevance'}
     def sums(x): return torch.stack([p.sum(-1) for p in x.split(sizes, -1)]).cpu()                     # (sets, ...)
     w = big.weight.to(model.device)

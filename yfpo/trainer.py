@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['as_dataset', 'preference_dataset', 'tidy', 'train_sft', 'YFPOConfig', 'check_yfpo', 'spoken_mask', 'spoken_example',
-           'YFPOTrainer', 'ReferenceCollator', 'lean_head']
+           'YFPOTrainer', 'ReferenceCollator', 'watched', 'from_folder', 'complete_checkpoint', 'card_text',
+           'lean_head']
 
 # %% ../nbs/11_trainer.ipynb #11-train-002
-import contextlib, copy, difflib, os
+import contextlib, copy, difflib, hashlib, json, os
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -18,9 +21,14 @@ from trl.kernels import chunked_logprob
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import use_adapter
-from .loss import check_number, objective
-from .responses import Example, hidden_states
-from .reward import READOUTS, NeuronReader, clipped_share, fit_examples, read_examples, readout, relative_margin
+from .loss import (PER_TOKEN, PREFERENCE_LOSSES, anchor, check_number, check_objective, objective, pair_weights, preference_loss,
+                       reweight, route)
+from .models import load_model
+from .neurons import NeuronSet, model_signature, outside
+from .problems import atomic_write
+from .responses import Example, fingerprint, hidden_states
+from .reward import (READOUTS, NeuronReader, RewardStats, clipped_share, contributions, fit_and_read, join, read_examples, readout,
+                         relative_margin)
 
 # %% ../nbs/11_trainer.ipynb #11-train-005
 def as_dataset(rows, columns, name='train_dataset'):
@@ -80,12 +88,15 @@ def train_sft(model, tokenizer,
 # %% ../nbs/11_trainer.ipynb #11-train-015
 @dataclass
 class YFPOConfig(DPOConfig):
-    "`DPOConfig` and the neuron term; the one default that differs: `bf16` is off where there is no accelerator (TRL's would stop there)"
-    neuron_weight: float = field(default=0.1, metadata={'help': 'Weight λ of the neuron term, 0 or more; 0 is DPO.'})
-    objective: str = field(default='add-logistic', metadata={'help': 'Form of the neuron term: add-linear (Y1) or add-logistic (Y2).'})
+    "`DPOConfig` and the neuron reward; the one default that differs: `bf16` is off where there is no accelerator (TRL's would stop there)"
+    neuron_weight: float = field(default=0.1, metadata={'help': 'Weight λ of the neuron reward, 0 or more; 0 is DPO.'})
+    objective: str = field(default='add-logistic', metadata={'help': 'How it joins the loss: add-linear, add-logistic, yoked, offset or reweight.'})
     neuron_kappa: float = field(default=1.0, metadata={'help': 'Slope κ of add-logistic.'})
     neuron_margin: float = field(default=0.0, metadata={'help': 'Target margin m of add-logistic.'})
     readout: str = field(default='standardised', metadata={'help': 'How activations become one number: standardised or paper-literal.'})
+    grad_to: str = field(default='both', metadata={'help': 'Responses whose activations get a gradient: both, chosen, rejected or none.'})
+    anchor_weight: float = field(default=0.0, metadata={'help': 'Weight η of the anchor on neurons outside the set (Y7), 0 or more.'})
+    n_outside: int = field(default=256, metadata={'help': 'Neurons outside the set that are watched, and anchored with anchor_weight.'})
 
     def __post_init__(self):
         for end in ('', '_kwargs'):                            # transformers' new name for the same thing, without its warning
@@ -99,20 +110,26 @@ class YFPOConfig(DPOConfig):
 # %% ../nbs/11_trainer.ipynb #11-train-016
 def check_yfpo(args):
     "Refuse a configuration that cannot mean what it says"
-    args.neuron_weight = check_number('neuron_weight', args.neuron_weight, 0)
-    args.neuron_kappa = check_number('neuron_kappa', args.neuron_kappa)
-    args.neuron_margin = check_number('neuron_margin', args.neuron_margin)
-    if args.neuron_kappa <= 0:
-        raise ValueError(f'neuron_kappa is {args.neuron_kappa}: the slope must be above 0, or the reward turns round')
-    objective(args.objective)
+    types = [args.loss_type] if isinstance(args.loss_type, str) else list(args.loss_type)
+    o = check_objective(args.objective, args.neuron_weight, args.grad_to, args.neuron_kappa, args.neuron_margin, types)
+    for k, low in (('neuron_weight', 0), ('neuron_kappa', None), ('neuron_margin', None), ('anchor_weight', 0)):
+        setattr(args, k, check_number(k, getattr(args, k), low))
+    if o.form != 'add' and args.neuron_weight: _check_base(args)
+    if type(args.n_outside) is not int or args.n_outside < 1: raise ValueError(f'n_outside is {args.n_outside!r}: give a whole number, 1 or more')
     if args.readout not in READOUTS:
         near = difflib.get_close_matches(str(args.readout), READOUTS, n=1, cutoff=0)
         raise ValueError(f'the readout {args.readout!r} is unknown: did you mean {near[0]!r}? There are {", ".join(READOUTS)}')
     if args.truncation_mode != 'keep_start':
         raise ValueError("truncation_mode must be 'keep_start': neurons are read on what is left of an answer")
-    if args.neuron_weight and args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get('use_reentrant'):
+    if (args.neuron_weight and o.live or args.anchor_weight) and args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get('use_reentrant'):
         raise ValueError("reentrant gradient checkpointing keeps no graph for the activations, so the neuron term would have no gradient: "
                          "set activation_checkpointing_kwargs={'use_reentrant': False} or activation_checkpointing=False")
+
+def _check_base(args):
+    "Y3 to Y5 rebuild the pair's loss, so they must know all that goes into it"
+    for k, plain in (('f_divergence_type', 'reverse_kl'), ('use_weighting', False), ('ld_alpha', None)):
+        if getattr(args, k) != plain:
+            raise ValueError(f'{args.objective} is defined for {k}={plain!r}, not {getattr(args, k)!r}: use add-linear or add-logistic with it')
 
 # %% ../nbs/11_trainer.ipynb #11-train-020
 def spoken_mask(ids, completion_mask, special):
@@ -136,13 +153,18 @@ class YFPOTrainer(DPOTrainer):
     _paper = {'title': 'YFPO: Yoked Feature Preference Optimization', 'id': '2605.11906'}
 
     def __init__(self, model=None, ref_model=None, args:YFPOConfig=None, train_dataset=None, eval_dataset=None, neurons=None,
-                 reward_stats=None, **kwargs):
+                 reward_stats=None, # of an earlier run that this one continues; default: fitted on the reference and the training pairs
+                 card_sections=None, # {heading: Markdown} for the model card, such as the audit's verdict and results
+                 **kwargs):
         args, self.neurons, self.reward_stats = args or YFPOConfig('yfpo-out'), neurons, reward_stats
+        self.card_sections = dict(card_sections or {})
         if not isinstance(args, YFPOConfig): raise ValueError(f'args is a {type(args).__name__}: YFPOTrainer needs a YFPOConfig')
         self._check_inputs(model, args, neurons)
         train_dataset = preference_dataset(train_dataset if train_dataset is not None else [])
         eval_dataset = _each(eval_dataset, lambda rows, name: preference_dataset(rows, name))
         lora = hasattr(model, 'peft_config') or kwargs.get('peft_config') is not None   # is its own reference, with the adapter off
+        if args.anchor_weight and args.precompute_ref_log_probs and ref_model is None and not lora:
+            raise ValueError('anchor_weight needs the reference beside the policy: set precompute_ref_log_probs=False, or give ref_model')
         if ref_model is None and not args.precompute_ref_log_probs and not lora:
             ref_model = copy.deepcopy(tidy(model)).requires_grad_(False)
         super().__init__(model=model, ref_model=ref_model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
@@ -161,10 +183,11 @@ def _check_inputs(self, model, args, neurons):
     if neurons is not None: neurons.check(model)
     elif args.neuron_weight:
         raise ValueError(f'neuron_weight is {args.neuron_weight} but there are no neurons: give neurons=, or neuron_weight=0 for plain DPO')
+    elif args.anchor_weight: raise ValueError('anchor_weight is set but there are no neurons: give neurons=, whose complement is anchored')
 
 YFPOTrainer._check_inputs = _check_inputs
 
-# %% ../nbs/11_trainer.ipynb #11-train-027
+# %% ../nbs/11_trainer.ipynb #11-train-028
 class ReferenceCollator:
     "TRL's collator, plus the reference read-outs of each pair: `ref_phi` (B, 2)"
     def __init__(self, collator): self.collator = collator
@@ -175,19 +198,22 @@ class ReferenceCollator:
 
 def _read_reference(self):
     "Statistics from the reference on the training pairs, and its read-outs as a column of each dataset"
-    self.ro, tok = READOUTS[self.args.readout], self._tokenizer
+    self.ro, tok, args = READOUTS[self.args.readout], self._tokenizer, self.args
     self.special = torch.tensor(sorted({*tok.all_special_ids, tok.eos_token_id, tok.pad_token_id}))
     model = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
     self.neurons.check(model)
-    self.train_dataset = self._with_reference(model, self.train_dataset, 'train_dataset')
+    self.outside = outside(self.neurons, args.n_outside, args.seed)
+    self.train_dataset = self._with_reference(model, self.train_dataset, 'train_dataset', fit=True)
     self.eval_dataset = _each(self.eval_dataset, lambda data, name: self._with_reference(model, data, name))
+    phi = torch.tensor(self.train_dataset['ref_phi'])/self.reward_stats.scale
+    self.mean_weight = pair_weights(phi[:, 0] - phi[:, 1], args.neuron_weight).mean().item()
     self.data_collator = ReferenceCollator(self.data_collator)
 
 YFPOTrainer._read_reference = _read_reference
 
-# %% ../nbs/11_trainer.ipynb #11-train-028
-def _with_reference(self, model, data, name):
-    "`data` with the column `ref_phi`; the first call fits the statistics if none were given"
+# %% ../nbs/11_trainer.ipynb #11-train-029
+def _with_reference(self, model, data, name, fit=False):
+    "`data` with the column `ref_phi`; for the training pairs the statistics are fitted too, unless they were given"
     special, cut = set(self.special.tolist()), self.args.max_length
     ex = [spoken_example(p, r, special, cut) for k in ('chosen_ids', 'rejected_ids') for p, r in zip(data['prompt_ids'], data[k])]
     if not ex: raise ValueError(f'no pair of {name} has a response within max_length={cut}: raise max_length or shorten the prompts')
@@ -195,76 +221,173 @@ def _with_reference(self, model, data, name):
         if len(e.ids) > e.start: continue
         raise ValueError(f'a response of row {i % len(data)} of {name} has no token within max_length={cut}: '
                          'drop the pair or raise max_length')
-    pad, kw = self._tokenizer.pad_token_id, dict(batch_size=2*self.args.per_device_train_batch_size)
+    with self.accelerator.main_process_first():                # one process reads, the others take its file
+        kept = self._kept(model, ex, name, lambda: self._read_pairs(model, ex, fit))
+    if fit:
+        own, out = (RewardStats(*(kept[f'{k}_{x}'] for x in ('mean', 'std', 'wnorm')), kept['scale'].item()) for k in ('set', 'outside'))
+        self.reward_stats, self.outside_stats = self.reward_stats or own, out
+    return data.add_column('ref_phi', kept['phi'].tolist())
+
+def _read_pairs(self, model, examples, fit):
+    "Reference read-outs (n, 2) and, with `fit`, the statistics of the set and of the sample outside it, from one pass over the texts"
+    pad, size, K = self._tokenizer.pad_token_id, 2*self.args.per_device_train_batch_size, len(self.neurons)
     with torch.random.fork_rng(), self.accelerator.autocast():
-        if self.reward_stats is None: self.reward_stats, phi = fit_examples(model, ex, pad, self.neurons, self.ro, **kw)
-        else: phi = read_examples(model, ex, pad, self.neurons, self.reward_stats, self.ro, **kw).view(2, -1).T
-    return data.add_column('ref_phi', phi.tolist())
+        if not fit:
+            phi = read_examples(model, examples, pad, self.neurons, self.reward_stats, self.ro, batch_size=size)
+            return dict(phi=phi.view(2, -1).T.contiguous())
+        both = join([self.neurons, self.outside])
+        stats, norms, read = fit_and_read(model, examples, pad, both, 512, size, False, sizes=[K, len(self.outside)])
+        own = self.reward_stats or RewardStats(stats.mean[:K], stats.std[:K], stats.wnorm[:K])
+        phi = torch.zeros(len(examples))
+        for i, a in read:
+            on = torch.ones(1, len(a), dtype=torch.bool, device=a.device)
+            phi[i] = readout(a[None, :, :K], on, self.neurons, own, self.ro, norms[:K]).item()
+    phi = phi.view(2, -1).T.contiguous()
+    spread = (phi[:, 0] - phi[:, 1]).std().item() if len(phi) > 1 else 0.
+    res = {f'{k}_{x}': getattr(stats, x)[part].contiguous() for k, part in (('set', slice(K)), ('outside', slice(K, None)))
+           for x in ('mean', 'std', 'wnorm')}
+    return dict(res, phi=phi, scale=torch.tensor(max(spread, 1e-6), dtype=torch.float64))
 
-YFPOTrainer._with_reference = _with_reference
+YFPOTrainer._with_reference, YFPOTrainer._read_pairs = _with_reference, _read_pairs
 
-# %% ../nbs/11_trainer.ipynb #11-train-030
+# %% ../nbs/11_trainer.ipynb #11-train-031
+def _kept(self, model, examples, name, make):
+    "What `make()` reads, from a file in `output_dir` if the same model, set and texts were read before; a broken file is made again"
+    about = repr((fingerprint(model), model_signature(model), examples, self.args.readout, str(self.accelerator.mixed_precision), name))
+    for s in (self.neurons, self.outside): about += repr([getattr(s, k).tolist() for k in ('layer', 'index', 'weight', 'direction')])
+    if self.reward_stats is not None: about += repr([x.tolist() for x in (self.reward_stats.mean, self.reward_stats.std)])
+    path = Path(self.args.output_dir)/'reference'/f'{hashlib.sha256(about.encode()).hexdigest()[:24]}.safetensors'
+    try: return load_file(path)
+    except (FileNotFoundError, SafetensorError): res = make()
+    if self.accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as tmp: save_file(res, str(tmp))
+    return res
+
+YFPOTrainer._kept = _kept
+
+# %% ../nbs/11_trainer.ipynb #11-train-033
+@contextlib.contextmanager
+def watched(model, ref_model, sets):
+    "Within this scope: `reader` with the policy's activations of all `sets`, and the list of log-probabilities of policy and reference"
+    seen = []
+    def hook(module, args, out): seen.append(out.log_probs)
+    hooks = [m.register_forward_hook(hook) for m in (model, ref_model) if m is not None]
+    try:
+        with NeuronReader(model, join(sets)) as reader: yield reader, seen
+    finally:
+        for h in hooks: h.remove()
+
 def _set_signature_columns_if_needed(self):
     super(YFPOTrainer, self)._set_signature_columns_if_needed()
     if 'ref_phi' not in self._signature_columns: self._signature_columns = [*self._signature_columns, 'ref_phi']
 
 def _loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-    "TRL's loss, with the activations of the policy's forward caught on the way, plus the neuron term"
+    "TRL's loss, joined to the neurons as `args.objective` says"
     parent = super(YFPOTrainer, self).compute_loss
     if self.neurons is None: return parent(model, inputs, return_outputs, num_items_in_batch)
     inputs = dict(inputs)
     ref_phi = inputs.pop('ref_phi', None)
-    with NeuronReader(self.accelerator.unwrap_model(self.model), self.neurons) as reader:
+    ref_model = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+    with watched(self.accelerator.unwrap_model(self.model), ref_model, [self.neurons, self.outside]) as (reader, logps):
         out = parent(model, inputs, return_outputs, num_items_in_batch)
-    term = self._neuron_term(reader, inputs, ref_phi)
-    if not self.args.neuron_weight: return out
-    loss = (out[0] if return_outputs else out) + self.args.neuron_weight*term
+    loss = self._joined(out[0] if return_outputs else out, reader, logps, inputs, ref_phi)
     return (loss, out[1]) if return_outputs else loss
 
 YFPOTrainer._set_signature_columns_if_needed, YFPOTrainer.compute_loss = _set_signature_columns_if_needed, _loss
 
-# %% ../nbs/11_trainer.ipynb #11-train-031
-def _neuron_term(self, reader, inputs, ref_phi):
-    "Batch mean of the neuron loss at weight 1, logged with the read-outs"
-    live, args = torch.is_grad_enabled() and self.args.neuron_weight > 0, self.args
-    mask = spoken_mask(inputs['input_ids'], inputs['completion_mask'], self.special)
-    if ref_phi is None: ref_phi = self._live_reference(inputs, mask)  # a dataset given to `evaluate`
+# %% ../nbs/11_trainer.ipynb #11-train-034
+def _joined(self, loss, reader, logps, inputs, ref_phi):
+    "`loss` with the neuron reward and the anchor in it; the same tensor where both weights are 0"
+    args, K = self.args, len(self.neurons)
+    o, mask = objective(args.objective), spoken_mask(inputs['input_ids'], inputs['completion_mask'], self.special)
+    ref = self._live_reference(inputs) if ref_phi is None or args.anchor_weight else None       # a dataset given to `evaluate`, or Y7
+    norms, a = reader.norms(), reader.activations()
+    live = torch.is_grad_enabled() and (args.neuron_weight > 0 and o.live or args.anchor_weight > 0)
+    if live and not a.requires_grad: raise ValueError('the activations have no gradient: turn reentrant gradient checkpointing off')
     with contextlib.nullcontext() if live else torch.no_grad():
-        a, norms = reader.activations(), reader.norms()
-        if live and not a.requires_grad: raise ValueError('the activations have no gradient: turn reentrant gradient checkpointing off')
-        phi = readout(a, mask, self.neurons, self.reward_stats, self.ro, norms).view(2, -1).T          # (B, 2)
-        rel = relative_margin(phi, ref_phi.to(phi), self.reward_stats, self.ro)
-        margin = rel[:, 0] - rel[:, 1]
+        phi = readout(a[..., :K], mask, self.neurons, self.reward_stats, self.ro, norms[:K]).view(2, -1).T              # (B, 2)
+        if ref_phi is None: ref_phi = readout(ref[0][..., :K], mask, self.neurons, self.reward_stats, self.ro, ref[1][:K]).view(2, -1).T
+        rel = relative_margin(phi, ref_phi.to(phi), self.reward_stats, self.ro)                                          # (B, 2)
+    rewards = self._rewards(logps, inputs)
+    if args.neuron_weight: loss = loss + self._neuron_loss(rewards, rel, ref_phi.to(phi)/self.reward_stats.scale)
+    if args.anchor_weight: loss = loss + self._anchor_loss(a[..., K:], norms[K:], ref, mask)
+    self._log_neurons(rel.detach(), (ref_phi/self.reward_stats.scale), rewards['sum'].detach(), a.detach(), norms, mask)
+    return loss
+
+YFPOTrainer._joined = _joined
+
+# %% ../nbs/11_trainer.ipynb #11-train-036
+def _rewards(self, logps, inputs):
+    "beta times the log-ratios of each pair, `sum` and `mean` over response tokens, (B, 2) each"
+    T, mask = inputs['completion_mask'].shape[1] - 1, inputs['completion_mask']
+    policy = logps[0][:, -T:].sum(1)
+    if 'ref_chosen_logps' in inputs: ref = torch.cat([inputs['ref_chosen_logps'], inputs['ref_rejected_logps']]).to(policy)
+    else: ref = logps[1][:, -T:].sum(1).detach()
+    r = self.beta*(policy - ref)
+    return dict(sum=r.view(2, -1).T, mean=(r/mask.sum(1).clamp(min=1)).view(2, -1).T)
+
+def _neuron_loss(self, rewards, rel, ref):
+    "What the objective adds to TRL's loss: the term itself (Y1, Y2), or the yoked, offset or weighted loss minus the plain one (Y3 to Y5)"
+    args, o = self.args, objective(self.args.objective)
+    phi = route(rel[:, 0], rel[:, 1], args.grad_to)
+    if o.form == 'add':
         extra = (args.neuron_kappa, args.neuron_margin) if args.objective == 'add-logistic' else ()
-        term = objective(args.objective)(torch.zeros_like(margin), margin, 1., *extra).mean()
-    self._log_neurons(rel.detach(), term.detach(), clipped_share(a, mask, self.neurons, self.reward_stats, self.ro, norms))
-    return term
+        return o.join(torch.zeros_like(phi[0]), phi[0] - phi[1], args.neuron_weight, *extra).mean()
+    total = 0.
+    for name, weight in zip(self.loss_types, self.loss_weights, strict=True):
+        if name not in PREFERENCE_LOSSES: continue             # 'sft' has no reward to yoke
+        w, l = rewards['mean' if name in PER_TOKEN else 'sum'].unbind(1)
+        base = lambda *r: preference_loss(name, *r, self.beta, self.label_smoothing, args.discopop_tau)
+        plain = base(w, l)
+        if o.form == 'weigh': new = reweight(plain, ref[:, 0] - ref[:, 1], args.neuron_weight, self.mean_weight)
+        else: new = base(*o.join(w, l, *(phi if o.live else ref.unbind(1)), args.neuron_weight))
+        total = total + weight*(new - plain).mean()
+    return total
 
-YFPOTrainer._neuron_term = _neuron_term
+def _anchor_loss(self, a, norms, ref, mask):
+    "Y7, at its weight"
+    c, (ref_a, ref_norms), K = contributions(a, self.outside, norms), ref, len(self.neurons)
+    ref_c = contributions(ref_a[..., K:], self.outside, ref_norms[K:])
+    return self.args.anchor_weight*anchor(c, ref_c, mask.float(), self.outside_stats.std.to(c.device)).mean()
 
-# %% ../nbs/11_trainer.ipynb #11-train-032
-def _log_neurons(self, rel, term, clipped):
-    "Neuron metrics beside TRL's `rewards/*`, averaged over processes"
-    chosen, rejected = rel.T
-    values = dict(chosen=chosen, rejected=rejected, margins=chosen - rejected, accuracies=(chosen > rejected).float(),
-                  loss=term, clipped=clipped)
-    log = self._metrics['train' if self.model.training else 'eval']
-    for k, v in values.items(): log[f'neurons/{k}'].append(self.accelerator.gather(v.to(self.accelerator.device)).float().mean().item())
+YFPOTrainer._rewards, YFPOTrainer._neuron_loss, YFPOTrainer._anchor_loss = _rewards, _neuron_loss, _anchor_loss
 
-def _live_reference(self, inputs, mask):
-    "Reference read-outs of a batch whose dataset came after set-up, as one more forward pass: (B, 2)"
+# %% ../nbs/11_trainer.ipynb #11-train-038
+def _live_reference(self, inputs):
+    "Activations of the reference on a batch, set and outside sample (2B, T, K), and its write norms: one more forward pass"
     own = self.ref_model is None
     model = self.accelerator.unwrap_model(self.model if own else self.ref_model)
     name = 'ref' if 'ref' in getattr(model, 'peft_config', {}) else None
     scope = use_adapter(model, adapter_name=name) if own and hasattr(model, 'peft_config') else contextlib.nullcontext()
     plain = disable_gradient_checkpointing(self.model, self.args.activation_checkpointing_kwargs)
     with torch.no_grad(), plain, scope, self.accelerator.autocast():
-        with NeuronReader(model, self.neurons) as reader: hidden_states(model, inputs)
-        return readout(reader.activations(), mask, self.neurons, self.reward_stats, self.ro).view(2, -1).T
+        with NeuronReader(model, join([self.neurons, self.outside])) as reader: hidden_states(model, inputs)
+        return reader.activations(), reader.norms()
 
-YFPOTrainer._log_neurons, YFPOTrainer._live_reference = _log_neurons, _live_reference
+def _log_neurons(self, rel, ref, rewards, a, norms, mask):
+    "Neuron metrics beside TRL's `rewards/*`, averaged over processes"
+    (chosen, rejected), margin, K, args = rel.T, rel[:, 0] - rel[:, 1], len(self.neurons), self.args
+    o, extra = objective(args.objective), (args.neuron_kappa, args.neuron_margin) if args.objective == 'add-logistic' else ()
+    pull, push = args.neuron_weight*margin.abs(), (rewards[:, 0] - rewards[:, 1]).abs()
+    values = dict(chosen=chosen, rejected=rejected, margins=margin, accuracies=(margin > 0).float(), ref_margins=ref[:, 0] - ref[:, 1],
+                  clipped=clipped_share(a[..., :K], mask, self.neurons, self.reward_stats, self.ro, norms[:K]),
+                  share=pull/(pull + push).clamp(min=1e-4),
+                  size=_size(a[..., :K], norms[:K], mask, self.neurons, self.reward_stats),
+                  size_outside=_size(a[..., K:], norms[K:], mask, self.outside, self.outside_stats))
+    if o.form == 'add': values['loss'] = o.join(torch.zeros_like(margin), margin, 1., *extra)
+    log = self._metrics['train' if self.model.training else 'eval']
+    for k, v in values.items(): log[f'neurons/{k}'].append(self.accelerator.gather(v.to(self.accelerator.device)).float().mean().item())
 
-# %% ../nbs/11_trainer.ipynb #11-train-034
+def _size(a, norms, mask, neurons, stats):
+    "Root mean square of the contributions of `neurons` on the response tokens, relative to the reference's on the training pairs"
+    c = contributions(a, neurons, norms)[mask.bool()].square().mean(0)
+    ref = (stats.mean.square() + stats.std.square()).to(c.device)
+    return (c.sum()/ref.sum()).sqrt()
+
+YFPOTrainer._live_reference, YFPOTrainer._log_neurons = _live_reference, _log_neurons
+
+# %% ../nbs/11_trainer.ipynb #11-train-041
 def _evaluate(self, eval_dataset=None, *args, **kwargs):
     "TRL's `evaluate`, which here also takes lists of dicts"
     if eval_dataset is not None and not isinstance(eval_dataset, str): eval_dataset = _each(eval_dataset, preference_dataset)
@@ -279,7 +402,63 @@ def _save_model(self, output_dir=None, _internal_call=False):
 
 YFPOTrainer.evaluate, YFPOTrainer.save_model = _evaluate, _save_model
 
-# %% ../nbs/11_trainer.ipynb #11-train-046
+# %% ../nbs/11_trainer.ipynb #11-train-043
+def from_folder(cls, folder, # written by `save_model`: plain weights, `neurons/` and `reward/`
+                args, train_dataset, processing_class, keep_stats:bool=False, **kwargs):
+    "A trainer that goes on from a saved model; its reference is that model, and its statistics are fitted anew unless `keep_stats`"
+    folder = Path(folder)
+    if not (folder/'config.json').exists():
+        raise FileNotFoundError(f'{folder} holds no model (config.json): give a folder written by `YFPOTrainer.save_model`')
+    stats = RewardStats.load(folder/'reward') if keep_stats else None
+    return cls(model=load_model(str(folder))[0], args=args, train_dataset=train_dataset, processing_class=processing_class,
+               neurons=NeuronSet.load(folder/'neurons'), reward_stats=stats, **kwargs)
+
+YFPOTrainer.from_folder = classmethod(from_folder)
+
+# %% ../nbs/11_trainer.ipynb #11-train-044
+def complete_checkpoint(folder, processes:int=1, optimizer:bool=True):
+    "The newest checkpoint in `folder` that was written to its end, or None; one that a kill cut short is passed over"
+    def whole(c):
+        rng = [c/'rng_state.pth'] if processes == 1 else [c/f'rng_state_{i}.pth' for i in range(processes)]
+        try: json.loads((c/'trainer_state.json').read_text())                    # written last
+        except (FileNotFoundError, json.JSONDecodeError): return False
+        return not optimizer or all(f.exists() for f in rng)
+    found = [c for c in Path(folder).glob('checkpoint-*') if c.name[11:].isdigit()] if Path(folder).is_dir() else []
+    return next((str(c) for c in sorted(found, key=lambda c: -int(c.name[11:])) if whole(c)), None)
+
+def _train(self, resume_from_checkpoint=None, *args, **kwargs):
+    "TRL's `train`; with True it goes on from the newest whole checkpoint, or begins if there is none"
+    if resume_from_checkpoint is True:
+        resume_from_checkpoint = complete_checkpoint(self.args.output_dir, self.accelerator.num_processes, not self.args.save_only_model)
+    return super(YFPOTrainer, self).train(resume_from_checkpoint, *args, **kwargs)
+
+YFPOTrainer.train = _train
+
+# %% ../nbs/11_trainer.ipynb #11-train-048
+def card_text(trainer):
+    "Sections on the neurons, the reward, and what the caller adds, in Markdown"
+    a, s = trainer.args, trainer.neurons
+    o = objective(a.objective)
+    facts = {'neurons': f"{len(s)} in {len(s.layer.unique())} layers, {s.meta.get('selector', 'unnamed')}, in `neurons/`",
+             'objective': f'`{a.objective}`, {o.equation}, λ = {a.neuron_weight:g}' + (f', grad_to {a.grad_to}' if o.live else ''),
+             'read-out': f'`{a.readout}`, statistics of the reference in `reward/`, spread s = {trainer.reward_stats.scale:.4g}',
+             'base loss': f"{', '.join(a.loss_type)}, β = {a.beta:g}, learning rate {a.learning_rate:g}"}
+    if a.anchor_weight: facts['anchor'] = f'η = {a.anchor_weight:g} on {len(trainer.outside)} neurons outside the set'
+    rows = [f'| {k} | {v} |' for k, v in facts.items()]
+    text = ['## Neuron reward', '', 'The formulas are a reading of the paper, not its own.', '', '| | |', '| :-- | :-- |', *rows]
+    for title, body in trainer.card_sections.items(): text += ['', f'## {title}', '', str(body).strip()]
+    return '\n'.join(text) + '\n'
+
+def _card(self, *args, **kwargs):
+    "TRL's model card, with the sections of `card_text` after it"
+    super(YFPOTrainer, self).create_model_card(*args, **kwargs)
+    path = Path(self.args.output_dir)/'README.md'
+    if self.neurons is not None and path.exists() and self.is_world_process_zero():
+        path.write_text(path.read_text(encoding='utf-8').rstrip() + '\n\n' + card_text(self), encoding='utf-8')
+
+YFPOTrainer.create_model_card = _card
+
+# %% ../nbs/11_trainer.ipynb #11-train-059
 @contextlib.contextmanager
 def lean_head(tokens:int=64): # tokens in a tile
     "Within this scope TRL's fused head scores response tokens only, in small tiles, also on a CPU; nothing changes on a GPU"
