@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'SELECTORS',
-           'VARIANTS', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'read_results', 'arm_order', 'is_smoke',
+           'VARIANTS', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'DASHBOARD', 'read_results', 'arm_order', 'is_smoke',
            'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table', 'bracket_note', 'difficulty_table',
            'rates_table', 'contrast_table', 'selector_table', 'capability_table', 'bench_relevance_table', 'draw_p',
            'audit_table', 'audit_verdict', 'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons',
            'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness',
-           'draw_margins', 'draw_training', 'draw_method']
+           'draw_margins', 'draw_training', 'draw_dashboard', 'dashboard', 'draw_method']
 
 # %% ../nbs/13_report.ipynb #13-repor-002
 import functools, json, math, re
@@ -704,7 +704,55 @@ def _curve(ax, df, col, color, label, smooth):
     ax.plot(by.index, by, color=color, lw=.7, alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
     ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label)
 
-# %% ../nbs/13_report.ipynb #13-repor-079
+# %% ../nbs/13_report.ipynb #13-repor-077
+DASHBOARD = [('loss', 'nats', [('loss', 'train', INK), ('eval_loss', 'held out', RED)]),
+             ('margin', 'reward', [('rewards/margins', 'implicit', BLUE), ('neurons/margins', 'neurons', RED),
+                                   ('neurons/margins_start', 'first set', ORANGE)]),
+             ('log-probability', 'nats', [('logps/chosen', 'chosen', BLUE), ('logps/rejected', 'rejected', RED)]),
+             ('neuron term', 'share', [('neurons/share', 'of the margin', RED), ('neurons/clipped', 'clipped', GREY)]),
+             ('KL and read-out', 'nats, units of \u03c6', [('kl_per_token', 'KL per token', INK), ('phi', '\u03c6, policy', RED),
+                                                       ('phi_ref', '\u03c6, reference', BLUE)]),
+             ('outcome', 'share, nats', [('accuracy', 'accuracy', GREEN), ('prose_nll', 'NLL on prose', PURPLE)]),
+             ('size, 1 at the start', 'ratio', [('neurons/size', 'in the set', RED), ('neurons/size_outside', 'outside', GREY),
+                                                ('norm_set', 'write norm, set', ORANGE)]),
+             ('samples', 'share', [('digits', 'digits', BLUE), ('repeated', 'repeated', RED), ('ended', 'ended', GREY)])]
+
+@styled
+def draw_dashboard(log, # TRL's log: dicts with `step`
+                   rows=()): # the monitor's: dicts with `step`
+    "What is optimised (above) and what it does to the policy (below), over steps; a metric nobody logged leaves its line out"
+    fig, axs = panels(2, 4, size=(10.4, 4.4))
+    for ax, (title, unit, lines) in zip(axs.flat, DASHBOARD):
+        for key, label, color in lines:
+            for source, style in ((log, '-'), (rows, 'o-')):
+                at = [(r['step'], r[key]) for r in source if r.get(key) is not None and 'step' in r]
+                if at: ax.plot(*zip(*at), style, color=color, label=label, ms=3.2, mec='white', mew=.4, lw=1.2)
+        ax.set(title=title, ylabel=unit)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if ax.lines: ax.legend(fontsize=6.6, handlelength=1.2, labelspacing=.25, loc='best')
+        else: ax.text(.5, .5, 'not logged', transform=ax.transAxes, ha='center', va='center', fontsize=7.5, color=GREY)
+    for ax in axs[1]: ax.set_xlabel('step')
+    return fig
+
+def dashboard(path=None): # where to save the figure as PNG; None does not save
+    "A function of (log, rows) that draws the dashboard, in place in a notebook, and saves it"
+    shown = []
+    def draw(log, rows):
+        fig = draw_dashboard(log, rows)
+        if path is not None:
+            with atomic_write(Path(path).with_suffix('.png')) as tmp: fig.savefig(tmp, format='png', dpi=120)
+        try: from IPython import get_ipython
+        except ImportError: return
+        if get_ipython() is None: return
+        from IPython.display import Image, display
+        import io
+        png = io.BytesIO(); fig.savefig(png, format='png', dpi=80)
+        image = Image(png.getvalue(), width=900)
+        if shown: shown[0].update(image)
+        else: shown.append(display(image, display_id=True))
+    return draw
+
+# %% ../nbs/13_report.ipynb #13-repor-082
 def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2, body=7.2):
     "A rounded box with a bold title and lines of text below it"
     from matplotlib.patches import FancyBboxPatch
@@ -729,7 +777,7 @@ def _lane(ax, x, w, number, title, color):
             bbox=dict(boxstyle='circle,pad=.22', fc=color, ec='none'))
     ax.text(x + 4.4, 51.2, title, fontsize=9.6, weight='bold', color=color, va='center', zorder=3)
 
-# %% ../nbs/13_report.ipynb #13-repor-080
+# %% ../nbs/13_report.ipynb #13-repor-083
 def _network(ax, x, y, w, h, lit, layers=6, neurons=11, seed=4):
     "A stack of layers whose neurons are dots, a few of them lit"
     from matplotlib.patches import FancyBboxPatch
@@ -756,7 +804,7 @@ def draw_method():
             fontsize=6.5, color=GREY, va='center')
     return fig
 
-# %% ../nbs/13_report.ipynb #13-repor-081
+# %% ../nbs/13_report.ipynb #13-repor-084
 def _draw_select(ax):
     _box(ax, 2, 40.5, 12.6, 7, 'math text', 'solutions', RED); _box(ax, 16.9, 40.5, 12.6, 7, 'general text', 'same lengths', GREY)
     _box(ax, 2, 27.2, 27.5, 9, 'AttnLRP, one backward pass', 'relevance of every MLP neuron', INK)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'KINDS_OF_READING', 'write_norms', 'NeuronReader', 'activations', 'norms', 'ReadOut', 'RewardStats',
-           'contributions', 'standardise', 'readout', 'clipped_share', 'relative_margin', 'fit_moments', 'pair_items',
-           'read_examples', 'fit_and_read', 'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join',
-           'set_readouts', 'reward_audit']
+           'contributions', 'standardise', 'readout', 'clipped_share', 'relative_margin', 'divergent',
+           'divergent_examples', 'fit_moments', 'pair_items', 'read_examples', 'spoken_lengths', 'fit_margins',
+           'fit_and_read', 'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'set_readouts',
+           'reward_audit']
 
 # %% ../nbs/09_reward.ipynb #09-rewar-002
 import itertools, json
@@ -25,7 +26,8 @@ def write_norms(module, index):
     "Norms of the write vectors (columns of down_proj) of neurons `index`: (k,), no gradient, LoRA included"
     with torch.no_grad():
         w = write_matrix(module)[:, index]
-        for name in getattr(module, 'active_adapters', []) if hasattr(module, 'get_delta_weight') else []:
+        lora = hasattr(module, 'get_delta_weight') and not module.disable_adapters
+        for name in module.active_adapters if lora else []:
             if not module.merged and name in module.lora_A: w = w + module.get_delta_weight(name)[:, index].to(w)
         return w.float().norm(dim=0)
 
@@ -67,16 +69,23 @@ NeuronReader._hook, NeuronReader.activations, NeuronReader.norms = _hook, activa
 @dataclass(frozen=True)
 class ReadOut:
     "How activations become a number"
-    kind: str = 'standardised'   # 'standardised' (c, then z), or 'raw': the plain mean activation, no direction, weight or norm
-    clip: float = 3.0            # standardised values are cut at plus and minus this
+    kind: str = 'standardised'   # 'standardised' (c, then z), 'contribution' (c alone), or 'raw': the plain mean activation
+    clip: float = 3.0            # standardised values are held between plus and minus this
     ref_relative: bool = True    # subtract the reference model's margin and divide by its spread
+    squash: str = 'clip'         # how they are held: 'clip', or 'tanh', whose gradient never vanishes
+    over: str = 'response'       # tokens: the 'response', or 'divergent', from the pair's first difference on
+    length_free: bool = False    # without what the difference in length explains of the reference's margin
 
     def __post_init__(self):
-        if self.kind not in ('standardised', 'raw'):
-            raise ValueError(f"read-out kind {self.kind!r} is unknown: use 'standardised' or 'raw'")
+        known = dict(kind=('standardised', 'contribution', 'raw'), squash=('clip', 'tanh'), over=('response', 'divergent'))
+        for k, names in known.items():
+            if getattr(self, k) not in names:
+                raise ValueError(f"read-out {k} {getattr(self, k)!r} is unknown: use {' or '.join(map(repr, names))}")
         if not self.clip > 0: raise ValueError(f'clip is {self.clip}: it must be positive')
 
-READOUTS = {'standardised': ReadOut(), 'paper-literal': ReadOut('raw', ref_relative=False)}
+READOUTS = {'standardised': ReadOut(), 'tanh': ReadOut(squash='tanh'), 'contribution': ReadOut('contribution'),
+            'divergent': ReadOut(over='divergent'), 'length-residual': ReadOut(length_free=True),
+            'paper-literal': ReadOut('raw', ref_relative=False)}
 ReadOut.default, ReadOut.paper_literal = staticmethod(lambda: READOUTS['standardised']), staticmethod(lambda: READOUTS['paper-literal'])
 
 # %% ../nbs/09_reward.ipynb #09-rewar-011
@@ -87,28 +96,30 @@ class RewardStats:
     std: torch.Tensor    # (K,) its standard deviation, floored
     wnorm: torch.Tensor  # (K,) write norms of the reference
     scale: float = 1.0   # s, spread of the reference margin over training pairs
+    slope: float = 0.0   # of the reference margin on the difference in length, for `length_free`
 
     def save(self, folder):
         "Write reward.safetensors and reward.json into `folder`"
         with atomic_write(Path(folder)/'reward.safetensors') as tmp:
             save_file(dict(mean=self.mean, std=self.std, wnorm=self.wnorm), str(tmp))
-        with atomic_write(Path(folder)/'reward.json') as tmp: Path(tmp).write_text(json.dumps(dict(scale=self.scale)) + '\n')
+        with atomic_write(Path(folder)/'reward.json') as tmp: Path(tmp).write_text(json.dumps(dict(scale=self.scale, slope=self.slope)) + '\n')
 
     @staticmethod
     def load(folder):
         "Read what `save` wrote"
         f = Path(folder)/'reward.safetensors'
         if not f.exists(): raise FileNotFoundError(f'{folder} holds no reward statistics (reward.safetensors): fit them with `fit_stats`')
-        return RewardStats(**load_file(f), scale=json.loads((Path(folder)/'reward.json').read_text())['scale'])
+        return RewardStats(**load_file(f), **json.loads((Path(folder)/'reward.json').read_text()))
 
 # %% ../nbs/09_reward.ipynb #09-rewar-012
 def contributions(a, neurons, norms):
     "c = d * a * |W|: signed size of what each neuron writes, (..., K)"
     return a.float()*(neurons.direction.to(a.device)*norms.to(a.device))
 
-def standardise(a, neurons, stats, norms, clip=3.0):
+def standardise(a, neurons, stats, norms, clip=3.0, squash='clip'):
     "z of the equation above, (..., K)"
-    return ((contributions(a, neurons, norms) - stats.mean.to(a.device))/stats.std.to(a.device)).clamp(-clip, clip)
+    z = (contributions(a, neurons, norms) - stats.mean.to(a.device))/stats.std.to(a.device)
+    return clip*torch.tanh(z/clip) if squash == 'tanh' else z.clamp(-clip, clip)
 
 def readout(a, # activations (B, T, K), from a `NeuronReader`
             mask, # (B, T), true on the response tokens that count
@@ -118,14 +129,17 @@ def readout(a, # activations (B, T, K), from a `NeuronReader`
     "The read-out phi of each row: (B,)"
     m = mask.float()
     if (m.sum(1) == 0).any(): raise ValueError('a response has no token to read neurons on: drop empty or fully truncated responses')
-    if ro.kind == 'raw': x = a.float().mean(-1)                                                     # (B, T)
-    else: x = standardise(a, neurons, stats, stats.wnorm if norms is None else norms, ro.clip) @ neurons.weight.to(a.device)
-    return (x*m).sum(1)/m.sum(1)
+    norms = stats.wnorm if norms is None else norms
+    if ro.kind == 'raw': x = a.float().mean(-1)                                                # (B, T)
+    elif ro.kind == 'contribution': x = contributions(a, neurons, norms) @ neurons.weight.to(a.device)
+    else: x = standardise(a, neurons, stats, norms, ro.clip, ro.squash) @ neurons.weight.to(a.device)
+    phi = (x*m).sum(1)/m.sum(1)
+    return phi - stats.slope*m.sum(1) if ro.length_free else phi
 
 # %% ../nbs/09_reward.ipynb #09-rewar-013
 def clipped_share(a, mask, neurons, stats, ro:ReadOut=ReadOut(), norms=None):
-    "Share of (token, neuron) values at the clip, where the read-out has no gradient"
-    if ro.kind == 'raw': return torch.zeros(())
+    "Share of (token, neuron) values at or beyond the clip, where the clipped read-out has no gradient"
+    if ro.kind != 'standardised': return torch.zeros(())
     z = standardise(a.detach(), neurons, stats, stats.wnorm if norms is None else norms, ro.clip)
     return (z.abs() >= ro.clip)[mask.bool()].float().mean()
 
@@ -134,6 +148,25 @@ def relative_margin(delta, ref_delta, stats, ro:ReadOut=ReadOut()):
     return (delta - ref_delta)/stats.scale if ro.ref_relative else delta
 
 # %% ../nbs/09_reward.ipynb #09-rewar-015
+def divergent(ids, # token ids (2B, T): B chosen, then their B rejected
+              mask): # true on response tokens (2B, T)
+    "`mask` from the first difference of each pair on; a response that is over by then keeps its last token"
+    n, mask = len(ids)//2, mask.bool()
+    differ = (ids[:n] != ids[n:]) | (mask[:n] != mask[n:])
+    left = mask & (differ.cumsum(1) > 0).repeat(2, 1)
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return torch.where(left.any(1, keepdim=True), left, last)
+
+def divergent_examples(examples): # 2n `Example`s: n chosen, then their n rejected
+    "The same on texts: the common beginning counts as prompt"
+    n, out = len(examples)//2, list(examples)
+    for i in range(n):
+        a, b = examples[i].ids, examples[n+i].ids
+        first = next((t for t, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+        for j, e in ((i, examples[i]), (n+i, examples[n+i])): out[j] = type(e)(e.ids, min(max(e.start, first), len(e.ids) - 1))
+    return out
+
+# %% ../nbs/09_reward.ipynb #09-rewar-019
 def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps=None):
     "Yields (index, activations of its response tokens: (T_i, K)) of every example; `logps` gets token log-probabilities from the same pass"
     with NeuronReader(model, neurons) as reader, torch.no_grad():
@@ -147,7 +180,7 @@ def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logp
             a = reader.activations()
             for j, i in enumerate(ix): yield i, a[j][batch['response_mask'][j]].float()
 
-# %% ../nbs/09_reward.ipynb #09-rewar-016
+# %% ../nbs/09_reward.ipynb #09-rewar-020
 def fit_moments(activations, # those of each response: (T_i, K)
                 neurons, norms, # the set; its write norms (K,)
                 sizes=None): # of the sets it was joined from: each has a floor of its own
@@ -161,7 +194,7 @@ def fit_moments(activations, # those of each response: (T_i, K)
     std = torch.cat([x.clamp(min=max(torch.quantile(x, 0.05).item(), 1e-6)) for x in std.split(sizes or len(std))])
     return RewardStats(mean.float(), std.float(), norms.cpu())
 
-# %% ../nbs/09_reward.ipynb #09-rewar-019
+# %% ../nbs/09_reward.ipynb #09-rewar-023
 def pair_items(pairs):
     "Chosen items, then rejected items, of preference pairs, as `encode` takes them"
     return [dict(prompt=p['prompt'], completion=p[k]) for k in ('chosen', 'rejected') for p in pairs]
@@ -177,7 +210,23 @@ def read_examples(model, examples, pad_id:int, neurons, stats, ro:ReadOut=ReadOu
     for i, a in _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps): out[i] = _phi(a, neurons, stats, ro, norms)
     return out
 
-# %% ../nbs/09_reward.ipynb #09-rewar-020
+# %% ../nbs/09_reward.ipynb #09-rewar-024
+def spoken_lengths(examples):
+    "Response tokens of chosen and rejected (n, 2)"
+    return torch.tensor([float(len(e.ids) - e.start) for e in examples]).view(2, -1).T
+
+def fit_margins(phi, # read-outs (n, 2) of the reference, with slope 0
+                lengths, # response tokens (n, 2)
+                ro:ReadOut=ReadOut()):
+    "`phi` less what length explains where `ro` asks for it, the spread s of its margin, and the slope on length"
+    slope, (margin, longer) = 0., (x[:, 0] - x[:, 1] for x in (phi, lengths))
+    if ro.length_free and len(phi) > 2 and longer.std() > 0:
+        l = longer - longer.mean()
+        slope = ((l @ margin)/(l @ l)).item()
+    phi = phi - slope*lengths
+    return phi.contiguous(), max((phi[:, 0] - phi[:, 1]).std().item() if len(phi) > 1 else 0., 1e-6), slope
+
+# %% ../nbs/09_reward.ipynb #09-rewar-025
 def fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps=None, sizes=None):
     "`RewardStats` from at most `max_fit` examples, spread evenly; write norms; and (index, activations) of all examples, each read once"
     def read(ix):
@@ -197,21 +246,21 @@ def fit_examples(model, examples, # 2n `Example`s: n chosen, then their n reject
     "`RewardStats` of a reference model, and its read-outs (n, 2) on chosen and rejected; every example is read once"
     n = len(examples)//2
     if n < 1 or len(examples) % 2: raise ValueError(f'{len(examples)} examples are not n chosen followed by n rejected')
+    if ro.over == 'divergent': examples = divergent_examples(examples)
     stats, norms, read = fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps)
     phi = torch.zeros(len(examples))
     for i, a in read: phi[i] = _phi(a, neurons, stats, ro, norms)
-    phi = phi.view(2, n).T
-    stats.scale = max((phi[:, 0] - phi[:, 1]).std().item() if n > 1 else 0., 1e-6)
+    phi, stats.scale, stats.slope = fit_margins(phi.view(2, n).T, spoken_lengths(examples), ro)
     return stats, phi
 
-# %% ../nbs/09_reward.ipynb #09-rewar-022
+# %% ../nbs/09_reward.ipynb #09-rewar-027
 def fit_stats(model, tokenizer, pairs, # preference pairs: dicts with prompt, chosen, rejected
               neurons, ro:ReadOut=ReadOut(), max_length:int=1024, **kwargs):
     "`RewardStats` of the reference `model` on training pairs, and its read-outs (n, 2) on chosen and rejected"
     if not len(pairs): raise ValueError('there are no pairs to fit reward statistics on: give at least one')
     return fit_examples(model, encode(tokenizer, pair_items(pairs), max_length=max_length), tokenizer.pad_token_id, neurons, ro, **kwargs)
 
-# %% ../nbs/09_reward.ipynb #09-rewar-029
+# %% ../nbs/09_reward.ipynb #09-rewar-036
 def margin_auc(margin):
     "Share of pairs whose margin is positive, ties counting half"
     m = np.asarray(margin, dtype=float)
@@ -229,7 +278,7 @@ def audit_row(signal, kind, margin, length, groups=None, # question of each pair
     corr = float(np.corrcoef(m, l)[0, 1]) if len(m) > 2 and m.std() > 0 and l.std() > 0 else None
     return dict(signal=signal, kind=kind, n=len(m), auc=margin_auc(m), low=float(low), high=float(high), length_corr=corr)
 
-# %% ../nbs/09_reward.ipynb #09-rewar-030
+# %% ../nbs/09_reward.ipynb #09-rewar-037
 def join(sets):
     "One big `NeuronSet` of several, to read them all in one forward pass (members may repeat)"
     cat = lambda k: torch.cat([getattr(s, k) for s in sets])
@@ -260,7 +309,7 @@ def set_readouts(model, examples, pad_id, sets, digits=None, # digit tokens, for
             for j, i in enumerate(ix): out['relevance'][:, i] = sums(R[j, big.layer, big.index])/(len(examples[i].ids) - examples[i].start)
     return out
 
-# %% ../nbs/09_reward.ipynb #09-rewar-031
+# %% ../nbs/09_reward.ipynb #09-rewar-038
 def reward_audit(model, tokenizer, pairs, # held-out preference pairs
                  neurons, controls, # the selected set; {name: NeuronSet}, whose `meta['selector']` becomes the kind
                  batch_size:int=8, seed:int=0, progress:bool=False, relevance:bool=True): # False saves the one backward pass

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['as_dataset', 'preference_dataset', 'tidy', 'train_sft', 'YFPOConfig', 'check_yfpo', 'spoken_mask', 'spoken_example',
-           'YFPOTrainer', 'ReferenceCollator', 'watched', 'from_folder', 'complete_checkpoint', 'card_text',
-           'lean_head']
+           'YFPOTrainer', 'ReferenceCollator', 'set_neurons', 'watched', 'from_folder', 'complete_checkpoint',
+           'card_text', 'lean_head']
 
 # %% ../nbs/11_trainer.ipynb #11-train-002
 import contextlib, copy, difflib, hashlib, json, os
@@ -27,7 +27,8 @@ from .models import load_model
 from .neurons import NeuronSet, model_signature, outside
 from .problems import atomic_write
 from .responses import Example, fingerprint, hidden_states
-from .reward import (READOUTS, NeuronReader, RewardStats, clipped_share, contributions, fit_and_read, join, read_examples, readout,
+from .reward import (READOUTS, NeuronReader, RewardStats, clipped_share, contributions, divergent, divergent_examples, fit_and_read,
+                         fit_margins, join, read_examples, readout, spoken_lengths,
                          relative_margin)
 
 # %% ../nbs/11_trainer.ipynb #11-train-005
@@ -90,10 +91,11 @@ def train_sft(model, tokenizer,
 class YFPOConfig(DPOConfig):
     "`DPOConfig` and the neuron reward; the one default that differs: `bf16` is off where there is no accelerator (TRL's would stop there)"
     neuron_weight: float = field(default=0.1, metadata={'help': 'Weight λ of the neuron reward, 0 or more; 0 is DPO.'})
-    objective: str = field(default='add-logistic', metadata={'help': 'How it joins the loss: add-linear, add-logistic, yoked, offset or reweight.'})
+    objective: str = field(default='add-logistic',
+                           metadata={'help': 'How it joins the loss: add-linear, add-logistic, yoked, offset or reweight.'})
     neuron_kappa: float = field(default=1.0, metadata={'help': 'Slope κ of add-logistic.'})
     neuron_margin: float = field(default=0.0, metadata={'help': 'Target margin m of add-logistic.'})
-    readout: str = field(default='standardised', metadata={'help': 'How activations become one number: standardised or paper-literal.'})
+    readout: str = field(default='standardised', metadata={'help': 'How activations become one number, a key of READOUTS.'})
     grad_to: str = field(default='both', metadata={'help': 'Responses whose activations get a gradient: both, chosen, rejected or none.'})
     anchor_weight: float = field(default=0.0, metadata={'help': 'Weight η of the anchor on neurons outside the set (Y7), 0 or more.'})
     n_outside: int = field(default=256, metadata={'help': 'Neurons outside the set that are watched, and anchored with anchor_weight.'})
@@ -115,13 +117,15 @@ def check_yfpo(args):
     for k, low in (('neuron_weight', 0), ('neuron_kappa', None), ('neuron_margin', None), ('anchor_weight', 0)):
         setattr(args, k, check_number(k, getattr(args, k), low))
     if o.form != 'add' and args.neuron_weight: _check_base(args)
-    if type(args.n_outside) is not int or args.n_outside < 1: raise ValueError(f'n_outside is {args.n_outside!r}: give a whole number, 1 or more')
+    if type(args.n_outside) is not int or args.n_outside < 1:
+        raise ValueError(f'n_outside is {args.n_outside!r}: give a whole number, 1 or more')
     if args.readout not in READOUTS:
         near = difflib.get_close_matches(str(args.readout), READOUTS, n=1, cutoff=0)
         raise ValueError(f'the readout {args.readout!r} is unknown: did you mean {near[0]!r}? There are {", ".join(READOUTS)}')
     if args.truncation_mode != 'keep_start':
         raise ValueError("truncation_mode must be 'keep_start': neurons are read on what is left of an answer")
-    if (args.neuron_weight and o.live or args.anchor_weight) and args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get('use_reentrant'):
+    reentrant = args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get('use_reentrant')
+    if reentrant and (args.neuron_weight and o.live or args.anchor_weight):
         raise ValueError("reentrant gradient checkpointing keeps no graph for the activations, so the neuron term would have no gradient: "
                          "set activation_checkpointing_kwargs={'use_reentrant': False} or activation_checkpointing=False")
 
@@ -129,7 +133,8 @@ def _check_base(args):
     "Y3 to Y5 rebuild the pair's loss, so they must know all that goes into it"
     for k, plain in (('f_divergence_type', 'reverse_kl'), ('use_weighting', False), ('ld_alpha', None)):
         if getattr(args, k) != plain:
-            raise ValueError(f'{args.objective} is defined for {k}={plain!r}, not {getattr(args, k)!r}: use add-linear or add-logistic with it')
+            raise ValueError(f'{args.objective} is defined for {k}={plain!r}, not {getattr(args, k)!r}: '
+                             'use add-linear or add-logistic with it')
 
 # %% ../nbs/11_trainer.ipynb #11-train-020
 def spoken_mask(ids, completion_mask, special):
@@ -189,31 +194,27 @@ YFPOTrainer._check_inputs = _check_inputs
 
 # %% ../nbs/11_trainer.ipynb #11-train-028
 class ReferenceCollator:
-    "TRL's collator, plus the reference read-outs of each pair: `ref_phi` (B, 2)"
+    "TRL's collator, plus each pair's row in the table of reference read-outs: `ref_row` (B,)"
     def __init__(self, collator): self.collator = collator
     def __call__(self, examples):
         batch = self.collator(examples)
-        if 'ref_phi' in examples[0]: batch['ref_phi'] = torch.tensor([e['ref_phi'] for e in examples])
+        if 'ref_row' in examples[0]: batch['ref_row'] = torch.tensor([e['ref_row'] for e in examples])
         return batch
 
 def _read_reference(self):
-    "Statistics from the reference on the training pairs, and its read-outs as a column of each dataset"
-    self.ro, tok, args = READOUTS[self.args.readout], self._tokenizer, self.args
-    self.special = torch.tensor(sorted({*tok.all_special_ids, tok.eos_token_id, tok.pad_token_id}))
-    model = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
-    self.neurons.check(model)
-    self.outside = outside(self.neurons, args.n_outside, args.seed)
-    self.train_dataset = self._with_reference(model, self.train_dataset, 'train_dataset', fit=True)
-    self.eval_dataset = _each(self.eval_dataset, lambda data, name: self._with_reference(model, data, name))
-    phi = torch.tensor(self.train_dataset['ref_phi'])/self.reward_stats.scale
-    self.mean_weight = pair_weights(phi[:, 0] - phi[:, 1], args.neuron_weight).mean().item()
+    "Number the pairs of all datasets, and read the reference on them"
+    self.ro, tok = READOUTS[self.args.readout], self._tokenizer
+    self.special, self.texts = torch.tensor(sorted({*tok.all_special_ids, tok.eos_token_id, tok.pad_token_id})), {}
+    self.train_dataset = self._numbered(self.train_dataset, 'train_dataset')
+    self.eval_dataset = _each(self.eval_dataset, self._numbered)
     self.data_collator = ReferenceCollator(self.data_collator)
+    self.set_neurons(self.neurons, self.reward_stats)
 
 YFPOTrainer._read_reference = _read_reference
 
 # %% ../nbs/11_trainer.ipynb #11-train-029
-def _with_reference(self, model, data, name, fit=False):
-    "`data` with the column `ref_phi`; for the training pairs the statistics are fitted too, unless they were given"
+def _numbered(self, data, name):
+    "`data` with the column `ref_row`; its texts are kept for reading"
     special, cut = set(self.special.tolist()), self.args.max_length
     ex = [spoken_example(p, r, special, cut) for k in ('chosen_ids', 'rejected_ids') for p, r in zip(data['prompt_ids'], data[k])]
     if not ex: raise ValueError(f'no pair of {name} has a response within max_length={cut}: raise max_length or shorten the prompts')
@@ -221,12 +222,33 @@ def _with_reference(self, model, data, name, fit=False):
         if len(e.ids) > e.start: continue
         raise ValueError(f'a response of row {i % len(data)} of {name} has no token within max_length={cut}: '
                          'drop the pair or raise max_length')
-    with self.accelerator.main_process_first():                # one process reads, the others take its file
-        kept = self._kept(model, ex, name, lambda: self._read_pairs(model, ex, fit))
-    if fit:
-        own, out = (RewardStats(*(kept[f'{k}_{x}'] for x in ('mean', 'std', 'wnorm')), kept['scale'].item()) for k in ('set', 'outside'))
-        self.reward_stats, self.outside_stats = self.reward_stats or own, out
-    return data.add_column('ref_phi', kept['phi'].tolist())
+    first = sum(len(e)//2 for e in self.texts.values())
+    self.texts[name] = divergent_examples(ex) if self.ro.over == 'divergent' else ex
+    return data.add_column('ref_row', list(range(first, first + len(data))))
+
+def set_neurons(self, neurons, stats=None): # statistics of an earlier run, else fitted on the reference and the training pairs
+    "Reward `neurons` from now on: the reference is read on all texts, statistics and the sample outside follow"
+    model, scope = self._reference()
+    self.neurons, self.reward_stats = neurons.check(model), stats
+    self.outside, phi = outside(neurons, self.args.n_outside, self.args.seed), []
+    for name, ex in self.texts.items():                        # the training pairs first
+        with scope(), self.accelerator.main_process_first():   # one process reads, the others take its file
+            kept = self._kept(model, ex, name, lambda: self._read_pairs(model, ex, not phi))
+        if not phi:
+            own, out = (RewardStats(*(kept[f'{k}_{x}'] for x in ('mean', 'std', 'wnorm')), kept['scale'].item(), kept['slope'].item())
+                        for k in ('set', 'outside'))
+            self.reward_stats, self.outside_stats = self.reward_stats or own, out
+        phi.append(kept['phi'])
+    self.ref_phi, margin = torch.cat(phi), (phi[0][:, 0] - phi[0][:, 1])/self.reward_stats.scale
+    self.mean_weight = pair_weights(margin, self.args.neuron_weight).mean().item()
+    if not hasattr(self, 'start'): self.start = (self.neurons, self.reward_stats, self.ref_phi)
+
+def _reference(self):
+    "The reference model, and the scope in which it is one: a LoRA policy with its adapter off is its own"
+    own = self.ref_model is None
+    model = self.accelerator.unwrap_model(self.model if own else self.ref_model)
+    if not own or not hasattr(model, 'peft_config'): return model, contextlib.nullcontext
+    return model, lambda: use_adapter(model, adapter_name='ref' if 'ref' in model.peft_config else None)
 
 def _read_pairs(self, model, examples, fit):
     "Reference read-outs (n, 2) and, with `fit`, the statistics of the set and of the sample outside it, from one pass over the texts"
@@ -242,13 +264,13 @@ def _read_pairs(self, model, examples, fit):
         for i, a in read:
             on = torch.ones(1, len(a), dtype=torch.bool, device=a.device)
             phi[i] = readout(a[None, :, :K], on, self.neurons, own, self.ro, norms[:K]).item()
-    phi = phi.view(2, -1).T.contiguous()
-    spread = (phi[:, 0] - phi[:, 1]).std().item() if len(phi) > 1 else 0.
+    ro = self.ro if self.reward_stats is None else READOUTS['standardised']                      # given statistics have their slope in `phi`
+    phi, scale, slope = fit_margins(phi.view(2, -1).T, spoken_lengths(examples), ro)
     res = {f'{k}_{x}': getattr(stats, x)[part].contiguous() for k, part in (('set', slice(K)), ('outside', slice(K, None)))
            for x in ('mean', 'std', 'wnorm')}
-    return dict(res, phi=phi, scale=torch.tensor(max(spread, 1e-6), dtype=torch.float64))
+    return dict(res, phi=phi, scale=torch.tensor(scale, dtype=torch.float64), slope=torch.tensor(slope, dtype=torch.float64))
 
-YFPOTrainer._with_reference, YFPOTrainer._read_pairs = _with_reference, _read_pairs
+for f in (_numbered, set_neurons, _reference, _read_pairs): setattr(YFPOTrainer, f.__name__, f)
 
 # %% ../nbs/11_trainer.ipynb #11-train-031
 def _kept(self, model, examples, name, make):
@@ -280,18 +302,21 @@ def watched(model, ref_model, sets):
 
 def _set_signature_columns_if_needed(self):
     super(YFPOTrainer, self)._set_signature_columns_if_needed()
-    if 'ref_phi' not in self._signature_columns: self._signature_columns = [*self._signature_columns, 'ref_phi']
+    if 'ref_row' not in self._signature_columns: self._signature_columns = [*self._signature_columns, 'ref_row']
 
 def _loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
     "TRL's loss, joined to the neurons as `args.objective` says"
     parent = super(YFPOTrainer, self).compute_loss
     if self.neurons is None: return parent(model, inputs, return_outputs, num_items_in_batch)
     inputs = dict(inputs)
-    ref_phi = inputs.pop('ref_phi', None)
+    row = inputs.pop('ref_row', None)
+    ref_phi = None if row is None else self.ref_phi.to(row.device)[row]
     ref_model = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
-    with watched(self.accelerator.unwrap_model(self.model), ref_model, [self.neurons, self.outside]) as (reader, logps):
+    sets = [self.neurons, self.outside] + ([] if self.start[0] is self.neurons else [self.start[0]])
+    with watched(self.accelerator.unwrap_model(self.model), ref_model, sets) as (reader, logps):
         out = parent(model, inputs, return_outputs, num_items_in_batch)
     loss = self._joined(out[0] if return_outputs else out, reader, logps, inputs, ref_phi)
+    if len(sets) > 2 and row is not None: self._log_start(reader, inputs, row)
     return (loss, out[1]) if return_outputs else loss
 
 YFPOTrainer._set_signature_columns_if_needed, YFPOTrainer.compute_loss = _set_signature_columns_if_needed, _loss
@@ -299,10 +324,10 @@ YFPOTrainer._set_signature_columns_if_needed, YFPOTrainer.compute_loss = _set_si
 # %% ../nbs/11_trainer.ipynb #11-train-034
 def _joined(self, loss, reader, logps, inputs, ref_phi):
     "`loss` with the neuron reward and the anchor in it; the same tensor where both weights are 0"
-    args, K = self.args, len(self.neurons)
-    o, mask = objective(args.objective), spoken_mask(inputs['input_ids'], inputs['completion_mask'], self.special)
+    args, K, M = self.args, len(self.neurons), len(self.neurons) + len(self.outside)
+    o, mask = objective(args.objective), self._read_mask(inputs)
     ref = self._live_reference(inputs) if ref_phi is None or args.anchor_weight else None       # a dataset given to `evaluate`, or Y7
-    norms, a = reader.norms(), reader.activations()
+    norms, a = reader.norms()[:M], reader.activations()[..., :M]
     live = torch.is_grad_enabled() and (args.neuron_weight > 0 and o.live or args.anchor_weight > 0)
     if live and not a.requires_grad: raise ValueError('the activations have no gradient: turn reentrant gradient checkpointing off')
     with contextlib.nullcontext() if live else torch.no_grad():
@@ -315,7 +340,21 @@ def _joined(self, loss, reader, logps, inputs, ref_phi):
     self._log_neurons(rel.detach(), (ref_phi/self.reward_stats.scale), rewards['sum'].detach(), a.detach(), norms, mask)
     return loss
 
-YFPOTrainer._joined = _joined
+def _read_mask(self, inputs):
+    "Where neurons are read (2B, T)"
+    mask = spoken_mask(inputs['input_ids'], inputs['completion_mask'], self.special)
+    return divergent(inputs['input_ids'], mask) if self.ro.over == 'divergent' else mask
+
+def _log_start(self, reader, inputs, row):
+    "Where the set has changed: the margin of the one that training started with"
+    (neurons, stats, phi), M = self.start, len(self.neurons) + len(self.outside)
+    with torch.no_grad():
+        now = readout(reader.activations()[..., M:], self._read_mask(inputs), neurons, stats, self.ro, reader.norms()[M:]).view(2, -1).T
+        margin = relative_margin(now, phi.to(row.device)[row].to(now), stats, self.ro).diff(dim=1)[:, 0].neg()
+    log = self._metrics['train' if self.model.training else 'eval']
+    log['neurons/margins_start'].append(self.accelerator.gather(margin).mean().item())
+
+YFPOTrainer._joined, YFPOTrainer._read_mask, YFPOTrainer._log_start = _joined, _read_mask, _log_start
 
 # %% ../nbs/11_trainer.ipynb #11-train-036
 def _rewards(self, logps, inputs):
@@ -356,12 +395,9 @@ YFPOTrainer._rewards, YFPOTrainer._neuron_loss, YFPOTrainer._anchor_loss = _rewa
 # %% ../nbs/11_trainer.ipynb #11-train-038
 def _live_reference(self, inputs):
     "Activations of the reference on a batch, set and outside sample (2B, T, K), and its write norms: one more forward pass"
-    own = self.ref_model is None
-    model = self.accelerator.unwrap_model(self.model if own else self.ref_model)
-    name = 'ref' if 'ref' in getattr(model, 'peft_config', {}) else None
-    scope = use_adapter(model, adapter_name=name) if own and hasattr(model, 'peft_config') else contextlib.nullcontext()
+    model, scope = self._reference()
     plain = disable_gradient_checkpointing(self.model, self.args.activation_checkpointing_kwargs)
-    with torch.no_grad(), plain, scope, self.accelerator.autocast():
+    with torch.no_grad(), plain, scope(), self.accelerator.autocast():
         with NeuronReader(model, join([self.neurons, self.outside])) as reader: hidden_states(model, inputs)
         return reader.activations(), reader.norms()
 
