@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODES', 'TOKEN_METHODS', 'ablate', 'record', 'patch', 'patch_from', 'mean_activations', 'activation_bank', 'text_nll',
            'delta_nll', 'selectivity', 'draw_rank', 'score_card', 'single_effects', 'answer_examples', 'token_scores',
-           'hiding_curve', 'faithfulness']
+           'hiding_curve', 'faithfulness', 'mediation']
 
 # %% ../nbs/07_interventions.ipynb #07-inter-002
 from contextlib import contextmanager
@@ -265,3 +265,21 @@ def faithfulness(model, batch, method:str='attnlrp', steps:int=10, seed:int=0):
     scores = token_scores(model, batch, method, seed)
     most, least = (hiding_curve(model, batch, scores, m, steps) for m in (True, False))
     return (least - most).mean(1), most, least
+
+# %% ../nbs/07_interventions.ipynb #07-inter-041
+def mediation(old, new, neurons, measure, # function of a model: one number per text (n,)
+              spare_first:bool=False, # leave each row's first token alone
+              n_boot:int=2000, seed:int=0):
+    "Shares of the change from `old` to `new` that the activations of `neurons` suffice for and are needed for, with 95 % intervals"
+    with torch.no_grad():
+        a, b = measure(old).double(), measure(new).double()
+        with patch_from(old, new, neurons, spare_first): there = measure(old).double()
+        with patch_from(new, old, neurons, spare_first): back = measure(new).double()
+    if len(a) < 2: raise ValueError(f'{len(a)} texts give no interval: measure at least two')
+    ix = torch.randint(len(a), (n_boot, len(a)), generator=torch.Generator().manual_seed(seed))
+    change, out = b - a, dict(n=len(a), old=a.mean().item(), new=b.mean().item(), change=(b - a).mean().item())
+    for name, part in (('sufficient', there - a), ('necessary', b - back)):
+        draws = part[ix].mean(1)/change[ix].mean(1)
+        low, high = torch.quantile(draws, torch.tensor([.025, .975], dtype=draws.dtype)).tolist()
+        out.update({name: (part.mean()/change.mean()).item(), f'{name}_low': low, f'{name}_high': high})
+    return out

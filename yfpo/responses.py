@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INSTRUCTION', 'prompt_messages', 'format_prompt', 'Example', 'encode', 'collate', 'batches', 'hidden_states',
-           'head_logits', 'token_logprobs', 'response_logprobs', 'GumbelNoise', 'stop_ids', 'fingerprint', 'generate']
+           'head_logits', 'token_logprobs', 'response_logprobs', 'example_logprobs', 'GumbelNoise', 'stop_ids',
+           'fingerprint', 'generate']
 
 # %% ../nbs/02_responses.ipynb #02-respo-002
 import hashlib, json, os
@@ -105,10 +106,14 @@ def token_logprobs(model, batch):
 @torch.no_grad()
 def response_logprobs(model, tokenizer, items, batch_size:int=8, max_length:int=1024, eos:bool=True, progress:bool=False):
     "For each item the log-probabilities of its response tokens: a list of 1-D float32 tensors on the CPU"
-    ex = encode(tokenizer, items, max_length=max_length, eos=eos)
-    out = [None]*len(ex)
-    for ix in tqdm(batches(ex, batch_size), desc='log-probs', disable=not progress, mininterval=1):
-        lp, b, _ = token_logprobs(model, collate([ex[i] for i in ix], tokenizer.pad_token_id, device=model.device))
+    return example_logprobs(model, encode(tokenizer, items, max_length=max_length, eos=eos), tokenizer.pad_token_id, batch_size, progress)
+
+@torch.no_grad()
+def example_logprobs(model, examples, pad_id:int, batch_size:int=8, progress:bool=False):
+    "The same for `Example`s"
+    out = [None]*len(examples)
+    for ix in tqdm(batches(examples, batch_size), desc='log-probs', disable=not progress, mininterval=1):
+        lp, b, _ = token_logprobs(model, collate([examples[i] for i in ix], pad_id, device=model.device))
         for j, i in enumerate(ix): out[i] = lp[b == j].cpu()
     return out
 
@@ -134,7 +139,7 @@ def stop_ids(model, tokenizer):
 
 @torch.no_grad()
 def _decode(model, tokenizer, prompts, keys, temperature, top_p, max_new_tokens):
-    "One batch: list of (text, number of tokens, finished)"
+    "One batch: list of (text, number of tokens, finished, token ids with the end)"
     enc = tokenizer(prompts, return_tensors='pt', padding=True, padding_side='left', add_special_tokens=False).to(model.device)
     stops = stop_ids(model, tokenizer)
     noise = LogitsProcessorList([GumbelNoise(keys, temperature, top_p)] if temperature > 0 else [])
@@ -142,8 +147,8 @@ def _decode(model, tokenizer, prompts, keys, temperature, top_p, max_new_tokens)
                          eos_token_id=stops, repetition_penalty=1.0, no_repeat_ngram_size=0,   # a model may declare its own
                          pad_token_id=tokenizer.pad_token_id, logits_processor=noise)[:, enc.input_ids.shape[1]:].tolist()
     ends = [next((i for i, t in enumerate(row) if t in stops), None) for row in out]
-    return [(tokenizer.decode(row[:e], skip_special_tokens=True).strip(), e if e is not None else len(row), e is not None)
-            for row, e in zip(out, ends)]
+    return [(tokenizer.decode(row[:e], skip_special_tokens=True).strip(), e if e is not None else len(row), e is not None,
+             row if e is None else row[:e+1]) for row, e in zip(out, ends)]
 
 # %% ../nbs/02_responses.ipynb #02-respo-032
 def fingerprint(model):
@@ -168,7 +173,7 @@ def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
              top_p:float=1., max_new_tokens:int=256, batch_size:int=32, seed:int=0,
              path=None, # JSONL file that is appended to batch by batch and resumed from
              restart:bool=False, # overwrite a file at `path` that another model or other settings made, instead of refusing it
-             progress:bool=True):
+             progress:bool=True, ids:bool=False): # ids: also the sampled token ids, with the end where there is one
     "Responses as dicts `id, sample, text, n_tokens, finished`, in the order of `problems`"
     if n > 1 and temperature <= 0: raise ValueError(f'{n} greedy responses to one question are all the same: set temperature above 0')
     if not len(problems): raise ValueError('there are no problems to answer: the list is empty')
@@ -184,8 +189,8 @@ def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
             rows = todo[o:o+batch_size]
             texts = _decode(model, tokenizer, [r['prompt'] for r in rows], [f"{seed}/{r['id']}/{r['sample']}" for r in rows], temperature,
                             top_p, max_new_tokens)
-            new = [dict(id=r['id'], sample=r['sample'], text=t, n_tokens=k, finished=f, run=run, prompt=short(r['prompt']))
-                   for r, (t, k, f) in zip(rows, texts)]
+            new = [dict(id=r['id'], sample=r['sample'], text=t, n_tokens=k, finished=f, **(dict(ids=x) if ids else {}), run=run,
+                        prompt=short(r['prompt'])) for r, (t, k, f, x) in zip(rows, texts)]
             done.update({(r['id'], r['sample']): r for r in new}); out.write(new); bar.update(len(new))
     return [{k: v for k, v in done[i, s].items() if k not in ('run', 'prompt')} for i, _ in qs for s in range(n)]
 
