@@ -37,6 +37,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'yfpo.evaluate': { 'yfpo.evaluate._aligned': ('evaluate.html#_aligned', 'yfpo/evaluate.py'),
                                'yfpo.evaluate._over_seeds': ('evaluate.html#_over_seeds', 'yfpo/evaluate.py'),
                                'yfpo.evaluate._value': ('evaluate.html#_value', 'yfpo/evaluate.py'),
+                               'yfpo.evaluate.against': ('evaluate.html#against', 'yfpo/evaluate.py'),
                                'yfpo.evaluate.by_question': ('evaluate.html#by_question', 'yfpo/evaluate.py'),
                                'yfpo.evaluate.compare': ('evaluate.html#compare', 'yfpo/evaluate.py'),
                                'yfpo.evaluate.contrasts': ('evaluate.html#contrasts', 'yfpo/evaluate.py'),
@@ -47,6 +48,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'yfpo.evaluate.gold_nll': ('evaluate.html#gold_nll', 'yfpo/evaluate.py'),
                                'yfpo.evaluate.mcnemar': ('evaluate.html#mcnemar', 'yfpo/evaluate.py'),
                                'yfpo.evaluate.mean_interval': ('evaluate.html#mean_interval', 'yfpo/evaluate.py'),
+                               'yfpo.evaluate.outcome': ('evaluate.html#outcome', 'yfpo/evaluate.py'),
                                'yfpo.evaluate.pair_accuracy': ('evaluate.html#pair_accuracy', 'yfpo/evaluate.py'),
                                'yfpo.evaluate.paired_bootstrap': ('evaluate.html#paired_bootstrap', 'yfpo/evaluate.py'),
                                'yfpo.evaluate.paired_interval': ('evaluate.html#paired_interval', 'yfpo/evaluate.py'),
@@ -557,4 +559,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'yfpo.trainer.spoken_mask': ('trainer.html#spoken_mask', 'yfpo/trainer.py'),
                               'yfpo.trainer.tidy': ('trainer.html#tidy', 'yfpo/trainer.py'),
                               'yfpo.trainer.train_sft': ('trainer.html#train_sft', 'yfpo/trainer.py'),
+                              'yfpo.trainer.train_yfpo': ('trainer.html#train_yfpo', 'yfpo/trainer.py'),
                               'yfpo.trainer.watched': ('trainer.html#watched', 'yfpo/trainer.py')}}}

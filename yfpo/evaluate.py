@@ -6,7 +6,7 @@
 __all__ = ['RULES', 'METRICS', 'CONTINUOUS', 'CONTRASTS', 'PRIMARY', 'score_answers', 'gold_nll', 'evaluate_model',
            'pair_accuracy', 'proportion', 'mean_interval', 'discordant', 'mcnemar', 'paired_interval',
            'paired_bootstrap', 'detectable_difference', 'detectable_mean', 'by_question', 'summarise', 'compare',
-           'contrasts']
+           'contrasts', 'outcome', 'against']
 
 # %% ../nbs/15_evaluate.ipynb #15-evalu-002
 import math
@@ -225,3 +225,29 @@ def _over_seeds(d, # differences (seeds, questions)
     se = math.sqrt(d.mean(1).var(ddof=1)/S + d.mean(0).var(ddof=1)/d.shape[1]) if d.shape[1] > 1 else math.nan
     z, mid = t.ppf(.5 + level/2, S - 1), d.mean()
     return dict(delta=float(delta), low=float(mid - z*se), high=float(mid + z*se), p=math.nan, mde=float((z + t.ppf(power, S - 1))*se))
+
+# %% ../nbs/15_evaluate.ipynb #15-evalu-049
+def outcome(model, tokenizer, pairs, # held-out preference pairs
+            problems, # dev `Problem`s with gold solutions
+            prose, # plain texts
+            neurons, stats, # the set to read and the reference's `RewardStats`
+            batch_size:int=8):
+    "What training has done, item by item: pairs told apart, log-probability margin, NLL of solutions and of prose, neuron margin"
+    from yfpo.responses import encode, response_logprobs
+    from yfpo.reward import pair_items, read_examples
+    n, logps = len(pairs), {}
+    phi = read_examples(model, encode(tokenizer, pair_items(pairs)), tokenizer.pad_token_id, neurons, stats, batch_size=batch_size, logps=logps)
+    lp = np.array([float(logps[i].sum()) for i in range(2*n)])
+    text = response_logprobs(model, tokenizer, list(prose), eos=False, batch_size=batch_size)
+    return dict(pairs=(lp[:n] > lp[n:]).astype(float), margin=lp[:n] - lp[n:], chosen=lp[:n],
+                nll=np.array(gold_nll(model, tokenizer, problems, batch_size)), prose=np.array([-x.mean().item() for x in text]),
+                phi=(phi[:n] - phi[n:]).numpy()/stats.scale)
+
+def against(own, base): # two results of `outcome` on the same items
+    "One row: the mean of each measure, and its paired difference from `base` with a 95 % interval"
+    row = {}
+    for k, x in own.items():
+        if len(x) != len(base[k]): raise ValueError(f'{k} was measured on {len(x)} items here and on {len(base[k])} there: use the same')
+        d, low, high = mean_interval(x - base[k])
+        row.update({k: float(x.mean()), f'{k}_d': d, f'{k}_low': low, f'{k}_high': high})
+    return row

@@ -99,7 +99,7 @@ def _samples(self, policy, ref, scope):
     if t.neurons is None or not items: return out
     ex = encode(tok, items)
     def phi(m): return read_examples(m, ex, tok.pad_token_id, t.neurons, t.reward_stats, t.ro, batch_size=self.batch_size).mean().item()
-    out['phi'] = phi(policy)
+    out['phi_policy'] = phi(policy)
     with scope(): out['phi_ref'] = phi(ref)
     return out
 

@@ -152,6 +152,8 @@ def check_parameter(name, value, known, where):
 NEEDS = dict(problems=[], sft=['problems'], responses=['sft'], pairs=['sft', 'responses'], neurons=['sft'], audit=['pairs', 'neurons'],
              train=['pairs', 'neurons'], evaluate=['sft', 'pairs'], causal=['sft', 'neurons'], selectors=['sft', 'pairs'],
              stability=['sft'], faithfulness=['sft'], capability=['sft'], cards=['sft', 'neurons'], compare=['evaluate'],
+             grid=['sft', 'pairs', 'neurons'], dynamic=['sft', 'pairs', 'neurons'], zoo=['sft', 'pairs', 'neurons'],
+             overoptimisation=['sft', 'pairs', 'neurons'], parts=['sft', 'pairs', 'neurons'],
              bench_relevance=[])                               # others: all before
 
 def _instances(recipe):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_dataset', 'preference_dataset', 'tidy', 'train_sft', 'YFPOConfig', 'check_yfpo', 'spoken_mask', 'spoken_example',
            'YFPOTrainer', 'ReferenceCollator', 'set_neurons', 'watched', 'from_folder', 'complete_checkpoint',
-           'card_text', 'lean_head']
+           'card_text', 'lean_head', 'train_yfpo']
 
 # %% ../nbs/11_trainer.ipynb #11-train-002
 import contextlib, copy, difflib, hashlib, json, os
@@ -503,3 +503,21 @@ def lean_head(tokens:int=64): # tokens in a tile
     trl_utils._use_triton, chunked_logprob.TOKEN_CHUNK_SIZE = (lambda device: True), tokens
     try: yield
     finally: trl_utils._use_triton, chunked_logprob.TOKEN_CHUNK_SIZE = old
+
+def train_yfpo(model, tokenizer, pairs, neurons, # preference pairs; the set to reward
+               output_dir, # for checkpoints and the reference's read-outs; the trained model is written by the caller
+               learning_rate:float=1e-5, epochs:float=1, batch_size:int=8, max_length:int=1024, bf16:bool=False, seed:int=0,
+               prepare=None, # function of the trainer, called before training: where callbacks are added
+               resume:bool=False, # go on from the newest whole checkpoint
+               **kwargs): # further fields of `YFPOConfig`: neuron_weight, objective, beta, loss_type, ...
+    "Train `model` in place with the settings of our experiments; returns the trainer"
+    defaults = dict(logging_steps=1, save_strategy='no', activation_checkpointing=False, warmup_steps=0.1, lr_scheduler_type='linear',
+                    report_to='none', disable_tqdm=True, dataloader_pin_memory=torch.accelerator.is_available())
+    args = YFPOConfig(output_dir=str(output_dir), learning_rate=learning_rate, num_train_epochs=epochs, per_device_train_batch_size=batch_size,
+                      max_length=max_length, bf16=bf16, seed=seed, data_seed=seed, **{**defaults, **kwargs})
+    trainer = YFPOTrainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer, neurons=neurons)
+    trainer.remove_callback(PrinterCallback)
+    if prepare is not None: prepare(trainer)
+    with lean_head(): trainer.train(resume_from_checkpoint=resume)
+    tidy(model)
+    return trainer
