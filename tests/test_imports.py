@@ -3,7 +3,8 @@ import ast, subprocess, sys
 import pytest
 from conftest import ROOT
 
-ORDER = 'problems models responses pairs relevance attributors neurons interventions cards reward loss trainer dynamic monitors methods evaluate report run'.split()
+ORDER = ('problems models responses pairs relevance attributors neurons interventions cards reward loss trainer '
+         'dynamic monitors methods evaluate report run').split()
 
 def imports(module):
     "(yfpo modules, top-level packages imported when the module loads, all packages)"

@@ -133,7 +133,8 @@ def test_combinations_that_mean_nothing_are_refused(kw, words):
     with pytest.raises(ValueError, match=words): check_objective(**kw)
 
 def test_combinations_that_mean_something_are_not():
-    for kw in (dict(name='add-linear', weight=0, grad_to='none'), dict(name='yoked', grad_to='none'), dict(name='add-linear', loss_types=['aot']),
+    for kw in (dict(name='add-linear', weight=0, grad_to='none'), dict(name='yoked', grad_to='none'),
+               dict(name='add-linear', loss_types=['aot']),
                dict(name='yoked', loss_types=['sigmoid', 'sft']), dict(name='offset', grad_to='none')): check_objective(**kw)
 
 def test_loss_imports_torch_and_the_standard_library_only():

@@ -220,7 +220,8 @@ def test_outside_sample_is_seeded_and_a_full_set_is_refused(tiny):
 def test_every_objective_trains_and_logs(tiny, tmp_path, objective):
     t = run(tiny, tmp_path, neuron_weight=0.5, objective=objective, max_steps=12, per_device_train_batch_size=6,
             trainer_kw=dict(eval_dataset=PAIRS[:4]), loss_type=['sigmoid'])
-    keys = {f'neurons/{k}' for k in ('chosen', 'rejected', 'margins', 'accuracies', 'ref_margins', 'clipped', 'share', 'size', 'size_outside')}
+    keys = {f'neurons/{k}' for k in ('chosen', 'rejected', 'margins', 'accuracies', 'ref_margins', 'clipped', 'share', 'size',
+                                     'size_outside')}
     assert keys <= set(t.state.log_history[0]) and all(0 <= x <= 1 for x in column(t, 'neurons/share'))
     assert column(t, 'loss')[-1] < column(t, 'loss')[0]
     if OBJECTIVES[objective].live: assert column(t, 'neurons/margins')[-1] > 0.3
@@ -329,7 +330,8 @@ def test_two_processes_give_the_losses_of_one(tiny, tmp_path, kw):
     kw = dict(neuron_weight=0.5, max_steps=4, **kw)
     script = tmp_path/'two.py'
     script.write_text(TWO.format(tests=str(ROOT/'tests'), folder=str(tmp_path/'a'), kw=kw))
-    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+    launch = [sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
+              '--mixed_precision', 'no',
               '--dynamo_backend', 'no', '--main_process_port', '0', str(script)]
     r = subprocess.run(launch, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=300)
     assert r.returncode == 0, r.stderr[-2000:]
@@ -438,7 +440,8 @@ def test_bad_rows_are_refused_in_a_sentence(tiny, tmp_path, rows, words):
                          [(dict(neuron_weight=-0.1), 'neuron_weight is -0.1'), (dict(neuron_weight=float('nan')), 'not a finite number'),
     (dict(objective='add-logstic'), "did you mean 'add-logistic'"), (dict(readout='papr-literal'), "did you mean 'paper-literal'"),
     (dict(neuron_kappa=0), 'slope must be above 0'), (dict(grad_to='none'), 'is the preference loss alone'),
-    (dict(anchor_weight=-1.), 'anchor_weight is -1'), (dict(n_outside=0), 'n_outside is 0'), (dict(objective='yoked', ld_alpha=0.5), 'ld_alpha=None'),
+    (dict(anchor_weight=-1.), 'anchor_weight is -1'), (dict(n_outside=0), 'n_outside is 0'),
+    (dict(objective='yoked', ld_alpha=0.5), 'ld_alpha=None'),
     (dict(objective='offset', f_divergence_type='forward_kl'), 'reverse_kl'), (dict(objective='reweight', loss_type=['aot']), 'aot is not'),
     (dict(activation_checkpointing=True, activation_checkpointing_kwargs=dict(use_reentrant=True)), 'no gradient')])
 def test_bad_settings_are_refused_in_a_sentence(tmp_path, kw, words):

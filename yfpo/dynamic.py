@@ -52,7 +52,8 @@ def shuffled_like(neurons, turnover:int, seed:int=0):
     at = torch.randperm(len(neurons), generator=g)[:turnover]
     layer, index = neurons.layer.clone(), neurons.index.clone()
     index[at] = _disjoint(fresh, layer, index, at)
-    return NeuronSet(layer, index, neurons.weight.clone(), neurons.direction.clone(), dict(model=neurons.meta['model'], selector='dynamic-random'))
+    return NeuronSet(layer, index, neurons.weight.clone(), neurons.direction.clone(),
+                     dict(model=neurons.meta['model'], selector='dynamic-random'))
 
 def _disjoint(fresh, layer, index, at):
     pools, out = {}, []

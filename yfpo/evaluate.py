@@ -236,7 +236,8 @@ def outcome(model, tokenizer, pairs, # held-out preference pairs
     from yfpo.responses import encode, response_logprobs
     from yfpo.reward import pair_items, read_examples
     n, logps = len(pairs), {}
-    phi = read_examples(model, encode(tokenizer, pair_items(pairs)), tokenizer.pad_token_id, neurons, stats, batch_size=batch_size, logps=logps)
+    phi = read_examples(model, encode(tokenizer, pair_items(pairs)), tokenizer.pad_token_id, neurons, stats, batch_size=batch_size,
+                        logps=logps)
     lp = np.array([float(logps[i].sum()) for i in range(2*n)])
     text = response_logprobs(model, tokenizer, list(prose), eos=False, batch_size=batch_size)
     return dict(pairs=(lp[:n] > lp[n:]).astype(float), margin=lp[:n] - lp[n:], chosen=lp[:n],

@@ -31,7 +31,8 @@ class NeuronTerm:
         super().__init__(*args, **kwargs)
         model, tok = self.accelerator.unwrap_model(self.model), getattr(self.processing_class, 'tokenizer', self.processing_class)
         self.neurons, self.ro, self.pad = neurons.check(model), READOUTS[readout], tok.pad_token_id
-        self.special, self.ref_phi, self.reward_stats = torch.tensor(sorted({*tok.all_special_ids, tok.eos_token_id, tok.pad_token_id})), {}, None
+        self.special, self.ref_phi, self.reward_stats = torch.tensor(sorted({*tok.all_special_ids, tok.eos_token_id,
+                                                                             tok.pad_token_id})), {}, None
         with torch.random.fork_rng(): self._read(model, self.train_dataset)
         if self.eval_dataset is not None:
             with torch.random.fork_rng():
@@ -77,7 +78,8 @@ def reading(model, neurons, ids):
         def mine(x): return torch.is_tensor(x) and x.shape == ids.shape and torch.equal(x, ids)
         seen = []
         def arm(module, args, kwargs):
-            if mine(kwargs.get('input_ids', args[0] if args else None)) and (torch.is_grad_enabled() or not seen): reader.clear(); seen.append(1)
+            if mine(kwargs.get('input_ids',
+                               args[0] if args else None)) and (torch.is_grad_enabled() or not seen): reader.clear(); seen.append(1)
         h = model.register_forward_pre_hook(arm, with_kwargs=True)
         try: yield reader
         finally: h.remove()
@@ -115,7 +117,8 @@ NeuronTerm.compute_loss, NeuronTerm._kept, NeuronTerm._note = _compute_loss, _ke
 class NeuronSFTTrainer(NeuronTerm, SFTTrainer):
     "SFT that also raises the read-out of the right answers"
     def rows(self, inputs):
-        if 'attention_mask' not in inputs: raise ValueError('packed or padding-free batches have no rows to read: set packing=False and padding_free=False')
+        if 'attention_mask' not in inputs:
+            raise ValueError('packed or padding-free batches have no rows to read: set packing=False and padding_free=False')
         return inputs['input_ids'], inputs['attention_mask'], inputs['labels'] != -100, torch.ones(len(inputs['labels']))
     def term(self, rel, sign): return add_linear(torch.zeros_like(rel), rel, self.neuron_weight)
 
@@ -126,7 +129,8 @@ class _Pairs(NeuronTerm):
         b = self.concatenated_inputs(inputs, is_encoder_decoder=False, padding_value=self.pad_token_of(), device=self.accelerator.device)
         ids, n = b['concatenated_input_ids'], len(b['concatenated_input_ids'])//2
         return ids, b['concatenated_attention_mask'], b['concatenated_labels'] != -100, torch.tensor([1.]*n + [-1.]*n)
-    def pad_token_of(self): return getattr(self, 'pad_token_id', None) if getattr(self, 'pad_token_id', None) is not None else self.padding_value
+    def pad_token_of(self): return getattr(self, 'pad_token_id', None) if getattr(self, 'pad_token_id',
+            None) is not None else self.padding_value
     def term(self, rel, sign):
         w, l = rel.chunk(2)
         return add_logistic(torch.zeros_like(w), w - l, self.neuron_weight)
@@ -177,7 +181,8 @@ class NeuronReward:
         spoken, out = [i for i, e in enumerate(ex) if len(e.ids) > e.start], [-self.clip]*len(ex)
         if spoken:
             with torch.random.fork_rng():
-                _, norms, read = fit_and_read(self.model, [ex[i] for i in spoken], self.tok.pad_token_id, self.neurons, 10**9, self.batch_size, False)
+                _, norms, read = fit_and_read(self.model, [ex[i] for i in spoken], self.tok.pad_token_id, self.neurons, 10**9,
+                                              self.batch_size, False)
                 for j, a in read: out[spoken[j]] = max(-self.clip, min(self.clip, ((self._phi(a, norms).item() - self.center)/self.spread)))
         if not self.correct_only: return out
         return [r if is_correct(_text(c), a) else 0. for r, c, a in zip(out, completions, answer)]
@@ -209,7 +214,8 @@ def training_only(model, neurons, invert:bool=False): # invert: everything but t
             own[p] = (on ^ invert).to(p.dtype).to(p.device).view([-1 if a == axis else 1 for a in range(p.dim())])
     try:
         for p in base.parameters():
-            if p in own: p.requires_grad_(bool(own[p].any())); hooks += [p.register_hook(lambda g, m=own[p]: g*m.to(g))] if own[p].any() else []
+            if p in own: p.requires_grad_(bool(own[p].any())); hooks += [p.register_hook(lambda g,
+                    m=own[p]: g*m.to(g))] if own[p].any() else []
             else: p.requires_grad_(invert)
         yield model
     finally:

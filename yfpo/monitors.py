@@ -61,7 +61,7 @@ class StopRule:
 
 # %% ../nbs/13_monitors.ipynb #13-monit-014
 class Monitor(TrainerCallback):
-    "Watches `trainer` from outside its loss, writes `monitor.jsonl` into its output_dir, and stops it by a rule; adds itself to the trainer"
+    "Watches `trainer` from outside its loss, writes `monitor.jsonl` into its output_dir, may stop it; adds itself to the trainer"
     def __init__(self, trainer, tokenizer, problems, # dev `Problem`s to sample answers to
                  prose=(), # plain texts whose loss is watched
                  every=0.25, # steps between two looks; below 1, a share of all steps
@@ -70,7 +70,8 @@ class Monitor(TrainerCallback):
                  stop:StopRule=None,
                  draw=None): # function of (log, monitor rows) that draws them, called after every look
         if not len(problems): raise ValueError('there are no problems to sample answers to: give at least one')
-        self.trainer, self.tokenizer, self.problems, self.prose, self.stop, self.draw = trainer, tokenizer, problems, list(prose), stop, draw
+        self.trainer, self.tokenizer, self.problems, self.prose = trainer, tokenizer, problems, list(prose)
+        self.stop, self.draw = stop, draw
         self.every, self.n_samples, self.max_new_tokens, self.batch_size, self.seed = every, n_samples, max_new_tokens, batch_size, seed
         self.rows, self.path = [], Path(trainer.args.output_dir)/'monitor.jsonl'
         trainer.add_callback(self)
@@ -82,7 +83,8 @@ def _look(self, step):
     policy, (ref, scope) = t.accelerator.unwrap_model(t.model), t._reference()
     was = policy.training
     try:
-        with torch.random.fork_rng(), torch.no_grad(): return dict(step=step, **self._samples(policy.eval(), ref, scope), **self._costs(policy))
+        with torch.random.fork_rng(), torch.no_grad(): return dict(step=step, **self._samples(policy.eval(), ref, scope),
+                                                                   **self._costs(policy))
     finally: policy.train(was)
 
 def _samples(self, policy, ref, scope):
@@ -135,7 +137,7 @@ def _record(self, state, control):
 
 def _begin(self, args, state, control, **kwargs):
     old = read_jsonl(self.path) if self.path.exists() and state.global_step else []
-    self.rows = [r for r in old if r['step'] <= state.global_step]                 # what a killed run saw after its checkpoint is seen again
+    self.rows = [r for r in old if r['step'] <= state.global_step]   # what a killed run saw after its checkpoint is seen again
     if state.is_world_process_zero and self.path.exists():
         with atomic_write(self.path) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in self.rows), encoding='utf-8')
     self._record(state, control)

@@ -102,7 +102,8 @@ class RewardStats:
         "Write reward.safetensors and reward.json into `folder`"
         with atomic_write(Path(folder)/'reward.safetensors') as tmp:
             save_file(dict(mean=self.mean, std=self.std, wnorm=self.wnorm), str(tmp))
-        with atomic_write(Path(folder)/'reward.json') as tmp: Path(tmp).write_text(json.dumps(dict(scale=self.scale, slope=self.slope)) + '\n')
+        with atomic_write(Path(folder)/'reward.json') as tmp: Path(tmp).write_text(json.dumps(dict(scale=self.scale,
+                slope=self.slope)) + '\n')
 
     @staticmethod
     def load(folder):

@@ -264,7 +264,7 @@ def _read_pairs(self, model, examples, fit):
         for i, a in read:
             on = torch.ones(1, len(a), dtype=torch.bool, device=a.device)
             phi[i] = readout(a[None, :, :K], on, self.neurons, own, self.ro, norms[:K]).item()
-    ro = self.ro if self.reward_stats is None else READOUTS['standardised']                      # given statistics have their slope in `phi`
+    ro = self.ro if self.reward_stats is None else READOUTS['standardised']       # given statistics have their slope in `phi`
     phi, scale, slope = fit_margins(phi.view(2, -1).T, spoken_lengths(examples), ro)
     res = {f'{k}_{x}': getattr(stats, x)[part].contiguous() for k, part in (('set', slice(K)), ('outside', slice(K, None)))
            for x in ('mean', 'std', 'wnorm')}
@@ -513,7 +513,8 @@ def train_yfpo(model, tokenizer, pairs, neurons, # preference pairs; the set to 
     "Train `model` in place with the settings of our experiments; returns the trainer"
     defaults = dict(logging_steps=1, save_strategy='no', activation_checkpointing=False, warmup_steps=0.1, lr_scheduler_type='linear',
                     report_to='none', disable_tqdm=True, dataloader_pin_memory=torch.accelerator.is_available())
-    args = YFPOConfig(output_dir=str(output_dir), learning_rate=learning_rate, num_train_epochs=epochs, per_device_train_batch_size=batch_size,
+    args = YFPOConfig(output_dir=str(output_dir), learning_rate=learning_rate, num_train_epochs=epochs,
+                      per_device_train_batch_size=batch_size,
                       max_length=max_length, bf16=bf16, seed=seed, data_seed=seed, **{**defaults, **kwargs})
     trainer = YFPOTrainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer, neurons=neurons)
     trainer.remove_callback(PrinterCallback)
