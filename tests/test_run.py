@@ -244,7 +244,8 @@ def alive(pid):
 def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
     recipe(toy, 'lr: 1e-3', 'lr: 1e-3, wait: 60')
     p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], env={**os.environ, 'YFPO_ROOT': str(toy)},
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # a job in the background inherits deafness to it
     pid = toy/'runs/toy/sft/pid'
     deadline = time.time() + 60
     while not (pid.exists() and pid.read_text()) and time.time() < deadline: time.sleep(.1)
@@ -252,7 +253,7 @@ def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
     busy = yfpo(toy, 'run', 'toy', '--until', 'sft')
     assert busy.returncode == 1 and 'another' in busy.stderr
     p.send_signal(sig)
-    _, err = p.communicate(timeout=30)
+    _, err = p.communicate(timeout=60)
     assert p.returncode and 'Traceback' not in err
     deadline = time.time() + 15
     while alive(kernel) and time.time() < deadline: time.sleep(.1)
@@ -261,7 +262,8 @@ def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
     r = yfpo(toy, 'run', 'toy', '--until', 'sft')
     assert r.returncode == 0 and '[1/1] sft ...' in r.stdout and (toy/'runs/toy/sft/model.txt').exists()
 
-LONG = (HEAD + "run_dir:str = '' # folder of the run\nn:int = 3 # parts\nbreaks:int = 9 # part before which it breaks, once\nmodel:str = 'tiny' # model",
+LONG = (HEAD + "run_dir:str = '' # folder of the run\nn:int = 3 # parts\n"
+        "breaks:int = 9 # part before which it breaks, once\nmodel:str = 'tiny' # model",
         """from pathlib import Path
 from yfpo.run import kept
 log, broken = Path(run_dir)/'made.txt', Path(run_dir)/'broken'

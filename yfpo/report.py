@@ -323,7 +323,8 @@ def _faithfulness_sentence(single, hiding):
     other = max((m for m in r if m != 'attnlrp'), key=r.get)
     return (f"**Faithfulness.** AttnLRP's neuron scores correlate with the true effect of removing one neuron at {r['attnlrp']:.2f} "
             f"({TOKEN_NAMES.get(other, other)} {r[other]:.2f}; n={single.groupby('method').size().iloc[0]}); hiding tokens in the order of "
-            f"its map opens an area of {area['attnlrp']:.2f} logits (gradient x input {area['gradient']:.2f}, random order {area['random']:.2f}; "
+            f"its map opens an area of {area['attnlrp']:.2f} logits "
+            f"(gradient x input {area['gradient']:.2f}, random order {area['random']:.2f}; "
             f"n={hiding.text.nunique()}).")
 
 def _capability_sentence(rows):
@@ -333,7 +334,8 @@ def _capability_sentence(rows):
     n = rows[(rows.capability == 'agreement')].draw.max()
     a, m = s.loc['agreement'], s.loc['math']
     return (f"**Another capability.** Removing the agreement neurons costs {num(a.preference_lost)} nats of preference for the right verb "
-            f"form and {num(a.math_nll)} nats per token on solutions; removing the math neurons {num(m.preference_lost)} and {num(m.math_nll)}. "
+            f"form and {num(a.math_nll)} nats per token on solutions; "
+            f"removing the math neurons {num(m.preference_lost)} and {num(m.math_nll)}. "
             f"{reached('agreement', 'preference_lost')} and {reached('math', 'math_nll')} of {n} layer-matched draws reach each set's "
             "effect on its own capability.")
 

@@ -50,7 +50,7 @@ def need(path, recipe:str, stage:str):
 def kept(run, # folder of the run
          name:str, # of this part of the stage
          make): # function without arguments
-    "What `make()` returns, kept on disk until its stage is finished, so that a killed stage goes on from it; outside `yfpo run` just `make()`"
+    "What `make()` returns, kept on disk until its stage is finished: a killed stage goes on from it; outside `yfpo run` just `make()`"
     step = os.environ.get('YFPO_STEP')                         # label of the step, and its key
     if not step: return make()
     path = Path(run)/'partial'/step/f'{name}.pickle'
