@@ -245,7 +245,7 @@ def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
     recipe(toy, 'lr: 1e-3', 'lr: 1e-3, wait: 60')
     p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], env={**os.environ, 'YFPO_ROOT': str(toy)},
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # a job in the background inherits deafness to it
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # jobs in the background ignore it
     pid = toy/'runs/toy/sft/pid'
     deadline = time.time() + 60
     while not (pid.exists() and pid.read_text()) and time.time() < deadline: time.sleep(.1)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'SELECTORS',
-           'VARIANTS', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'DASHBOARD', 'read_results', 'arm_order', 'is_smoke',
-           'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table', 'bracket_note', 'difficulty_table',
-           'rates_table', 'contrast_table', 'selector_table', 'capability_table', 'bench_relevance_table', 'draw_p',
-           'audit_table', 'audit_verdict', 'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons',
-           'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness',
-           'draw_margins', 'draw_training', 'draw_dashboard', 'dashboard', 'draw_method']
+           'VARIANTS', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'MEASURES', 'TERMS', 'MOVES', 'DASHBOARD',
+           'read_results', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table',
+           'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'selector_table', 'capability_table',
+           'bench_relevance_table', 'draw_p', 'audit_table', 'audit_verdict', 'findings', 'style', 'styled', 'panels',
+           'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability',
+           'draw_faithfulness', 'draw_margins', 'draw_training', 'study_table', 'mediation_table',
+           'draw_overoptimisation', 'draw_dynamic', 'draw_dashboard', 'dashboard', 'draw_method']
 
 # %% ../nbs/16_report.ipynb #16-repor-002
 import functools, json, math, re
@@ -24,7 +25,10 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                selector_overlap=('selector_overlap.csv', 'selectors'), split_half=('split_half.csv', 'selectors'),
                stability=('stability.csv', 'stability'), hiding=('hiding.csv', 'faithfulness'),
                single_neurons=('single_neurons.csv', 'faithfulness'), capability=('capability.csv', 'capability'),
-               bench_relevance=('bench_relevance.csv', 'bench_relevance'),
+               bench_relevance=('bench_relevance.csv', 'bench_relevance'), grid=('grid.csv', 'grid'), zoo=('zoo.csv', 'zoo'),
+               parts=('parts.csv', 'parts'), mediation=('mediation.csv', 'parts'), dynamic=('dynamic.csv', 'dynamic'),
+               dynamic_log=('dynamic_log.csv', 'dynamic'), dynamic_moves=('dynamic_moves.csv', 'dynamic'),
+               overoptimisation=('overoptimisation.csv', 'overoptimisation'),
                bench_relevance_summary=('bench_relevance.json', 'bench_relevance'),
                pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'train'),
                evaluation=('eval/*.csv', 'evaluate'), ablation=('ablation.csv', 'causal'), manifest=('manifest.json', 'compare'))
@@ -707,6 +711,93 @@ def _curve(ax, df, col, color, label, smooth):
     ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label)
 
 # %% ../nbs/16_report.ipynb #16-repor-077
+MEASURES = {'pairs': ('pairs told apart (points)', 100, 1), 'nll': ('solutions (mnats/token)', 1000, 1),
+            'prose': ('prose (mnats/token)', 1000, 1), 'phi': ('neuron margin (s)', 1, 2)}
+TERMS = {'reference': 'before training', 'dpo': 'DPO'}
+
+def study_table(rows, # frame with the columns of `against`
+                names): # {column: heading} of what tells the rows apart
+    "Paired differences of each run from its base, with 95 % intervals; levels where the base itself stands"
+    import pandas as pd
+    out = []
+    for _, r in rows.iterrows():
+        line = {head: (f'{r[c]:g}' if isinstance(r[c], float) else TERMS.get(r[c], str(r[c]))) for c, head in names.items()}
+        for m, (head, scale, digits) in MEASURES.items():
+            low, high = r[f'{m}_low'], r[f'{m}_high']
+            same = r[f'{m}_d'] == 0 and low == 0 and high == 0
+            line[head] = '' if same and m != 'pairs' else _interval(r[f'{m}_d'], low, high, scale, digits, '+', low > 0 or high < 0)
+            if same: line[head] = f'({_interval(r[m], float("nan"), 0, scale, digits)})'
+        out.append(line)
+    return pd.DataFrame(out)
+
+def mediation_table(rows): # frame of mediation.csv
+    "Shares of the change in pair margin that go through a set, beside the range over layer-matched draws"
+    import pandas as pd
+    out = []
+    for arm, own in rows.groupby('arm', sort=False):
+        s, draws = own[own.set == 'selected'].iloc[0], own[own.set != 'selected']
+        line = {'arm': 'DPO' if arm == 'dpo' else arm, 'change (nats)': f'{s.change:+.2f}'}
+        for k in ('sufficient', 'necessary'):
+            line[f'{k} (%)'] = _interval(s[k], s[f'{k}_low'], s[f'{k}_high'], 100, 0)
+            if len(draws): line[f'{k}, draws (%)'] = _interval(draws[k].median(), draws[k].min(), draws[k].max(), 100, 0)
+        out.append(line)
+    return pd.DataFrame(out)
+
+# %% ../nbs/16_report.ipynb #16-repor-080
+@styled
+def draw_overoptimisation(rows): # frame of overoptimisation.csv
+    "Reward, samples and outcome against the divergence from the reference, one point a weight"
+    rows = rows.sort_values('weight')
+    fig, axs = panels(1, 4, size=(10.4, 2.9))
+    x = rows.kl_per_token.clip(lower=0)
+    def line(ax, y, label, color, low=None, high=None):
+        ax.plot(x, y, color=color, lw=.8, alpha=.5, zorder=1)
+        ax.errorbar(x, y, yerr=None if low is None else [y - low, high - y], fmt='o', color=color, ms=4, mec='white', mew=.5, lw=.9,
+                    label=label)
+    line(axs[0, 0], rows.phi_d, 'on held-out pairs', RED, rows.phi_low, rows.phi_high)
+    for i, (a, b) in enumerate(zip(x, rows.phi_d)):
+        axs[0, 0].annotate(f'{rows.weight.iloc[i]:g}', (a, b), xytext=(4, 4), textcoords='offset points', fontsize=6.8, color=GREY)
+    line(axs[0, 1], rows.phi_policy, 'policy', RED); line(axs[0, 1], rows.phi_ref, 'frozen reference', BLUE)
+    line(axs[0, 2], 100*rows.accuracy, 'problems solved', GREEN); line(axs[0, 2], 100*rows.pairs, 'pairs told apart', SKY)
+    line(axs[0, 3], 1000*rows.nll_d, 'solutions', RED, 1000*rows.nll_low, 1000*rows.nll_high)
+    line(axs[0, 3], 1000*rows.prose_d, 'prose', BLUE, 1000*rows.prose_low, 1000*rows.prose_high)
+    titles = (('neuron margin', 'change (s)'), ('read-out of own samples', 'mean \u03c6'), ('outcome', '%'),
+              ('loss', 'change (mnats/token)'))
+    for ax, (title, unit) in zip(axs.flat, titles):
+        ax.set(title=title, ylabel=unit, xlabel='KL (nats/token)')
+        ax.axhline(0, color='#bbbbbb', lw=.7, zorder=0)
+        ax.legend(fontsize=6.8, handlelength=1.)
+    return fig
+
+# %% ../nbs/16_report.ipynb #16-repor-083
+MOVES = {'dpo': ('DPO', BLUE), 'static': ('static', RED), 'dynamic': ('dynamic', ORANGE), 'random': ('dynamic, random', PURPLE),
+         'oracle': ('oracle', GREEN)}
+
+@styled
+def draw_dynamic(rows, log, moves): # frames of dynamic.csv, dynamic_log.csv and dynamic_moves.csv
+    "Overlap with the first set, the margin of the first set in training, and the change on solutions at the end"
+    fig, axs = panels(1, 3, size=(9.4, 2.8))
+    left, mid, right = axs[0]
+    for arm, own in moves.groupby('arm', sort=False):
+        left.step([0, *own.step], [1, *own.jaccard_start], where='post', color=MOVES[arm][1], label=MOVES[arm][0], lw=1.4)
+    left.set(title='overlap with the first set', ylabel='Jaccard', xlabel='step', ylim=(0, 1.05))
+    for arm, own in log.groupby('arm', sort=False):
+        y = own.get('neurons/margins_start', own['neurons/margins']).fillna(own['neurons/margins'])
+        if arm != 'oracle': mid.plot(own.step, y, color=MOVES[arm][1], label=MOVES[arm][0], lw=1.3)
+    mid.set(title='margin of the first set', ylabel='s', xlabel='step')
+    rows = rows[rows.arm != 'dpo'].iloc[::-1]
+    for j, r in enumerate(rows.itertuples()):
+        right.errorbar(1000*r.nll_d, j, xerr=[[1000*(r.nll_d - r.nll_low)], [1000*(r.nll_high - r.nll_d)]], fmt='o', color=MOVES[r.arm][1],
+                       ms=4.5,
+                       mec='white', mew=.5)
+    right.set(title='solutions, against DPO', xlabel='change in NLL (mnats/token)', yticks=range(len(rows)),
+              yticklabels=[MOVES[a][0] for a in rows.arm], ylim=(-.6, len(rows) - .4))
+    right.axvline(0, color='#bbbbbb', lw=.8, zorder=0)
+    for ax in (left, mid): ax.xaxis.get_major_locator().set_params(integer=True)
+    mid.legend(fontsize=6.8, handlelength=1.2)
+    return fig
+
+# %% ../nbs/16_report.ipynb #16-repor-086
 DASHBOARD = [('loss', 'nats', [('loss', 'train', INK), ('eval_loss', 'held out', RED)]),
              ('margin', 'reward', [('rewards/margins', 'implicit', BLUE), ('neurons/margins', 'neurons', RED),
                                    ('neurons/margins_start', 'first set', ORANGE)]),
@@ -754,7 +845,7 @@ def dashboard(path=None): # where to save the figure as PNG; None does not save
         else: shown.append(display(image, display_id=True))
     return draw
 
-# %% ../nbs/16_report.ipynb #16-repor-082
+# %% ../nbs/16_report.ipynb #16-repor-091
 def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2, body=7.2):
     "A rounded box with a bold title and lines of text below it"
     from matplotlib.patches import FancyBboxPatch
@@ -779,7 +870,7 @@ def _lane(ax, x, w, number, title, color):
             bbox=dict(boxstyle='circle,pad=.22', fc=color, ec='none'))
     ax.text(x + 4.4, 51.2, title, fontsize=9.6, weight='bold', color=color, va='center', zorder=3)
 
-# %% ../nbs/16_report.ipynb #16-repor-083
+# %% ../nbs/16_report.ipynb #16-repor-092
 def _network(ax, x, y, w, h, lit, layers=6, neurons=11, seed=4):
     "A stack of layers whose neurons are dots, a few of them lit"
     from matplotlib.patches import FancyBboxPatch
@@ -806,7 +897,7 @@ def draw_method():
             fontsize=6.5, color=GREY, va='center')
     return fig
 
-# %% ../nbs/16_report.ipynb #16-repor-084
+# %% ../nbs/16_report.ipynb #16-repor-093
 def _draw_select(ax):
     _box(ax, 2, 40.5, 12.6, 7, 'math text', 'solutions', RED); _box(ax, 16.9, 40.5, 12.6, 7, 'general text', 'same lengths', GREY)
     _box(ax, 2, 27.2, 27.5, 9, 'AttnLRP, one backward pass', 'relevance of every MLP neuron', INK)
