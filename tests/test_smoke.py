@@ -27,7 +27,7 @@ def test_tables_figures_manifest(smoke):
     main = main.dropna(subset=["low", "high"])                  # one question has no interval
     assert len(main) and (main.low <= main.value + 1e-9).all() and (main.value <= main.high + 1e-9).all()
     m = json.loads((run/'results'/'manifest.json').read_text())
-    assert m['recipe'] == 'smoke' and len(m['stages']) == 34 and m['versions']['torch']
+    assert m['recipe'] == 'smoke' and len(m['stages']) == 39 and m['versions']['torch']
     assert all(s['peak_memory_mb'] > 0 for s in m['stages'].values())
     assert str(run) not in json.dumps(m)
     for d, suffixes in (('tables', ('md', 'tex', 'csv')), ('figures', ('png', 'pdf'))):

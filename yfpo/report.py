@@ -765,6 +765,7 @@ def draw_overoptimisation(rows): # frame of overoptimisation.csv
               ('loss', 'change (mnats/token)'))
     for ax, (title, unit) in zip(axs.flat, titles):
         ax.set(title=title, ylabel=unit, xlabel='KL (nats/token)')
+        ax.locator_params(axis='x', nbins=4)
         ax.axhline(0, color='#bbbbbb', lw=.7, zorder=0)
         ax.legend(fontsize=6.8, handlelength=1.)
     return fig

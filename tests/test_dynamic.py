@@ -1,0 +1,140 @@
+"Sets that move, monitors, other methods: resuming, LoRA, families, and what is refused"
+import copy, json
+import pytest, torch
+from datasets import Dataset
+from test_trainer import PAIRS, config, equal_weights, make, some_neurons, tiny
+from transformers import PrinterCallback
+from trl import GRPOConfig, SFTConfig
+from yfpo.dynamic import DynamicSelection, renewed, shuffled_like
+from yfpo.methods import METHODS, NeuronReward, NeuronSFTTrainer, neuron_parameters, training_only
+from yfpo.models import tiny_model
+from yfpo.monitors import Monitor, StopRule
+from yfpo.neurons import NeuronSet, model_signature
+from yfpo.problems import general_texts, make_problems, read_jsonl
+from yfpo.responses import format_prompt
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+__all__ = ['tiny']
+
+def texts(tok): return [(format_prompt(tok, p.question), p.solution) for p in make_problems(6, seed=5)], general_texts(6)
+def dynamic(tiny, folder, resume=None, **kw):
+    t = make(tiny, folder, neuron_weight=0.5, max_steps=6, save_strategy='steps', save_steps=2, **kw)
+    d = DynamicSelection(t, tiny[1], *texts(tiny[1]), every=1, warmup=0, decay=0.5, per_layer=0.3)
+    t.train(resume_from_checkpoint=resume)
+    return t, d
+
+def test_dynamic_selection_resumes_bit_for_bit(tiny, tmp_path):
+    whole, a = dynamic(tiny, tmp_path/'a')
+    again, b = dynamic(tiny, tmp_path/'a', resume=str(tmp_path/'a'/'checkpoint-4'))
+    assert whole.neurons == again.neurons and equal_weights(whole, again) and [r['step'] for r in a.rows] == [r['step'] for r in b.rows]
+    assert whole.neurons != whole.start[0] and all(torch.equal(getattr(a, k), getattr(b, k)) for k in ('mean', 'general'))
+
+def test_a_checkpoint_without_the_selection_is_refused(tiny, tmp_path):
+    make(tiny, tmp_path, neuron_weight=0.5, max_steps=2, save_strategy='steps', save_steps=2).train()
+    with pytest.raises(FileNotFoundError, match='no state of the dynamic selection'): dynamic(tiny, tmp_path,
+            resume=str(tmp_path/'checkpoint-2'))
+
+def test_dynamic_selection_needs_a_reference_and_neurons(tiny, tmp_path):
+    t = make(tiny, tmp_path, precompute_ref_log_probs=True)
+    with pytest.raises(ValueError, match='precompute_ref_log_probs=False'): DynamicSelection(t, tiny[1], *texts(tiny[1]))
+
+def test_new_members_get_the_references_statistics(tiny, tmp_path):
+    "The table after a change is the table of a trainer that began with that set"
+    t, _ = dynamic(tiny, tmp_path/'a')
+    fresh = make(tiny, tmp_path/'b')
+    fresh.set_neurons(t.neurons)
+    assert torch.allclose(t.ref_phi, fresh.ref_phi, atol=1e-6) and t.reward_stats.scale == pytest.approx(fresh.reward_stats.scale)
+
+def test_lora_selects_with_the_adapter_and_reads_without(tiny, tmp_path):
+    from peft import LoraConfig
+    lora = LoraConfig(r=4, target_modules=['up_proj', 'down_proj'], lora_dropout=0., task_type='CAUSAL_LM')
+    t = make(tiny, tmp_path/'a', neuron_weight=0.5, max_steps=4, learning_rate=1e-2, trainer_kw=dict(peft_config=lora))
+    d = DynamicSelection(t, tiny[1], *texts(tiny[1]), every=2, warmup=0, decay=0., per_layer=0.3)
+    t.train()
+    plain = make(tiny, tmp_path/'b')
+    plain.set_neurons(t.neurons)
+    assert torch.allclose(t.ref_phi, plain.ref_phi, atol=1e-4) and d.rows[-1]['spearman'] < 1
+
+@pytest.mark.parametrize('per_layer, K', [(1., 8), (.1, 8)])
+def test_renewed_sets_keep_their_size_and_have_no_twins(per_layer, K):
+    g = torch.Generator().manual_seed(1)
+    model = tiny_model()
+    now = some_neurons(model, K)
+    for _ in range(20):
+        score = torch.randn(2, 64, generator=g)
+        new = renewed(now, score, score > 0, torch.randn(2, 64, generator=g), per_layer=per_layer)
+        now = shuffled_like(new, 3, int(torch.randint(99, (1,), generator=g)))
+        for s in (new, now): assert len(s) == K == len(set(zip(s.layer.tolist(), s.index.tolist()))) and abs(s.weight.sum() - 1) < 1e-5
+
+def test_nobody_eligible_leaves_the_set_as_it_is():
+    now = some_neurons(tiny_model())
+    new = renewed(now, torch.rand(2, 64), torch.zeros(2, 64, dtype=torch.bool), torch.ones(2, 64))
+    assert set(zip(new.layer.tolist(), new.index.tolist())) == set(zip(now.layer.tolist(), now.index.tolist()))
+
+def test_monitor_resumes_its_log_and_reads_lora_without_the_adapter(tiny, tmp_path):
+    from peft import LoraConfig
+    lora = LoraConfig(r=4, target_modules=['q_proj', 'down_proj'], lora_dropout=0., task_type='CAUSAL_LM')
+    def once(resume=None):
+        t = make(tiny, tmp_path, neuron_weight=1., max_steps=4, learning_rate=1e-2, save_strategy='steps', save_steps=2,
+                 trainer_kw=dict(peft_config=lora))
+        m = Monitor(t, tiny[1], make_problems(3, seed=1), general_texts(2), every=1, max_new_tokens=6)
+        t.train(resume_from_checkpoint=resume)
+        return m.rows
+    rows = once()
+    assert [r['step'] for r in rows] == [0, 1, 2, 3,
+                                         4] and rows[0]['kl'] == 0 and rows[-1]['kl'] != 0 and rows[0]['norm_set'] == pytest.approx(1)
+    assert once(str(tmp_path/'checkpoint-2')) == rows == read_jsonl(tmp_path/'monitor.jsonl')
+
+def test_stop_rule_of_an_unknown_metric_never_fires(): assert not StopRule('nothing').fires([{}, {}, {}])
+
+# --- methods
+
+def sft(tiny, folder, rows, **kw):
+    args = SFTConfig(output_dir=str(folder), max_steps=2, per_device_train_batch_size=2, report_to='none', bf16=False, use_cpu=True,
+                     disable_tqdm=True,
+                     logging_steps=1, save_strategy='no', learning_rate=1e-3, **kw)
+    t = NeuronSFTTrainer(model=copy.deepcopy(tiny[0]), args=args, train_dataset=Dataset.from_list(rows), processing_class=tiny[1],
+                         neurons=some_neurons(tiny[0]), neuron_weight=0.5)
+    t.remove_callback(PrinterCallback)
+    return t
+
+def test_sft_term_does_not_grow_with_accumulation(tiny, tmp_path):
+    rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS[:4]]
+    logs = []
+    for b, a in ((4, 1), (2, 2)):
+        t = sft(tiny, tmp_path/str(a), rows, gradient_accumulation_steps=a, gradient_checkpointing=False)
+        t.args.per_device_train_batch_size = t._train_batch_size = b
+        t.args.max_steps = 2
+        t.train()
+        logs.append([l['grad_norm'] for l in t.state.log_history if 'grad_norm' in l])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-2)
+
+def test_a_text_that_was_never_read_is_refused(tiny, tmp_path):
+    t = sft(tiny, tmp_path, [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS[:4]])
+    t.ref_phi = {}
+    with pytest.raises(ValueError, match='was not read before training'): t.train()
+
+@pytest.mark.parametrize('kw, words', [(dict(neuron_weight=-1.), 'neuron_weight is -1'), (dict(neuron_weight=float('nan')), 'finite'),
+                                       (dict(readout='divergent'), 'cannot be used'), (dict(neurons=None), 'needs neurons=')])
+def test_bad_settings_are_refused(tiny, tmp_path, kw, words):
+    with pytest.raises(ValueError, match=words):
+        NeuronSFTTrainer(model=tiny[0], args=SFTConfig(str(tmp_path), use_cpu=True, bf16=False), processing_class=tiny[1],
+                         train_dataset=Dataset.from_list([dict(prompt='a', completion='b')]),
+                         **{**dict(neurons=some_neurons(tiny[0])), **kw})
+
+@pytest.mark.parametrize('family', ['llama', 'gpt2', 'phi3'])
+def test_only_the_weights_of_the_set_move(family):
+    from test_relevance import random_model
+    model = random_model(family)
+    L, F = model_signature(model)['layers'], model_signature(model)['width']
+    s = NeuronSet(torch.tensor([0, L-1]), torch.tensor([1, F-1]), torch.tensor([.5, .5]), torch.ones(2), dict(model=model_signature(model)))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with training_only(model, s):
+        opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=.1, weight_decay=0.)
+        ids = torch.arange(3, 11)[None]
+        model(input_ids=ids, labels=ids).loss.backward(); opt.step()
+    moved = {k: (v != before[k]).sum().item() for k, v in model.state_dict().items() if (v != before[k]).any()}
+    D = model.config.hidden_size
+    assert moved and all('mlp' in k for k in moved) and max(moved.values()) <= 2*D
+    assert all(p.requires_grad for p in model.parameters()) and sum(moved.values()) <= 2*(3*D + 2)
+    assert len(neuron_parameters(model, 0)) >= 2
