@@ -389,6 +389,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'yfpo.report.draw_training': ('report.html#draw_training', 'yfpo/report.py'),
                              'yfpo.report.draw_worked_problem': ('report.html#draw_worked_problem', 'yfpo/report.py'),
                              'yfpo.report.findings': ('report.html#findings', 'yfpo/report.py'),
+                             'yfpo.report.hacks_table': ('report.html#hacks_table', 'yfpo/report.py'),
                              'yfpo.report.is_smoke': ('report.html#is_smoke', 'yfpo/report.py'),
                              'yfpo.report.latex_table': ('report.html#latex_table', 'yfpo/report.py'),
                              'yfpo.report.main_table': ('report.html#main_table', 'yfpo/report.py'),

@@ -9,16 +9,16 @@ __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'P
            'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'selector_table', 'capability_table',
            'bench_relevance_table', 'draw_p', 'audit_table', 'audit_verdict', 'findings', 'style', 'styled', 'panels',
            'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability',
-           'draw_faithfulness', 'draw_margins', 'draw_training', 'study_table', 'mediation_table',
+           'draw_faithfulness', 'draw_margins', 'draw_training', 'study_table', 'mediation_table', 'hacks_table',
            'draw_overoptimisation', 'draw_dynamic', 'draw_dashboard', 'dashboard', 'draw_method']
 
-# %% ../nbs/16_report.ipynb #16-repor-002
+# %% ../nbs/16_report.ipynb #16_repor-002
 import functools, json, math, re
 from pathlib import Path
 import numpy as np
 from .problems import atomic_write
 
-# %% ../nbs/16_report.ipynb #16-repor-005
+# %% ../nbs/16_report.ipynb #16_repor-005
 SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compare'), audit=('audit.csv', 'audit'), sft=('sft.csv', 'sft'),
                neurons=('neurons.csv', 'neurons'), selection=('neurons.json', 'neurons'), worked_problems=('worked_problems.json', 'cards'),
                selectors=('selectors.csv', 'selectors'), selector_curves=('selector_curves.csv', 'selectors'),
@@ -47,7 +47,7 @@ def read_results(folder, # a `results` folder of a run, or a committed `results/
     import pandas as pd
     return pd.concat([_frame(f).assign(**_arm(f)) for f in files], ignore_index=True)
 
-# %% ../nbs/16_report.ipynb #16-repor-006
+# %% ../nbs/16_report.ipynb #16_repor-006
 def _arm(path):
     "`yfpo-random-seed3.csv` names arm 'yfpo-random' and seed 3"
     m = re.fullmatch(r'(.+)-seed(\d+)', Path(path).stem)
@@ -61,7 +61,7 @@ def _frame(path):
     if df.empty: raise ValueError(f'{path} has a header and no rows: delete it and run its stage again')
     return df
 
-# %% ../nbs/16_report.ipynb #16-repor-010
+# %% ../nbs/16_report.ipynb #16_repor-010
 INK, GREY = '#222222', '#8a8a8a'
 BLUE, SKY, GREEN, ORANGE, RED, PURPLE = '#0072B2', '#56B4E9', '#009E73', '#E69F00', '#D55E00', '#CC79A7'  # Okabe and Ito's palette
 ARMS = {'base': ('base', GREY), 'sft': ('SFT', SKY), 'dpo': ('DPO', BLUE), 'yfpo': ('YFPO', RED),
@@ -81,7 +81,7 @@ def _set(name):
     return f'{_set(base)}, difficulty {level}' if base and level.isdigit() else SETS.get(name, name)
 def _contrast(text): return ' minus '.join(_label(a) for a in text.split(' - '))
 
-# %% ../nbs/16_report.ipynb #16-repor-014
+# %% ../nbs/16_report.ipynb #16_repor-014
 def is_smoke(recipe): return recipe.split('-')[0] == 'smoke'
 
 def caption_for(caption:str, recipe:str):
@@ -102,7 +102,7 @@ def latex_table(df, caption, label):
                       rf"\begin{{tabular}}{{{''.join(_sides(df))}}}", r'\toprule', rows[0], r'\midrule', *rows[1:], r'\bottomrule',
                       r'\end{tabular}', r'\end{table}', ''])
 
-# %% ../nbs/16_report.ipynb #16-repor-015
+# %% ../nbs/16_report.ipynb #16_repor-015
 def write_table(df, # frame of strings, ready to print
                 stem, # path without suffix
                 caption:str, recipe:str):
@@ -119,7 +119,7 @@ def write_table(df, # frame of strings, ready to print
         with atomic_write(stem.with_name(stem.name + suffix)) as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return md
 
-# %% ../nbs/16_report.ipynb #16-repor-018
+# %% ../nbs/16_report.ipynb #16_repor-018
 def _interval(value, low, high, scale=1, digits=3, sign='', bold=False):
     if value is None or math.isnan(value): return ''
     num = lambda v, s='': f'{round(scale*v, digits) + 0.:{s}.{digits}f}'         # + 0. turns -0 into 0
@@ -147,7 +147,7 @@ def pivot(main, # frame of main.csv
         rows.append({'arm': _label(arm), 'seeds': str(own.seed.nunique()), **cells})
     return pd.DataFrame(rows)
 
-# %% ../nbs/16_report.ipynb #16-repor-019
+# %% ../nbs/16_report.ipynb #16_repor-019
 def _plain_sets(main): return [s for s in dict.fromkeys(main.set) if not re.search(r'-d\d+$', s)]
 def _has(main, set_, metric): return ((main.set == set_) & (main.metric == metric)).any()
 
@@ -178,7 +178,7 @@ def rates_table(main):
     for s, p in zip(sets, parts): p.insert(1, 'set', _set(s)); p.insert(2, 'n', str(main[main.set == s].n.max()))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../nbs/16_report.ipynb #16-repor-022
+# %% ../nbs/16_report.ipynb #16_repor-022
 def contrast_table(contrasts, metrics=('accuracy_numeric', 'nll_gold', 'pair_accuracy'), by_difficulty=False):
     "Each difference with interval, exact p, and the difference that could have been detected; several seeds show the row over all of them"
     import pandas as pd
@@ -197,7 +197,7 @@ def contrast_table(contrasts, metrics=('accuracy_numeric', 'nll_gold', 'pair_acc
                      'detectable': _interval(r.mde, math.nan, math.nan, scale, digits), 'n': str(r.n)})
     return pd.DataFrame(rows)
 
-# %% ../nbs/16_report.ipynb #16-repor-025
+# %% ../nbs/16_report.ipynb #16_repor-025
 SELECTORS = {'attnlrp-contrast': 'AttnLRP', 'cp-lrp-contrast': 'CP-LRP', 'gradient-contrast': 'gradient x activation', 'relp-top': 'RelP',
              'atp-top': 'attribution patching', 'wanda-contrast': 'Wanda form', 'mean-abs-contrast': 'mean |activation|', 'lape': 'LAPE',
              'mathneuro': 'MathNeuro form', 'value-probe': 'value probe', 'attnlrp-top': 'AttnLRP, no contrast',
@@ -225,7 +225,7 @@ def selector_table(card, mode:str='zero'): # frame of selectors.csv
     if mode == 'zero': cols += ['draws that reach it', 'pairs (%)', *[f'{_set(c[7:])} (%)' for c in solved]]
     return pd.DataFrame(rows).reindex(columns=cols).fillna('')
 
-# %% ../nbs/16_report.ipynb #16-repor-028
+# %% ../nbs/16_report.ipynb #16_repor-028
 def capability_table(rows): # frame of capability.csv
     "What removing the set of each capability does to agreement and to solutions, beside its layer-matched draws"
     import pandas as pd
@@ -242,7 +242,7 @@ def capability_table(rows): # frame of capability.csv
         out.append(line)
     return pd.DataFrame(out).fillna('')
 
-# %% ../nbs/16_report.ipynb #16-repor-031
+# %% ../nbs/16_report.ipynb #16_repor-031
 VARIANTS = {'plain': 'plain backward pass', 'ours': 'AttnLRP, ours', 'lxt rules': "lxt's rules, our batches",
             'lxt, one text at a time': 'lxt, one text at a time', 'lxt, one token at a time': 'lxt, one token at a time'}
 
@@ -260,7 +260,7 @@ def bench_relevance_table(rows): # frame of bench_relevance.csv
     order = {v: i for i, v in enumerate(VARIANTS.values())}
     return pd.DataFrame(sorted(out, key=lambda r: (list(rows.dtype.unique()).index(r['type']), order.get(r['variant'], 9))))
 
-# %% ../nbs/16_report.ipynb #16-repor-033
+# %% ../nbs/16_report.ipynb #16_repor-033
 def draw_p(value, draws):
     "Two-sided permutation p-value of `value` among `draws`: how many are as far from their median"
     d = np.asarray(draws, dtype=float)
@@ -282,7 +282,7 @@ def audit_table(audit):
         rows.append(line)
     return pd.DataFrame(rows)[[c for c in cols if any(c in r for r in rows)]].fillna('')
 
-# %% ../nbs/16_report.ipynb #16-repor-037
+# %% ../nbs/16_report.ipynb #16_repor-037
 def audit_verdict(audit): # frame of audit.csv
     "Whether the reward carries a signal, in one sentence: the read-out that is trained on, against a coin and against its controls"
     row = lambda kind: audit[(audit.kind == kind) & (audit.readout == 'standardised')]
@@ -357,7 +357,7 @@ def _contrast_sentence(contrasts):
     return (f"**Primary contrast.** {_contrast(df.contrast.iloc[0])}, same questions, {seeds}: {'; '.join(parts)}. "
             f"Here {verdict} (uncorrected for their number).")
 
-# %% ../nbs/16_report.ipynb #16-repor-038
+# %% ../nbs/16_report.ipynb #16_repor-038
 METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per token)', pair_accuracy='accuracy (points)')
 
 def findings(folder): # a folder of results
@@ -371,7 +371,7 @@ def findings(folder): # a folder of results
     if has('capability'): res.append(_capability_sentence(read_results(folder, 'capability')))
     return res + [_contrast_sentence(read_results(folder, 'contrasts'))]
 
-# %% ../nbs/16_report.ipynb #16-repor-042
+# %% ../nbs/16_report.ipynb #16_repor-042
 def style():
     "matplotlib settings of every figure"
     return {'font.family': 'DejaVu Sans', 'font.size': 8.5, 'text.color': INK, 'mathtext.fontset': 'dejavusans', 'pdf.fonttype': 42,
@@ -398,7 +398,7 @@ def panels(rows=1, cols=1, size=(7, 3), **kwargs):
     fig.get_layout_engine().set(rect=(0, .035, 1, .965), w_pad=.06, h_pad=.06)
     return fig, fig.subplots(rows, cols, squeeze=False, **kwargs)
 
-# %% ../nbs/16_report.ipynb #16-repor-043
+# %% ../nbs/16_report.ipynb #16_repor-043
 def _settle(fig):
     "Lay out once and round: the last digits of the layout solver depend on where objects lie in memory"
     fig.draw_without_rendering()
@@ -419,7 +419,7 @@ def save_figure(fig, stem, recipe:str, about:str=''):
         with atomic_write(stem.with_name(stem.name + suffix)) as tmp: fig.savefig(tmp, format=suffix[1:], metadata=metadata)
     return stem.with_name(stem.name + '.png')
 
-# %% ../nbs/16_report.ipynb #16-repor-047
+# %% ../nbs/16_report.ipynb #16_repor-047
 @styled
 def draw_neurons(neurons, # frame of neurons.csv
                  selection): # dict of neurons.json
@@ -451,7 +451,7 @@ def _concentration(ax, w):
                 textcoords='axes fraction', fontsize=8, arrowprops=dict(arrowstyle='-', color=GREY, lw=.7, relpos=(0, 1)))
     ax.set(title='Concentration', xlabel='neurons, largest first', ylabel='cumulative weight (%)', xlim=(0, len(w)), ylim=(0, 101))
 
-# %% ../nbs/16_report.ipynb #16-repor-051
+# %% ../nbs/16_report.ipynb #16_repor-051
 def _token(t):
     "A token as a label: word-boundary marks off, invisible ones drawn"
     t = t.replace('Ġ', ' ').replace('Ċ', '\n').replace('▁', ' ')
@@ -485,7 +485,7 @@ def draw_worked_problem(worked, # one of worked_problems.json
     axs[0, 0].set_title('Relevance of each token on its way through the layers' + cut, pad=13)
     return fig
 
-# %% ../nbs/16_report.ipynb #16-repor-052
+# %% ../nbs/16_report.ipynb #16_repor-052
 def _token_axes(heat, bar, tokens, a, stop, b, start, ylim):
     "Labels of one stretch: layers on the left, tokens below, a line where the response begins"
     for ax in heat, bar:
@@ -500,7 +500,7 @@ def _token_axes(heat, bar, tokens, a, stop, b, start, ylim):
     bar.set_xticks(range(a, b), tokens[a:b], rotation=90, fontsize=6.2, family='DejaVu Sans Mono')
     bar.tick_params(axis='x', length=0, pad=1)
 
-# %% ../nbs/16_report.ipynb #16-repor-056
+# %% ../nbs/16_report.ipynb #16_repor-056
 @styled
 def draw_ablation(ablation): # frame of ablation.csv
     "Loss caused by removing more and more neurons: selected ones against the range of their controls"
@@ -528,7 +528,7 @@ def _ablation_panel(ax, df):
     ticks = sorted(set(100*df.fraction))
     ax.set_xticks(ticks, [f'{t:.3g}' for t in ticks]); ax.minorticks_off()
 
-# %% ../nbs/16_report.ipynb #16-repor-060
+# %% ../nbs/16_report.ipynb #16_repor-060
 HUES = {'attnlrp': RED, 'cp-lrp': ORANGE, 'gradient': BLUE, 'relp': GREEN, 'atp': SKY, 'wanda': PURPLE,
         'mean-abs': '#7f6000', 'random': GREY}
 def _hue(name): return HUES.get(re.sub('-(contrast|top)$', '', name) if name != 'attnlrp-top' else '', INK)
@@ -577,7 +577,7 @@ def _selector_rows(ax, card):
     ax.set(xlabel='added loss (nats per token)', title='each set at zero', ylim=(-.7, len(card) - .3))
     ax.legend(loc='upper center', bbox_to_anchor=(.4, -.14), ncol=3, fontsize=7, handletextpad=.3, columnspacing=1.)
 
-# %% ../nbs/16_report.ipynb #16-repor-063
+# %% ../nbs/16_report.ipynb #16_repor-063
 @styled
 def draw_stability(stability, overlap, selection): # frames of stability.csv and selector_overlap.csv, dict of neurons.json
     "Overlap with the set of all texts, by number of texts; overlap between selectors"
@@ -617,7 +617,7 @@ def _overlap_matrix(fig, ax, overlap):
     ax.tick_params(length=0); ax.set_title('overlap of selectors (Jaccard, %)')
     for s in ax.spines.values(): s.set_visible(False)
 
-# %% ../nbs/16_report.ipynb #16-repor-067
+# %% ../nbs/16_report.ipynb #16_repor-067
 @styled
 def draw_faithfulness(hiding, single): # frames of hiding.csv and single_neurons.csv
     "Token curves of each map with the area between them; neuron scores against true effects"
@@ -655,7 +655,7 @@ def draw_faithfulness(hiding, single): # frames of hiding.csv and single_neurons
 TOKEN_NAMES = {'attnlrp': 'AttnLRP', 'cp-lrp': 'CP-LRP', 'gradient': 'gradient x input', 'wanda': 'Wanda form', 'random': 'random order',
                'mean-abs': 'mean |activation|'}
 
-# %% ../nbs/16_report.ipynb #16-repor-071
+# %% ../nbs/16_report.ipynb #16_repor-071
 @styled
 def draw_margins(margins): # frame of margins/*.csv with `arm` and `seed`
     "Distribution over held-out pairs of the neuron margin and the log-probability margin, before and after each training"
@@ -681,7 +681,7 @@ def _margin_panel(ax, before, after, bins, color):
         ax.text(1, y, f'{name}: {100*np.mean(v > 0):.0f} % above 0', transform=ax.transAxes, ha='right', va='top', fontsize=7.5, color=c)
         ax.plot([v.mean()], [0], marker=6, color=c, ms=6, clip_on=False, zorder=5)
 
-# %% ../nbs/16_report.ipynb #16-repor-075
+# %% ../nbs/16_report.ipynb #16_repor-075
 CURVES = {'loss': ('loss', 'nats'), 'rewards/accuracies': ('reward accuracy', 'share of pairs'),
           'rewards/margins': ('implicit reward margin', 'nats'), 'logps/chosen': ('log-probability of chosen', 'nats'),
           'neurons/margins': ('neuron margin', 'standard deviations'), 'neurons/clipped': ('clipped read-outs', 'share')}
@@ -710,7 +710,7 @@ def _curve(ax, df, col, color, label, smooth):
     ax.plot(by.index, by, color=color, lw=.7, alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
     ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label)
 
-# %% ../nbs/16_report.ipynb #16-repor-077
+# %% ../nbs/16_report.ipynb #16_repor-077
 MEASURES = {'pairs': ('pairs told apart (points)', 100, 1), 'nll': ('solutions (mnats/token)', 1000, 1),
             'prose': ('prose (mnats/token)', 1000, 1), 'phi': ('neuron margin (s)', 1, 2)}
 TERMS = {'reference': 'before training', 'dpo': 'DPO'}
@@ -743,7 +743,18 @@ def mediation_table(rows): # frame of mediation.csv
         out.append(line)
     return pd.DataFrame(out)
 
-# %% ../nbs/16_report.ipynb #16-repor-080
+def hacks_table(rows): # frame of hacks.csv
+    "What every trick gains under every read-out, before and after training on it"
+    import pandas as pd
+    out = []
+    for name, own in rows.groupby('readout', sort=False):
+        line = {'read-out': name}
+        for (trick, model), r in own.set_index(['trick', 'model']).iterrows():
+            line[f'{trick}, {TERMS.get(model, model)}'] = _interval(r.gain, r.low, r.high, 1, 2, '+', r.low > 1e-3)
+        out.append(line)
+    return pd.DataFrame(out)
+
+# %% ../nbs/16_report.ipynb #16_repor-080
 @styled
 def draw_overoptimisation(rows): # frame of overoptimisation.csv
     "Reward, samples and outcome against the divergence from the reference, one point a weight"
@@ -770,7 +781,7 @@ def draw_overoptimisation(rows): # frame of overoptimisation.csv
         ax.legend(fontsize=6.8, handlelength=1.)
     return fig
 
-# %% ../nbs/16_report.ipynb #16-repor-083
+# %% ../nbs/16_report.ipynb #16_repor-083
 MOVES = {'dpo': ('DPO', BLUE), 'static': ('static', RED), 'dynamic': ('dynamic', ORANGE), 'random': ('dynamic, random', PURPLE),
          'oracle': ('oracle', GREEN)}
 
@@ -798,7 +809,7 @@ def draw_dynamic(rows, log, moves): # frames of dynamic.csv, dynamic_log.csv and
     mid.legend(fontsize=6.8, handlelength=1.2)
     return fig
 
-# %% ../nbs/16_report.ipynb #16-repor-086
+# %% ../nbs/16_report.ipynb #16_repor-086
 DASHBOARD = [('loss', 'nats', [('loss', 'train', INK), ('eval_loss', 'held out', RED)]),
              ('margin', 'reward', [('rewards/margins', 'implicit', BLUE), ('neurons/margins', 'neurons', RED),
                                    ('neurons/margins_start', 'first set', ORANGE)]),
@@ -846,7 +857,7 @@ def dashboard(path=None): # where to save the figure as PNG; None does not save
         else: shown.append(display(image, display_id=True))
     return draw
 
-# %% ../nbs/16_report.ipynb #16-repor-091
+# %% ../nbs/16_report.ipynb #16_repor-091
 def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2, body=7.2):
     "A rounded box with a bold title and lines of text below it"
     from matplotlib.patches import FancyBboxPatch
@@ -871,7 +882,7 @@ def _lane(ax, x, w, number, title, color):
             bbox=dict(boxstyle='circle,pad=.22', fc=color, ec='none'))
     ax.text(x + 4.4, 51.2, title, fontsize=9.6, weight='bold', color=color, va='center', zorder=3)
 
-# %% ../nbs/16_report.ipynb #16-repor-092
+# %% ../nbs/16_report.ipynb #16_repor-092
 def _network(ax, x, y, w, h, lit, layers=6, neurons=11, seed=4):
     "A stack of layers whose neurons are dots, a few of them lit"
     from matplotlib.patches import FancyBboxPatch
@@ -898,7 +909,7 @@ def draw_method():
             fontsize=6.5, color=GREY, va='center')
     return fig
 
-# %% ../nbs/16_report.ipynb #16-repor-093
+# %% ../nbs/16_report.ipynb #16_repor-093
 def _draw_select(ax):
     _box(ax, 2, 40.5, 12.6, 7, 'math text', 'solutions', RED); _box(ax, 16.9, 40.5, 12.6, 7, 'general text', 'same lengths', GREY)
     _box(ax, 2, 27.2, 27.5, 9, 'AttnLRP, one backward pass', 'relevance of every MLP neuron', INK)
