@@ -59,7 +59,7 @@ def equal_weights(a, b): return all(torch.equal(x, y) for x, y in zip(a.model.st
                                    dict(precompute_ref_log_probs=True), dict(loss_type='ipo'), dict(loss_type=['sigmoid', 'sft'])])
 @pytest.mark.parametrize('objective', ['add-logistic', 'yoked', 'reweight'])
 def test_weight_zero_is_dpo_bit_for_bit(tiny, tmp_path, extra, objective):
-    ours = run(tiny, tmp_path/'a', neuron_weight=0., objective=objective, **extra)
+    ours = run(tiny, tmp_path/'a', neuron_weight=0., objective=objective, share_prompts=False, **extra)
     ref = None if 'precompute_ref_log_probs' in extra else copy.deepcopy(tiny[0])
     trl = DPOTrainer(model=copy.deepcopy(tiny[0]), ref_model=ref, args=config(tmp_path/'b', DPOConfig, **extra),
                      train_dataset=Dataset.from_list(PAIRS), processing_class=tiny[1])
@@ -73,6 +73,52 @@ def test_no_neurons_at_weight_zero_is_plain_dpo(tiny, tmp_path):
     t = YFPOTrainer(model=copy.deepcopy(tiny[0]), args=config(tmp_path, neuron_weight=0), train_dataset=PAIRS, processing_class=tiny[1])
     t.train()
     assert not any(k.startswith('neurons') for k in t.state.log_history[0]) and column(t, 'loss')[0] == pytest.approx(0.693147, abs=1e-6)
+
+METRICS = ('loss', 'grad_norm', 'rewards/margins', 'rewards/accuracies', 'logps/chosen', 'logps/rejected', 'entropy', 'mean_token_accuracy',
+           'logits/chosen', 'logits/rejected', 'neurons/margins', 'neurons/size', 'neurons/size_outside', 'neurons/clipped')
+
+@pytest.mark.parametrize('extra', [{}, dict(gradient_accumulation_steps=2), dict(activation_checkpointing=True), dict(loss_type='ipo'),
+                                   dict(precompute_ref_log_probs=True), dict(loss_type=['sigmoid', 'sft']), dict(use_weighting=True),
+                                   dict(ld_alpha=0.5), dict(anchor_weight=0.3), dict(objective='yoked'), dict(objective='reweight'),
+                                   dict(readout='divergent'), dict(max_length=40), dict(bf16=True, per_device_train_batch_size=1)])
+def test_shared_prompts_change_nothing_but_the_work(tiny, tmp_path, extra):
+    kw = dict(neuron_weight=0.5, eval_strategy='steps', eval_steps=5, trainer_kw=dict(eval_dataset=PAIRS), **extra)
+    done, hooks = dict(on=0, off=0), []
+    def made(name):
+        t = make(tiny, tmp_path/name, share_prompts=name == 'on', **kw)
+        def count(module, args): done[name] += args[0].shape[0]*args[0].shape[1]
+        hooks.append(t.model.model.layers[0].mlp.register_forward_pre_hook(count))
+        t.train()
+        return t
+    on, off = made('on'), made('off')
+    loose = 1e-1 if extra.get('bf16') else 2e-4
+    for key in METRICS + ('eval_loss', 'eval_neurons/margins'):
+        a, b = column(on, key), column(off, key)
+        assert len(a) == len(b) and a == pytest.approx(b, rel=loose, abs=loose*max(map(abs, b)) + 1e-6), key
+    if not extra.get('bf16'):
+        for x, y in zip(on.model.parameters(), off.model.parameters()): assert torch.allclose(x, y, atol=2e-4)
+    assert on.model.__dict__['_yfpo_packs'] == {('sdpa', 'torch.float32'): ''} and done['on'] < (0.9 if 'max_length' in extra else 0.75)*done['off']
+
+@pytest.mark.parametrize('precompute', [False, True])
+def test_twenty_steps_of_weight_zero_are_trls_losses(tiny, tmp_path, precompute):
+    kw = dict(max_steps=20, precompute_ref_log_probs=precompute)
+    ours = run(tiny, tmp_path/'a', neuron_weight=0., **kw)
+    trl = DPOTrainer(model=copy.deepcopy(tiny[0]), ref_model=None if precompute else copy.deepcopy(tiny[0]),
+                     args=config(tmp_path/'b', DPOConfig, **kw), train_dataset=Dataset.from_list(PAIRS), processing_class=tiny[1])
+    trl.train()
+    assert len(column(trl, 'loss')) == 20 and column(trl, 'loss')[-1] < 0.6
+    assert column(ours, 'loss') == pytest.approx(column(trl, 'loss'), rel=1e-4)
+
+def test_a_model_that_cannot_be_packed_is_trained_the_plain_way(tiny, tmp_path):
+    model = copy.deepcopy(tiny[0])
+    model.config._attn_implementation = 'paged|sdpa'
+    with pytest.warns(UserWarning, match='prompts are not shared: its attention, paged'):
+        t = make(tiny, tmp_path, model=model, neuron_weight=0.)
+    assert t._packed(t.model, batch_of(t)) is None
+    model.config._attn_implementation = 'sdpa'
+    windowed = make(tiny, tmp_path, neuron_weight=0.)
+    windowed.model.config.sliding_window = 20                  # columns of a packed row are not positions
+    assert windowed._packed(windowed.model, batch_of(windowed)) is None
 
 # --- the neuron term
 
@@ -149,7 +195,7 @@ def test_loss_and_gradient_against_a_naive_oracle(tiny, tmp_path, objective, lit
 def test_yoked_loss_keeps_what_else_trl_computes(tiny, tmp_path):
     "A weighted sum of losses: the neurons enter the two pair losses, the SFT part stays TRL's"
     kw = dict(loss_type=['sigmoid', 'ipo', 'sft'], loss_weights=[1., 0.01, 0.5], objective='yoked')
-    t = moved(make(tiny, tmp_path, neuron_weight=0.7, **kw))
+    t = moved(make(tiny, tmp_path, neuron_weight=0.7, share_prompts=False, **kw))
     with torch.no_grad():
         batch, t.args.neuron_weight = batch_of(t), 0.
         plain, t.args.neuron_weight = t.compute_loss(t.model, batch).item(), 0.7
@@ -168,7 +214,7 @@ def _sft_part(logp, batch):
 @pytest.mark.parametrize('side', ['chosen', 'rejected'])
 def test_grad_to_reaches_one_side_only(tiny, tmp_path, side):
     "With the DPO part's gradient taken off, a response on the other side gets none from the neuron term"
-    t = moved(make(tiny, tmp_path, neuron_weight=1., grad_to=side))
+    t = moved(make(tiny, tmp_path, neuron_weight=1., grad_to=side, share_prompts=False))
     seen = []
     h = t.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, x: (seen.append(x[0]), x[0].retain_grad())[0])
     batch = batch_of(t)
@@ -383,7 +429,7 @@ def test_lora(tiny, tmp_path, target):
     assert column(t, 'loss')[0] == pytest.approx(1.5*0.6931472, abs=1e-4) and column(t, 'loss')[-1] < column(t, 'loss')[0]
     own, later = t.evaluate(), t.evaluate(PAIRS)   # the second reads the reference with the adapter off
     assert own['eval_neurons/margins'] == pytest.approx(later['eval_neurons/margins'], abs=1e-4)
-    zero = run(tiny, tmp_path/'b', neuron_weight=0., trainer_kw=lora())
+    zero = run(tiny, tmp_path/'b', neuron_weight=0., share_prompts=False, trainer_kw=lora())
     trl = DPOTrainer(model=copy.deepcopy(tiny[0]), args=config(tmp_path/'c', DPOConfig), train_dataset=Dataset.from_list(PAIRS),
                      processing_class=tiny[1], **lora())
     trl.train()
@@ -454,7 +500,8 @@ def test_reentrant_checkpointing_is_allowed_at_weight_zero_and_truncation_is_rep
 
 def test_defaults_that_differ_from_trl(tmp_path):
     ours, trl = YFPOConfig(str(tmp_path)), DPOConfig(str(tmp_path), bf16=False)
-    new = {'neuron_weight', 'objective', 'neuron_kappa', 'neuron_margin', 'readout', 'grad_to', 'anchor_weight', 'n_outside'}
+    new = {'neuron_weight', 'objective', 'neuron_kappa', 'neuron_margin', 'readout', 'grad_to', 'anchor_weight', 'n_outside',
+           'share_prompts'}
     a, b = ours.to_dict(), trl.to_dict()
     forced = {'use_cpu', 'dataloader_pin_memory'} if not torch.accelerator.is_available() else set()   # what a CPU means
     assert set(a) - set(b) == new and {k for k in b if a[k] != b[k]} <= {'bf16', 'logging_dir', *forced}

@@ -1,0 +1,123 @@
+"A packed batch against each sequence alone: every family, kernels, LoRA, odd shapes, and what is refused"
+import copy, random
+import pytest, torch
+from yfpo.packing import (PackedForward, forest, model_inputs, pack, pack_examples, packed_states, packs, shared_batches, shared_logprobs,
+                          token_scores, why_plain)
+from yfpo.responses import Example, collate, example_logprobs, hidden_states
+from test_relevance import PUBLIC, random_model
+
+def trees(seed, n=12, vocab=6):
+    "Random sequences over few words, so that many begin alike"
+    g = random.Random(seed)
+    return [[g.randrange(1, vocab) for _ in range(g.randrange(1, 14))] for _ in range(n)]
+
+def alone(model, seqs):
+    with torch.no_grad(): return [hidden_states(model, dict(input_ids=torch.tensor([s]), attention_mask=torch.ones(1, len(s), dtype=torch.long)))[0] for s in seqs]
+
+@pytest.mark.parametrize('seed', range(20))
+def test_forest_holds_every_sequence_once(seed):
+    seqs = trees(seed)
+    groups = [s[0] for s in seqs] if seed % 2 else None
+    p = pack(seqs, groups, capacity=30*(seed % 3))
+    assert all(p.input_ids.flatten()[a].tolist() == s and p.position_ids.flatten()[a].tolist() == list(range(len(s))) for a, s in zip(p.at, seqs))
+    mask = p.mask()[:, 0]
+    for a in p.at:                                             # a token sees just what comes before it in its own sequence
+        row, col = a[0]//p.input_ids.shape[1], a % p.input_ids.shape[1]
+        for t in range(len(a)): assert mask[row, col[t]].nonzero()[:, 0].tolist() == sorted(col[:t+1].tolist())
+    prefixes = {(groups[i] if groups else 0, *s[:t]) for i, s in enumerate(seqs) for t in range(1, len(s) + 1)}
+    assert (p.branch > 0).sum() == len(prefixes) and p.input_ids.shape[1] <= max(30*(seed % 3), len(prefixes))
+
+@pytest.mark.parametrize('kind', PUBLIC)
+def test_every_family(kind):
+    model = random_model(kind).eval()
+    seqs = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 10, 11, 12], [5, 6, 7, 8, 9, 3, 4], [20, 21], [20, 21, 22]]
+    assert why_plain(model) == ''
+    with torch.no_grad(): states = (p := pack(seqs, [0, 0, 0, 1, 1])) and packed_states(model, p)
+    for a, h in zip(p.at, alone(model, seqs)): assert torch.allclose(states[a], h, atol=2e-5)
+
+@pytest.mark.parametrize('kind,attention', [('llama', 'eager'), ('llama', 'sdpa'), ('gemma2', 'eager'), ('qwen3', 'sdpa')])
+def test_gradients_of_the_plain_pass(kind, attention):
+    model = random_model(kind)
+    model.set_attn_implementation(attention)
+    ex = [Example([5, 6, 7, 8, 9, 3], 3), Example([5, 6, 7, 8, 10, 11, 12], 3), Example([9, 8, 7, 4], 2), Example([9, 8, 2], 2)]
+    b = collate(ex, 0)
+    batch = dict(input_ids=b['input_ids'], attention_mask=b['attention_mask'], labels=b['input_ids'].masked_fill(~b['response_mask'], -100))
+    w, out = torch.tensor([1., -1., .5, -2.]), []
+    for packed in (True, False):
+        m = copy.deepcopy(model)
+        if packed: lp = PackedForward(m)(**batch).log_probs
+        else:
+            z = m(input_ids=batch['input_ids'], attention_mask=batch['attention_mask']).logits[:, :-1].float()
+            lp = z.log_softmax(-1).gather(-1, batch['input_ids'][:, 1:, None])[..., 0]*(batch['labels'][:, 1:] != -100)
+        (lp.sum(1)*w).sum().backward()
+        out.append((lp.detach(), [p.grad for p in m.parameters() if p.grad is not None]))
+    assert torch.allclose(out[0][0], out[1][0], atol=1e-5)
+    assert all((a - b).norm() <= 1e-4*b.norm() + 1e-7 for a, b in zip(out[0][1], out[1][1]))
+
+def test_flex_mask_is_the_same_mask(tiny):
+    create_mask = pytest.importorskip('torch.nn.attention.flex_attention').create_mask
+    p = pack(trees(3))
+    model = copy.deepcopy(tiny[0]); model.config._attn_implementation = 'flex_attention'
+    block = model_inputs(model, p)['attention_mask']
+    R, T = p.input_ids.shape
+    assert torch.equal(create_mask(block.mask_mod, R, 1, T, T, device='cpu'), p.mask())
+
+def test_scores_against_autograd_in_all_dtypes():
+    g = torch.Generator().manual_seed(0)
+    z, y, w = torch.randn(40, 97, generator=g)*4, torch.randint(0, 97, (40,), generator=g), torch.randn(40, generator=g)
+    z[3, :50] = 9.; y[3] = 20                                  # ties: only the first of them is the likeliest
+    for dtype, tol in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        a = z.clone().to(dtype).requires_grad_()
+        s = token_scores(a*1, y, tile=7, squares=True)
+        (s.log_probs*w).sum().backward()
+        b = z.to(dtype).float().clone().requires_grad_()
+        lp = b.log_softmax(-1)
+        (lp.gather(-1, y[:, None])[:, 0]*w).sum().backward()
+        assert torch.allclose(s.log_probs, lp.gather(-1, y[:, None])[:, 0], atol=1e-4) and torch.allclose(a.grad.float(), b.grad, atol=tol)
+        assert torch.equal(s.is_top1, b.argmax(-1) == y) and not s.is_top1[3]
+        assert torch.allclose(s.entropy, -(lp.exp()*lp).sum(-1), atol=1e-4) and torch.allclose(s.mean_logits, b.mean(-1), atol=1e-4)
+        assert torch.allclose(s.log_sum_sq_probs, (2*lp).logsumexp(-1), atol=1e-4)
+
+def test_scores_cannot_be_differentiated_twice():
+    z = torch.randn(4, 9, requires_grad=True)
+    s = token_scores(z*1, torch.tensor([1, 2, 3, 4])).log_probs.sum()
+    s.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='already differentiated'): s.backward()
+
+def test_odd_batches(tiny):
+    model, tok = tiny
+    ex = [Example([1, 2, 3], 2), Example([1, 2, 3], 2), Example([1, 2, 3, 4], 2), Example([7, 7], 1), Example([1, 9], 1)]
+    for some in (ex, ex[:1], ex[:2], ex[3:]):
+        for a, b in zip(shared_logprobs(model, some, tok.pad_token_id), example_logprobs(model, some, tok.pad_token_id)):
+            assert torch.allclose(a, b, atol=1e-5)
+    assert shared_logprobs(model, [], 0) == []
+    with pytest.raises(ValueError, match='sequence 1 has no tokens'): pack([[1], []])
+    with pytest.raises(ValueError, match='batch_size is 0'): shared_batches(ex, 0)
+    assert sorted(i for b in shared_batches(ex, 2) for i in b) == list(range(5)) and all(len(b) <= 2 for b in shared_batches(ex, 2))
+
+def test_response_without_tokens_and_left_padding(tiny):
+    "A row whose response was cut off has no score; rows padded on the left are read as they are"
+    model, _ = tiny
+    ids = torch.tensor([[0, 0, 5, 6, 7], [4, 5, 6, 7, 8]])
+    on = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    labels = torch.tensor([[-100, -100, -100, 6, 7], [-100]*5])
+    out = PackedForward(model)(ids, on, labels)
+    ref = example_logprobs(model, [Example([5, 6, 7], 1)], 0)[0]
+    assert torch.allclose(out.log_probs[0, 2:], ref, atol=1e-5) and not out.log_probs[1].any() and not out.log_probs[0, :2].any()
+    with torch.enable_grad(): PackedForward(model)(ids, on, torch.full_like(ids, -100)).log_probs.sum().backward()
+    model.zero_grad()
+
+def test_work_is_counted(tiny):
+    "Tokens through the model: prompts once, response once, and the head on responses alone"
+    model, _ = tiny
+    prompt, seen = list(range(1, 41)), []
+    ex = [Example(prompt + [50 + i]*(5 + i), 40) for i in range(4)]
+    hooks = [model.model.layers[0].register_forward_pre_hook(lambda m, a: seen.append(a[0].shape[0]*a[0].shape[1])),
+             model.lm_head.register_forward_hook(lambda m, a, out: seen.append(len(out)))]
+    b = collate(ex, 0)
+    packs(model, 9)
+    seen.clear()
+    PackedForward(model)(b['input_ids'], b['attention_mask'], b['input_ids'].masked_fill(~b['response_mask'], -100))
+    for h in hooks: h.remove()
+    assert seen == [40 + 5 + 6 + 7 + 8, 5 + 6 + 7 + 8]
+    assert pack_examples(ex).input_ids.shape == (1, 66)
