@@ -138,3 +138,32 @@ def test_only_the_weights_of_the_set_move(family):
     assert moved and all('mlp' in k for k in moved) and max(moved.values()) <= 2*D
     assert all(p.requires_grad for p in model.parameters()) and sum(moved.values()) <= 2*(3*D + 2)
     assert len(neuron_parameters(model, 0)) >= 2
+
+def by_method(name, tiny, folder, weight, parent=False, **kw):
+    "A run of one method, ours or TRL's own"
+    trainer, cfg, own = METHODS[name]
+    if parent: trainer = next(c for c in trainer.__mro__ if not c.__module__.startswith('yfpo'))
+    rows = {'sft': [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS],
+            'kto': [dict(prompt=p['prompt'], completion=p[k], label=k == 'chosen') for p in PAIRS for k in ('chosen', 'rejected')]}
+    base = dict(max_steps=3, per_device_train_batch_size=2, logging_steps=1, save_strategy='no', bf16=False, use_cpu=True, disable_tqdm=True,
+                report_to='none', learning_rate=1e-3, gradient_checkpointing=False, dataloader_pin_memory=False)
+    args = cfg(output_dir=str(folder), **{**base, **own, **kw})
+    more = {} if parent else dict(neurons=some_neurons(tiny[0]), neuron_weight=weight)
+    if parent and name == 'kto': more['ref_model'] = copy.deepcopy(tiny[0])
+    data = Dataset.from_list(rows.get(name, PAIRS))
+    t = trainer(model=copy.deepcopy(tiny[0]), args=args, train_dataset=data, processing_class=tiny[1], **more)
+    t.remove_callback(PrinterCallback)
+    t.train()
+    return t
+
+def losses(t): return [l['loss'] for l in t.state.log_history if 'loss' in l]
+
+@pytest.mark.parametrize('extra', [dict(gradient_accumulation_steps=2), dict(gradient_checkpointing=True)], ids=lambda d: next(iter(d)))
+@pytest.mark.parametrize('name', ['sft', 'simpo', 'cpo', 'orpo', 'kto'])
+def test_methods_under_accumulation_and_checkpointing(name, extra, tiny, tmp_path):
+    "Weight 0 is the parent's run bit for bit; with a weight, checkpointing changes no loss"
+    ours, theirs = by_method(name, tiny, tmp_path/'a', 0., **extra), by_method(name, tiny, tmp_path/'b', 0., parent=True, **extra)
+    assert losses(ours) == losses(theirs) and len(losses(ours)) == 3 and equal_weights(ours, theirs)
+    if 'gradient_checkpointing' not in extra: return
+    on, off = (by_method(name, tiny, tmp_path/k, .5, gradient_checkpointing=k == 'on') for k in ('on', 'off'))
+    assert losses(on) == pytest.approx(losses(off), rel=1e-5) and losses(on) != losses(ours)

@@ -12,14 +12,15 @@ def trees(seed, n=12, vocab=6):
     return [[g.randrange(1, vocab) for _ in range(g.randrange(1, 14))] for _ in range(n)]
 
 def alone(model, seqs):
-    with torch.no_grad(): return [hidden_states(model, dict(input_ids=torch.tensor([s]), attention_mask=torch.ones(1, len(s), dtype=torch.long)))[0] for s in seqs]
+    def one(s): return hidden_states(model, dict(input_ids=torch.tensor([s]), attention_mask=torch.ones(1, len(s), dtype=torch.long)))[0]
+    with torch.no_grad(): return [one(s) for s in seqs]
 
 @pytest.mark.parametrize('seed', range(20))
 def test_forest_holds_every_sequence_once(seed):
     seqs = trees(seed)
     groups = [s[0] for s in seqs] if seed % 2 else None
     p = pack(seqs, groups, capacity=30*(seed % 3))
-    assert all(p.input_ids.flatten()[a].tolist() == s and p.position_ids.flatten()[a].tolist() == list(range(len(s))) for a, s in zip(p.at, seqs))
+    for a, s in zip(p.at, seqs): assert p.input_ids.flatten()[a].tolist() == s and p.position_ids.flatten()[a].tolist() == list(range(len(s)))
     mask = p.mask()[:, 0]
     for a in p.at:                                             # a token sees just what comes before it in its own sequence
         row, col = a[0]//p.input_ids.shape[1], a % p.input_ids.shape[1]

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'NeuronTerm', 'reading', 'NeuronSFTTrainer', 'NeuronCPOTrainer', 'NeuronORPOTrainer', 'NeuronKTOTrainer',
            'NeuronReward', 'correctness', 'training_only', 'neuron_parameters']
 
-# %% ../nbs/15_methods.ipynb #14-metho-002
+# %% ../nbs/15_methods.ipynb #15_metho-002
 import contextlib, copy
 import torch
 from torch.utils.data import DataLoader
@@ -20,7 +20,7 @@ from .responses import Example
 from .reward import READOUTS, NeuronReader, RewardStats, fit_and_read, readout, relative_margin
 from .trainer import spoken_mask
 
-# %% ../nbs/15_methods.ipynb #14-metho-005
+# %% ../nbs/15_methods.ipynb #15_metho-005
 class NeuronTerm:
     "Mixed in before a TRL trainer: a neuron term on the responses that `rows` finds in a batch"
     paired = False
@@ -38,7 +38,7 @@ class NeuronTerm:
             with torch.random.fork_rng():
                 for d in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]: self._read(model, d)
 
-# %% ../nbs/15_methods.ipynb #14-metho-006
+# %% ../nbs/15_methods.ipynb #15_metho-006
 def _examples(self, inputs):
     "The rows of a batch as `Example`s without padding, and their masks and signs"
     ids, attention, mask, sign = self.rows(inputs)
@@ -70,7 +70,7 @@ def _read(self, model, data):
 
 NeuronTerm._examples, NeuronTerm._read = _examples, _read
 
-# %% ../nbs/15_methods.ipynb #14-metho-008
+# %% ../nbs/15_methods.ipynb #15_metho-008
 @contextlib.contextmanager
 def reading(model, neurons, ids):
     "Within this scope the reader keeps the forward pass over `ids` and no other: KTO runs a second one, and some run a reference"
@@ -113,7 +113,7 @@ def _note(self, rel, sign):
 
 NeuronTerm.compute_loss, NeuronTerm._kept, NeuronTerm._note = _compute_loss, _kept_phi, _note
 
-# %% ../nbs/15_methods.ipynb #14-metho-010
+# %% ../nbs/15_methods.ipynb #15_metho-010
 class NeuronSFTTrainer(NeuronTerm, SFTTrainer):
     "SFT that also raises the read-out of the right answers"
     def rows(self, inputs):
@@ -122,7 +122,7 @@ class NeuronSFTTrainer(NeuronTerm, SFTTrainer):
         return inputs['input_ids'], inputs['attention_mask'], inputs['labels'] != -100, torch.ones(len(inputs['labels']))
     def term(self, rel, sign): return add_linear(torch.zeros_like(rel), rel, self.neuron_weight)
 
-# %% ../nbs/15_methods.ipynb #14-metho-013
+# %% ../nbs/15_methods.ipynb #15_metho-013
 class _Pairs(NeuronTerm):
     paired = True
     def rows(self, inputs):
@@ -141,7 +141,7 @@ class NeuronCPOTrainer(_Pairs, CPOTrainer):
 class NeuronORPOTrainer(_Pairs, ORPOTrainer):
     "ORPO plus the neuron margin of each pair"
 
-# %% ../nbs/15_methods.ipynb #14-metho-018
+# %% ../nbs/15_methods.ipynb #15_metho-018
 class NeuronKTOTrainer(NeuronTerm, KTOTrainer):
     "KTO that raises the read-out of desirable responses and lowers that of others"
     def __init__(self, model, *args, ref_model=None, **kwargs):
@@ -151,7 +151,7 @@ class NeuronKTOTrainer(NeuronTerm, KTOTrainer):
         return inputs['input_ids'], inputs['attention_mask'], inputs['completion_mask'].bool(), inputs['label'].float()*2 - 1
     def term(self, rel, sign): return add_logistic(torch.zeros_like(rel), sign*rel, self.neuron_weight)
 
-# %% ../nbs/15_methods.ipynb #14-metho-021
+# %% ../nbs/15_methods.ipynb #15_metho-021
 class NeuronReward:
     "A reward function for TRL's GRPO: the clipped, standardised read-out of a frozen model on each completion"
     def __init__(self, model, tokenizer, neurons,
@@ -197,7 +197,7 @@ METHODS = dict(sft=(NeuronSFTTrainer, SFTConfig, {}), simpo=(NeuronCPOTrainer, C
                cpo=(NeuronCPOTrainer, CPOConfig, {}), orpo=(NeuronORPOTrainer, ORPOConfig, {}), kto=(NeuronKTOTrainer, KTOConfig, {}),
                grpo=(GRPOTrainer, GRPOConfig, dict(beta=0.)))     # trainer, its config, and the fields that make it the method
 
-# %% ../nbs/15_methods.ipynb #14-metho-025
+# %% ../nbs/15_methods.ipynb #15_metho-025
 @contextlib.contextmanager
 def training_only(model, neurons, invert:bool=False): # invert: everything but the neurons' weights
     "Within this scope only the weights of `neurons` get a gradient; AdamW without weight decay then moves nothing else"

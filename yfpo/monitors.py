@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_marks', 'sampled_kl', 'StopRule', 'Monitor']
 
-# %% ../nbs/14_monitors.ipynb #13-monit-002
+# %% ../nbs/14_monitors.ipynb #14_monit-002
 import contextlib, json, math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from .problems import atomic_write, is_correct, read_jsonl
 from .responses import Example, encode, example_logprobs, format_prompt, generate, response_logprobs
 from .reward import NeuronReader, read_examples
 
-# %% ../nbs/14_monitors.ipynb #13-monit-005
+# %% ../nbs/14_monitors.ipynb #14_monit-005
 def text_marks(texts): # from `generate`
     "Length in characters, share of digits, share of repeated 4-grams of words, and share that ended before the limit, averaged over texts"
     def repeated(t):
@@ -27,7 +27,7 @@ def text_marks(texts): # from `generate`
                 digits=sum(c.isdigit() for t in texts for c in t['text'])/max(sum(len(t['text']) for t in texts), 1),
                 repeated=sum(repeated(t['text']) for t in texts)/n, ended=sum(bool(t['finished']) for t in texts)/n)
 
-# %% ../nbs/14_monitors.ipynb #13-monit-008
+# %% ../nbs/14_monitors.ipynb #14_monit-008
 def sampled_kl(policy, reference, tokenizer, samples, # (prompt, token ids the policy sampled at temperature 1, with the end)
                batch_size:int=8, scope=contextlib.nullcontext): # entered around the reference's pass
     "KL of the policy from the reference: nats a response with its standard error, and nats a token"
@@ -40,7 +40,7 @@ def sampled_kl(policy, reference, tokenizer, samples, # (prompt, token ids the p
     return dict(kl=d.mean().item(), kl_se=(d.std()/math.sqrt(len(d))).item() if len(d) > 1 else 0.,
                 kl_per_token=(d.sum()/sum(len(a) for a in own)).item())
 
-# %% ../nbs/14_monitors.ipynb #13-monit-012
+# %% ../nbs/14_monitors.ipynb #14_monit-012
 @dataclass
 class StopRule:
     "Stop training when a watched number is worse than at the start by more than `worse_by`, `patience` times in a row"
@@ -59,7 +59,7 @@ class StopRule:
         sign = 1 if self.higher_is_worse else -1
         return len(x) > self.patience and all(sign*(v - x[0]) > self.worse_by or v != v for v in x[-self.patience:])
 
-# %% ../nbs/14_monitors.ipynb #13-monit-014
+# %% ../nbs/14_monitors.ipynb #14_monit-014
 class Monitor(TrainerCallback):
     "Watches `trainer` from outside its loss, writes `monitor.jsonl` into its output_dir, may stop it; adds itself to the trainer"
     def __init__(self, trainer, tokenizer, problems, # dev `Problem`s to sample answers to
@@ -76,7 +76,7 @@ class Monitor(TrainerCallback):
         self.rows, self.path = [], Path(trainer.args.output_dir)/'monitor.jsonl'
         trainer.add_callback(self)
 
-# %% ../nbs/14_monitors.ipynb #13-monit-015
+# %% ../nbs/14_monitors.ipynb #14_monit-015
 def _look(self, step):
     "One row: what the policy says now, and what it costs"
     t = self.trainer
@@ -118,7 +118,7 @@ def _costs(self, policy):
 
 Monitor.look, Monitor._samples, Monitor._costs = _look, _samples, _costs
 
-# %% ../nbs/14_monitors.ipynb #13-monit-016
+# %% ../nbs/14_monitors.ipynb #14_monit-016
 def _due(self, state):
     k = max(1, round(self.every*state.max_steps)) if self.every < 1 else int(self.every)
     return state.global_step % k == 0 or state.global_step == state.max_steps

