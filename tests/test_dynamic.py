@@ -145,8 +145,8 @@ def by_method(name, tiny, folder, weight, parent=False, **kw):
     if parent: trainer = next(c for c in trainer.__mro__ if not c.__module__.startswith('yfpo'))
     rows = {'sft': [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS],
             'kto': [dict(prompt=p['prompt'], completion=p[k], label=k == 'chosen') for p in PAIRS for k in ('chosen', 'rejected')]}
-    base = dict(max_steps=3, per_device_train_batch_size=2, logging_steps=1, save_strategy='no', bf16=False, use_cpu=True, disable_tqdm=True,
-                report_to='none', learning_rate=1e-3, gradient_checkpointing=False, dataloader_pin_memory=False)
+    base = dict(max_steps=3, per_device_train_batch_size=2, logging_steps=1, save_strategy='no', bf16=False, use_cpu=True,
+                disable_tqdm=True, report_to='none', learning_rate=1e-3, gradient_checkpointing=False, dataloader_pin_memory=False)
     args = cfg(output_dir=str(folder), **{**base, **own, **kw})
     more = {} if parent else dict(neurons=some_neurons(tiny[0]), neuron_weight=weight)
     if parent and name == 'kto': more['ref_model'] = copy.deepcopy(tiny[0])

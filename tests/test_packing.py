@@ -20,7 +20,8 @@ def test_forest_holds_every_sequence_once(seed):
     seqs = trees(seed)
     groups = [s[0] for s in seqs] if seed % 2 else None
     p = pack(seqs, groups, capacity=30*(seed % 3))
-    for a, s in zip(p.at, seqs): assert p.input_ids.flatten()[a].tolist() == s and p.position_ids.flatten()[a].tolist() == list(range(len(s)))
+    for a, s in zip(p.at, seqs):
+        assert p.input_ids.flatten()[a].tolist() == s and p.position_ids.flatten()[a].tolist() == list(range(len(s)))
     mask = p.mask()[:, 0]
     for a in p.at:                                             # a token sees just what comes before it in its own sequence
         row, col = a[0]//p.input_ids.shape[1], a % p.input_ids.shape[1]

@@ -10,8 +10,8 @@ __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'P
            'capability_table', 'bench_relevance_table', 'bench_step_table', 'draw_p', 'audit_table', 'audit_verdict',
            'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem',
            'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training',
-           'study_table', 'mediation_table', 'hacks_table', 'draw_overoptimisation', 'draw_dynamic', 'draw_dashboard',
-           'dashboard', 'draw_method']
+           'study_table', 'mediation_table', 'hacks_table', 'draw_overoptimisation', 'draw_breakage', 'draw_dynamic',
+           'draw_dashboard', 'dashboard', 'draw_method']
 
 # %% ../nbs/17_report.ipynb #17_repor-002
 import functools, json, math, re
@@ -29,7 +29,7 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                bench_relevance=('bench_relevance.csv', 'bench_relevance'), grid=('grid.csv', 'grid'), zoo=('zoo.csv', 'zoo'),
                parts=('parts.csv', 'parts'), mediation=('mediation.csv', 'parts'), dynamic=('dynamic.csv', 'dynamic'),
                dynamic_log=('dynamic_log.csv', 'dynamic'), dynamic_moves=('dynamic_moves.csv', 'dynamic'),
-               overoptimisation=('overoptimisation.csv', 'overoptimisation'),
+               overoptimisation=('overoptimisation.csv', 'overoptimisation'), breakage=('breakage.csv', 'breakage'),
                bench_relevance_summary=('bench_relevance.json', 'bench_relevance'), hacks=('hacks.csv', 'hacks'),
                bench_step=('bench_step.csv', 'bench_step'), bench_step_summary=('bench_step.json', 'bench_step'),
                pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'train'),
@@ -397,6 +397,13 @@ def _overoptimisation_sentence(rows):
             f'{100*b.accuracy:.0f} % and the loss on solutions changes by {_milli(b)}, on prose by {_milli(b, "prose")} thousandths of '
             'a nat per token.')
 
+def _breakage_sentence(rows):
+    top = rows[rows.learning_rate == rows.learning_rate.max()].set_index('weight')
+    say = lambda r: (f'a divergence of {r.kl_per_token:.2f} nats per token, {100*r.accuracy:.0f} % solved, a margin {r.phi_d:+.2f} spreads '
+                     f'and a loss on solutions {r.nll_d:+.2f} nats per token from before training')
+    return (f'**Breakage.** At a learning rate of {rows.learning_rate.max():g} the reward alone (weight {top.index.max():g}) ends at '
+            f'{say(top.iloc[-1])}; DPO at the same rate at {say(top.iloc[0])}.')
+
 def _dynamic_sentence(rows):
     rows = rows.set_index('arm')
     names = dict(static='the set chosen before', dynamic='a set that follows the policy', random='one that swaps as many at random',
@@ -428,8 +435,8 @@ def _hacks_sentence(rows):
             + '; '.join(said) + f'. Rescaled weights move them by {moved.drop("paper-literal").abs().max():.0e} at most, and the literal '
             f'read-out by {moved["paper-literal"].abs().max():.1f}.')
 
-STUDIES = dict(grid=_grid_sentence, overoptimisation=_overoptimisation_sentence, dynamic=_dynamic_sentence, zoo=_zoo_sentence,
-               mediation=_mediation_sentence, hacks=_hacks_sentence)
+STUDIES = dict(grid=_grid_sentence, overoptimisation=_overoptimisation_sentence, breakage=_breakage_sentence,
+               dynamic=_dynamic_sentence, zoo=_zoo_sentence, mediation=_mediation_sentence, hacks=_hacks_sentence)
 
 # %% ../nbs/17_report.ipynb #17_repor-039
 METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per token)', pair_accuracy='accuracy (points)')
@@ -844,7 +851,8 @@ def draw_overoptimisation(rows): # frame of overoptimisation.csv
                     label=label)
     line(axs[0, 0], rows.phi_d, 'on held-out pairs', RED, rows.phi_low, rows.phi_high)
     for i, (a, b) in enumerate(zip(x, rows.phi_d)):
-        axs[0, 0].annotate(f'{rows.weight.iloc[i]:g}', (a, b), xytext=(4, 4), textcoords='offset points', fontsize=6.8, color=GREY)
+        axs[0, 0].annotate(f'{rows.weight.iloc[i]:g}', (a, b), xytext=(4, 4 + 8*(i % 3)), textcoords='offset points', fontsize=6.8,
+                           color=GREY)
     line(axs[0, 1], rows.phi_policy, 'policy', RED); line(axs[0, 1], rows.phi_ref, 'frozen reference', BLUE)
     line(axs[0, 2], 100*rows.accuracy, 'problems solved', GREEN); line(axs[0, 2], 100*rows.pairs, 'pairs told apart', SKY)
     line(axs[0, 3], 1000*rows.nll_d, 'solutions', RED, 1000*rows.nll_low, 1000*rows.nll_high)
@@ -857,6 +865,36 @@ def draw_overoptimisation(rows): # frame of overoptimisation.csv
         ax.axhline(0, color='#bbbbbb', lw=.7, zorder=0)
         ax.legend(fontsize=6.8, handlelength=1.)
     return fig
+
+@styled
+def draw_breakage(rows): # frame of breakage.csv
+    "The reward alone and DPO at growing learning rates: margin, outcome, loss and marks of samples against the divergence"
+    fig, axs = panels(1, 4, size=(10.4, 2.9))
+    start = rows[rows.learning_rate == 0]
+    for w, color in zip(sorted(rows.weight.unique()), (GREY, RED)):
+        own = rows[(rows.weight == w) & (rows.learning_rate > 0)].sort_values('learning_rate')
+        own, name = _concat(start, own), 'DPO' if w == 0 else f'reward, weight {w:g}'
+        x = own.kl_per_token.clip(lower=0)
+        for ax, y, scale, m in zip(axs.flat, ('phi_d', 'accuracy', 'nll_d', 'repeated'), (1, 100, 1, 100), ('phi', None, 'nll', None)):
+            v = scale*own[y]
+            ax.plot(x, v, color=color, lw=1., alpha=.6, zorder=1)
+            err = [scale*(own[y] - own[f'{m}_low']), scale*(own[f'{m}_high'] - own[y])] if m else None
+            ax.errorbar(x, v, yerr=err, fmt='o', color=color, ms=4, mec='white', mew=.5, lw=.9, label=name)
+        for a, b, r in zip(x, own.phi_d, own.learning_rate):
+            if r: axs[0, 0].annotate(f'{r:.0e}'.replace('e-0', 'e-'), (a, b), xytext=(4, 4), textcoords='offset points', fontsize=6.8,
+                                     color=color)
+    titles = (('neuron margin', 'change (s)'), ('problems solved', '%'), ('loss on solutions', 'change (nats/token)'),
+              ('repetition in samples', '% of 4-grams'))
+    for ax, (title, unit) in zip(axs.flat, titles):
+        ax.set(title=title, ylabel=unit, xlabel='KL (nats/token)')
+        ax.set_xscale('symlog', linthresh=.1)
+        ax.axhline(0, color='#bbbbbb', lw=.7, zorder=0)
+    axs[0, 0].legend(fontsize=6.8, handlelength=1.)
+    return fig
+
+def _concat(*frames):
+    import pandas as pd
+    return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/17_report.ipynb #17_repor-084
 MOVES = {'dpo': ('DPO', BLUE), 'static': ('static', RED), 'dynamic': ('dynamic', ORANGE), 'random': ('dynamic, random', PURPLE),
