@@ -80,6 +80,52 @@ def test_scores_against_autograd_in_all_dtypes():
         assert torch.allclose(s.entropy, -(lp.exp()*lp).sum(-1), atol=1e-4) and torch.allclose(s.mean_logits, b.mean(-1), atol=1e-4)
         assert torch.allclose(s.log_sum_sq_probs, (2*lp).logsumexp(-1), atol=1e-4)
 
+def test_confident_tokens_keep_their_gradient_in_half_precision():
+    "1 - p of a token that is nearly certain, from logits in bfloat16"
+    z = torch.zeros(4, 50); z[:, 7] = torch.tensor([4., 7., 9., 11.])
+    a, b = z.bfloat16().requires_grad_(), z.double().requires_grad_()
+    token_scores(a*1, torch.full((4,), 7)).log_probs.sum().backward()
+    b.log_softmax(-1)[:, 7].sum().backward()
+    assert torch.allclose(a.grad[:, 7].double(), b.grad[:, 7], rtol=1e-2)
+
+@pytest.mark.parametrize('mode', ['zero', 'mean', 'resample'])
+def test_ablation_on_packed_rows_is_that_on_plain_ones(tiny, mode):
+    from test_trainer import some_neurons
+    from yfpo.interventions import ablate
+    model, tok = copy.deepcopy(tiny[0]), tiny[1]
+    neurons, g = some_neurons(model, 20), torch.Generator().manual_seed(0)
+    values = torch.randn(*((2, 64) if mode == 'mean' else (7, 20)), generator=g)
+    ex = [Example([1, 2, 3, 9 + i, 5, 6][:4 + i % 3], 2 + i % 2) for i in range(6)]
+    packs(model, 9)
+    with ablate(model, neurons, mode, None if mode == 'zero' else values):
+        a, b = shared_logprobs(model, ex, tok.pad_token_id), example_logprobs(model, ex, tok.pad_token_id)
+    assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(a, b))
+    plain = example_logprobs(model, ex, tok.pad_token_id)
+    assert max((x - y).abs().max() for x, y in zip(a, plain)) > 1e-3
+
+def test_no_verdict_while_others_edit_the_model(tiny):
+    model = copy.deepcopy(tiny[0]); model.__dict__.pop('_yfpo_packs', None)
+    h = model.model.layers[0].mlp.register_forward_pre_hook(lambda m, a: None)
+    assert not packs(model, 9) and model._yfpo_packs == {}
+    h.remove()
+    assert packs(model, 9)
+
+@pytest.mark.parametrize('key, value', [('alibi', True), ('window_size', 4), ('layer_types', ['linear_attention', 'full_attention'])])
+def test_configurations_that_speak_against_it(tiny, key, value):
+    model = copy.deepcopy(tiny[0])
+    setattr(model.config, key, value)
+    assert why_plain(model)
+
+def test_stand_in_is_copied_like_its_model(tiny):
+    twin = copy.deepcopy(PackedForward(tiny[0]))
+    assert twin.config.vocab_size == tiny[0].config.vocab_size and twin.model is not tiny[0]
+
+def test_nothing_to_read(tiny):
+    from test_trainer import some_neurons
+    from yfpo.reward import RewardStats, read_examples
+    one = torch.ones(8)
+    assert read_examples(tiny[0], [], 0, some_neurons(tiny[0]), RewardStats(one, one, one)).shape == (0,)
+
 def test_scores_cannot_be_differentiated_twice():
     z = torch.randn(4, 9, requires_grad=True)
     s = token_scores(z*1, torch.tensor([1, 2, 3, 4])).log_probs.sum()
@@ -122,4 +168,4 @@ def test_work_is_counted(tiny):
     PackedForward(model)(b['input_ids'], b['attention_mask'], b['input_ids'].masked_fill(~b['response_mask'], -100))
     for h in hooks: h.remove()
     assert seen == [40 + 5 + 6 + 7 + 8, 5 + 6 + 7 + 8]
-    assert pack_examples(ex).input_ids.shape == (1, 66)
+    assert pack_examples(model, ex).input_ids.shape == (1, 66)

@@ -95,6 +95,7 @@ def test_shared_prompts_change_nothing_but_the_work(tiny, tmp_path, extra):
     for key in METRICS + ('eval_loss', 'eval_neurons/margins'):
         a, b = column(on, key), column(off, key)
         assert len(a) == len(b) and a == pytest.approx(b, rel=loose, abs=loose*max(map(abs, b)) + 1e-6), key
+    assert column(on, 'neurons/share')[1:] == pytest.approx(column(off, 'neurons/share')[1:], abs=5e-2 if extra.get('bf16') else 2e-3)
     if not extra.get('bf16'):
         for x, y in zip(on.model.parameters(), off.model.parameters()): assert torch.allclose(x, y, atol=2e-4)
     assert on.model.__dict__['_yfpo_packs'] == {('sdpa', 'torch.float32'): ''}
@@ -120,6 +121,30 @@ def test_a_model_that_cannot_be_packed_is_trained_the_plain_way(tiny, tmp_path):
     windowed = make(tiny, tmp_path, neuron_weight=0.)
     windowed.model.config.sliding_window = 20                  # columns of a packed row are not positions
     assert windowed._packed(windowed.model, batch_of(windowed)) is None
+
+def test_prompt_learning_goes_the_plain_way(tiny, tmp_path):
+    from peft import PromptTuningConfig
+    kw = dict(trainer_kw=dict(peft_config=PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=3)))
+    def made(name, **more):
+        t = YFPOTrainer(model=copy.deepcopy(tiny[0]), args=config(tmp_path/name, neuron_weight=0., max_steps=2, **more), train_dataset=PAIRS,
+                        processing_class=tiny[1], **kw['trainer_kw'])
+        t.remove_callback(PrinterCallback)
+        t.train()
+        return column(t, 'loss')
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match='PromptTuningConfig counts positions by column'): on = made('on')
+    torch.manual_seed(0)
+    assert on == made('off', share_prompts=False)
+
+def test_too_many_logits_are_left_to_the_model(tiny, tmp_path, monkeypatch):
+    "Beyond the limit TRL's own head scores the padded batch; the neurons are read as ever"
+    from yfpo.packing import PackedForward
+    logs = []
+    for limit in (2**30, 100):
+        monkeypatch.setattr(PackedForward, 'limit', limit)
+        t = run(tiny, tmp_path/str(limit), neuron_weight=0.5, anchor_weight=0.2, max_steps=3)
+        logs.append([column(t, k) for k in ('loss', 'neurons/margins', 'grad_norm')])
+    for a, b in zip(*logs): assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
 
 # --- the neuron term
 

@@ -7,7 +7,7 @@ __all__ = ['MODES', 'TOKEN_METHODS', 'ablate', 'record', 'patch', 'patch_from', 
            'delta_nll', 'selectivity', 'draw_rank', 'score_card', 'single_effects', 'answer_examples', 'token_scores',
            'hiding_curve', 'faithfulness', 'mediation']
 
-# %% ../nbs/08_interventions.ipynb #07-inter-002
+# %% ../nbs/08_interventions.ipynb #08_inter-002
 from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
@@ -15,17 +15,18 @@ from transformers import DynamicCache
 from .relevance import answer_mask, down_projs, explained, residual_relevance, seed_gradient, unwrap, write_matrix
 from .responses import Example, batches, collate, encode, hidden_states, response_logprobs
 
-# %% ../nbs/08_interventions.ipynb #07-inter-005
+# %% ../nbs/08_interventions.ipynb #08_inter-005
 def _positions(args, kwargs):
     "Position of each token of this forward among the real tokens of its row: (B, T), -1 on left padding"
     ids = kwargs.get('input_ids', args[0] if args else None)
     x = ids if ids is not None else kwargs['inputs_embeds']
     mask, T, cache = kwargs.get('attention_mask'), x.shape[1], kwargs.get('past_key_values')
-    if mask is not None and mask.dim() == 2: return torch.where(mask > 0, mask.long().cumsum(-1) - 1, -1)[:, -T:]
+    if torch.is_tensor(mask) and mask.dim() == 2: return torch.where(mask > 0, mask.long().cumsum(-1) - 1, -1)[:, -T:]
+    if mask is not None and kwargs.get('position_ids') is not None: return kwargs['position_ids']    # a packed batch knows its own
     start = cache.get_seq_length() if cache is not None else 0
     return torch.arange(start, start + T, device=x.device).expand(x.shape[0], T)
 
-# %% ../nbs/08_interventions.ipynb #07-inter-007
+# %% ../nbs/08_interventions.ipynb #08_inter-007
 MODES = ('zero', 'mean', 'resample', 'scale')
 
 @contextmanager
@@ -52,7 +53,7 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
         return values[(where.clamp(min=0)*7919 + seed*104729) % len(values)][..., pos].to(a)
     with _editing(model, neurons, new, spare_first): yield model
 
-# %% ../nbs/08_interventions.ipynb #07-inter-008
+# %% ../nbs/08_interventions.ipynb #08_inter-008
 @contextmanager
 def _editing(model, neurons, new, spare_first, before=None):
     "Replace activations by new(activation, layer, places in the set, token positions); `before(args, kwargs)` runs ahead of each forward"
@@ -74,7 +75,7 @@ def _editing(model, neurons, new, spare_first, before=None):
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/08_interventions.ipynb #07-inter-016
+# %% ../nbs/08_interventions.ipynb #08_inter-016
 @torch.no_grad()
 def record(model, batch, neurons):
     "Activations of the set in one forward pass: (B, T, K)"
@@ -126,7 +127,7 @@ def patch_from(model, donor, neurons, spare_first:bool=True):
     def new(a, l, pos, at): return state[l][..., neurons.index[pos].to(a.device)].to(a)
     with _editing(model, neurons, new, spare_first, before): yield model
 
-# %% ../nbs/08_interventions.ipynb #07-inter-020
+# %% ../nbs/08_interventions.ipynb #08_inter-020
 @torch.no_grad()
 def mean_activations(model, tokenizer, items, batch_size:int=8, max_length:int=1024):
     "Mean activation of every neuron over the response tokens of `items`: (layers, neurons)"
@@ -145,7 +146,7 @@ def mean_activations(model, tokenizer, items, batch_size:int=8, max_length:int=1
         for h in hooks: h.remove()
     return total/n
 
-# %% ../nbs/08_interventions.ipynb #07-inter-024
+# %% ../nbs/08_interventions.ipynb #08_inter-024
 @torch.no_grad()
 def activation_bank(model, tokenizer, items, neurons, n:int=512, batch_size:int=8, max_length:int=1024, seed:int=0):
     "Activations of the set at up to `n` response tokens of `items`, drawn without replacement: (n, K)"
@@ -157,7 +158,7 @@ def activation_bank(model, tokenizer, items, neurons, n:int=512, batch_size:int=
     out = torch.cat(out)
     return out[torch.randperm(len(out), generator=torch.Generator().manual_seed(seed))[:n]]
 
-# %% ../nbs/08_interventions.ipynb #07-inter-026
+# %% ../nbs/08_interventions.ipynb #08_inter-026
 def text_nll(model, tokenizer, items, batch_size:int=8, max_length:int=1024):
     "Mean negative log-likelihood of the response tokens of each item, in nats per token: (n,)"
     if not len(items): raise ValueError('there are no texts to score: give at least one')
@@ -169,7 +170,7 @@ def delta_nll(model, tokenizer, items, neurons, mode:str='zero', values=None, ba
     if base is None: base = text_nll(model, tokenizer, items, batch_size, max_length)
     with ablate(model, neurons, mode, values, **options): return text_nll(model, tokenizer, items, batch_size, max_length) - base
 
-# %% ../nbs/08_interventions.ipynb #07-inter-032
+# %% ../nbs/08_interventions.ipynb #08_inter-032
 def selectivity(math, general, # rise in NLL of each text: (n,), (m,)
                 n_boot:int=2000, seed:int=0):
     "Ratio of the mean rises with its 95 % bootstrap interval over texts: (value, low, high); infinite where general text does not suffer"
@@ -200,7 +201,7 @@ def score_card(model, tokenizer, neurons, controls, # a set, and matched random 
                 general=g.mean().item(), general_se=(g.std()/len(g)**.5).item(), selectivity=value, low=low, high=high,
                 control=torch.tensor(draws).median().item() if draws else None, reached=reached, draws=n, p=p)
 
-# %% ../nbs/08_interventions.ipynb #07-inter-035
+# %% ../nbs/08_interventions.ipynb #08_inter-035
 @torch.no_grad()
 def single_effects(model, batch, layer, index, seed:str='centred', digits=None, progress:bool=False):
     "Fall of what the seed explains, summed over the batch, when each neuron (`layer`, `index`) alone is zero on the response tokens: (K,)"
@@ -216,7 +217,7 @@ def single_effects(model, batch, layer, index, seed:str='centred', digits=None, 
         finally: h.remove()
     return torch.tensor(out)
 
-# %% ../nbs/08_interventions.ipynb #07-inter-038
+# %% ../nbs/08_interventions.ipynb #08_inter-038
 TOKEN_METHODS = ('attnlrp', 'cp-lrp', 'gradient', 'wanda', 'random')
 
 def answer_examples(examples, digits):
@@ -266,7 +267,7 @@ def faithfulness(model, batch, method:str='attnlrp', steps:int=10, seed:int=0):
     most, least = (hiding_curve(model, batch, scores, m, steps) for m in (True, False))
     return (least - most).mean(1), most, least
 
-# %% ../nbs/08_interventions.ipynb #07-inter-041
+# %% ../nbs/08_interventions.ipynb #08_inter-041
 def mediation(old, new, neurons, measure, # function of a model: one number per text (n,)
               spare_first:bool=False, # leave each row's first token alone
               n_boot:int=2000, seed:int=0):

@@ -171,14 +171,14 @@ def divergent_examples(examples): # 2n `Example`s: n chosen, then their n reject
 # %% ../nbs/10_reward.ipynb #10_rewar-019
 def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps=None):
     "Yields (index, activations of its response tokens: (T_i, K)) of every example; `logps` gets token log-probabilities from the same pass"
-    shared = packs(model, max(len(e.ids) for e in examples))
+    shared = bool(examples) and packs(model, max(len(e.ids) for e in examples))
     with NeuronReader(model, neurons) as reader, torch.no_grad():
         for ix in tqdm((shared_batches if shared else batches)(examples, batch_size), desc='reading neurons', disable=not progress,
                        mininterval=1):
             reader.clear()
             if shared:
                 some = [examples[i] for i in ix]
-                packed = pack_examples(some, model.device)
+                packed = pack_examples(model, some)
                 if logps is None: packed_states(model, packed)
                 else: logps.update(zip(ix, packed_logprobs(model, packed, some)))
                 a = reader.activations().flatten(0, 1)

@@ -395,12 +395,20 @@ YFPOTrainer._joined, YFPOTrainer._read_mask, YFPOTrainer._log_start = _joined, _
 # %% ../nbs/12_trainer.ipynb #12_train-038
 def _rewards(self, logps, inputs):
     "beta times the log-ratios of each pair, `sum` and `mean` over response tokens, (B, 2) each"
-    T, mask = inputs['completion_mask'].shape[1] - 1, inputs['completion_mask']
-    policy = logps[0][:, -T:].sum(1)
+    mask = inputs['completion_mask']
+    T, weight = mask.shape[1] - 1, self._token_weight(mask)
+    policy = (logps[0][:, -T:]*weight).sum(1)
     if 'ref_chosen_logps' in inputs: ref = torch.cat([inputs['ref_chosen_logps'], inputs['ref_rejected_logps']]).to(policy)
-    else: ref = logps[1][:, -T:].sum(1).detach()
+    else: ref = (logps[1][:, -T:]*weight).sum(1).detach()
     r = self.beta*(policy - ref)
     return dict(sum=r.view(2, -1).T, mean=(r/mask.sum(1).clamp(min=1)).view(2, -1).T)
+
+def _token_weight(self, mask):
+    "1, or with TRL's `ld_alpha` that number on tokens beyond the length of the shorter response"
+    if self.ld_alpha is None: return 1.
+    place, n = mask[:, 1:].cumsum(1), mask[:, 1:].sum(1)
+    short = torch.minimum(*n.chunk(2)).repeat(2)
+    return torch.where(place > short[:, None], self.ld_alpha, 1.)
 
 def _neuron_loss(self, rewards, rel, ref):
     "What the objective adds to TRL's loss: the term itself (Y1, Y2), or the yoked, offset or weighted loss minus the plain one (Y3 to Y5)"
@@ -426,12 +434,13 @@ def _anchor_loss(self, a, norms, ref, mask):
     ref_c = contributions(ref_a[..., K:], self.outside, ref_norms[K:])
     return self.args.anchor_weight*anchor(c, ref_c, mask.float(), self.outside_stats.std.to(c.device)).mean()
 
-YFPOTrainer._rewards, YFPOTrainer._neuron_loss, YFPOTrainer._anchor_loss = _rewards, _neuron_loss, _anchor_loss
+for f in (_rewards, _token_weight, _neuron_loss, _anchor_loss): setattr(YFPOTrainer, f.__name__, f)
 
 # %% ../nbs/12_trainer.ipynb #12_train-040
 def _live_reference(self, inputs, packed=None):
     "Activations of the reference on a batch, set and outside sample (2B, T, K), and its write norms: one more forward pass"
     model, scope = self._reference()
+    if packed is not None and (packed.packed is None or not packs(model, inputs['input_ids'].shape[1])): packed = None   # of another make
     plain = disable_gradient_checkpointing(self.model, self.args.activation_checkpointing_kwargs)
     with torch.no_grad(), plain, scope(), self.accelerator.autocast():
         with NeuronReader(model, join([self.neurons, self.outside])) as reader:
