@@ -124,10 +124,10 @@ def test_a_model_that_cannot_be_packed_is_trained_the_plain_way(tiny, tmp_path):
 
 def test_prompt_learning_goes_the_plain_way(tiny, tmp_path):
     from peft import PromptTuningConfig
-    kw = dict(trainer_kw=dict(peft_config=PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=3)))
+    tuned = dict(peft_config=PromptTuningConfig(task_type='CAUSAL_LM', num_virtual_tokens=3))
     def made(name, **more):
-        t = YFPOTrainer(model=copy.deepcopy(tiny[0]), args=config(tmp_path/name, neuron_weight=0., max_steps=2, **more), train_dataset=PAIRS,
-                        processing_class=tiny[1], **kw['trainer_kw'])
+        args = config(tmp_path/name, neuron_weight=0., max_steps=2, **more)
+        t = YFPOTrainer(model=copy.deepcopy(tiny[0]), args=args, train_dataset=PAIRS, processing_class=tiny[1], **tuned)
         t.remove_callback(PrinterCallback)
         t.train()
         return column(t, 'loss')
