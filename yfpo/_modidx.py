@@ -396,6 +396,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'yfpo.report._settle': ('report.html#_settle', 'yfpo/report.py'),
                              'yfpo.report._sides': ('report.html#_sides', 'yfpo/report.py'),
                              'yfpo.report._spans': ('report.html#_spans', 'yfpo/report.py'),
+                             'yfpo.report._telling': ('report.html#_telling', 'yfpo/report.py'),
                              'yfpo.report._tex': ('report.html#_tex', 'yfpo/report.py'),
                              'yfpo.report._token': ('report.html#_token', 'yfpo/report.py'),
                              'yfpo.report._token_axes': ('report.html#_token_axes', 'yfpo/report.py'),

@@ -404,13 +404,19 @@ def _breakage_sentence(rows):
     return (f'**Breakage.** At a learning rate of {rows.learning_rate.max():g} the reward alone (weight {top.index.max():g}) ends at '
             f'{say(top.iloc[-1])}; DPO at the same rate at {say(top.iloc[0])}.')
 
+def _telling(rows):
+    others = rows.drop('dpo')
+    apart = [a for a in others.index if others.loc[a].nll_d < others.nll_low.max() or others.loc[a].nll_d > others.nll_high.min()]
+    return 'none of these can be told from the others' if not apart else f'{", ".join(apart)} can be told from the others'
+
 def _dynamic_sentence(rows):
     rows = rows.set_index('arm')
     names = dict(static='the set chosen before', dynamic='a set that follows the policy', random='one that swaps as many at random',
                  oracle='the set that a finished DPO model would choose')
     return ('**Dynamic selection.** Loss on held-out solutions against DPO, in thousandths of a nat per token: '
             + ', '.join(f'{name} {_milli(rows.loc[k])}' for k, name in names.items() if k in rows.index)
-            + f'. The selection on the finished dynamic model shares {100*rows.loc["dynamic"].jaccard:.0f} % with the one before training.')
+            + f'; {_telling(rows)}. The selection on the finished dynamic model shares {100*rows.loc["dynamic"].jaccard:.0f} % with the '
+            'one before training.')
 
 def _zoo_sentence(rows):
     own = rows[rows.weight > 0]
@@ -805,7 +811,7 @@ def study_table(rows, # frame with the columns of `against`
     import pandas as pd
     out = []
     for _, r in rows.iterrows():
-        line = {head: (f'{r[c]:g}' if isinstance(r[c], float) else TERMS.get(r[c], str(r[c]))) for c, head in names.items()}
+        line = {head: (f'{r[c]:.3g}' if isinstance(r[c], float) else TERMS.get(r[c], str(r[c]))) for c, head in names.items()}
         for m, (head, scale, digits) in MEASURES.items():
             low, high = r[f'{m}_low'], r[f'{m}_high']
             same = r[f'{m}_d'] == 0 and low == 0 and high == 0
@@ -863,7 +869,7 @@ def draw_overoptimisation(rows): # frame of overoptimisation.csv
         ax.set(title=title, ylabel=unit, xlabel='KL (nats/token)')
         ax.locator_params(axis='x', nbins=4)
         ax.axhline(0, color='#bbbbbb', lw=.7, zorder=0)
-        ax.legend(fontsize=6.8, handlelength=1.)
+        ax.legend(fontsize=6.8, handlelength=1., loc='lower right' if title == 'loss' else 'best')
     return fig
 
 @styled
