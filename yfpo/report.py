@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'SELECTORS',
-           'VARIANTS', 'STEPS', 'STUDIES', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'MEASURES', 'TERMS', 'MOVES',
-           'DASHBOARD', 'read_results', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot',
-           'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'selector_table',
+           'VARIANTS', 'STEPS', 'REJECTED', 'STUDIES', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'MEASURES', 'TERMS',
+           'MOVES', 'DASHBOARD', 'read_results', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table',
+           'pivot', 'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'selector_table',
            'capability_table', 'bench_relevance_table', 'bench_step_table', 'draw_p', 'audit_table', 'audit_verdict',
            'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem',
            'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training',
@@ -263,7 +263,7 @@ def bench_relevance_table(rows): # frame of bench_relevance.csv
     return pd.DataFrame(sorted(out, key=lambda r: (list(rows.dtype.unique()).index(r['type']), order.get(r['variant'], 9))))
 
 STEPS = {'TRL': "TRL's DPOTrainer", 'ours, no reward': 'YFPOTrainer, no reward', 'ours': 'YFPOTrainer, neuron reward'}
-KINDS = {'other': 'of another problem', 'corrupted': 'with a slip'}
+REJECTED = {'other': 'of another problem', 'corrupted': 'with a slip'}
 
 def bench_step_table(rows): # frame of bench_step.csv
     "Seconds of a step, how many times faster than TRL in the same round and type, peak memory and loss"
@@ -272,13 +272,13 @@ def bench_step_table(rows): # frame of bench_step.csv
     for (kind, dtype, variant), own in rows.groupby(['kind', 'dtype', 'variant'], sort=False):
         base = rows[(rows.kind == kind) & (rows.dtype == dtype) & (rows.variant == 'TRL')].set_index('round').seconds
         times = base/own.set_index('round').seconds
-        out.append({'rejected response': KINDS.get(kind, kind), 'type': dtype, 'variant': STEPS.get(variant, variant),
+        out.append({'rejected response': REJECTED.get(kind, kind), 'type': dtype, 'variant': STEPS.get(variant, variant),
                     'seconds': f'{own.seconds.median():.2f}',
                     'times TRL': '' if variant == 'TRL' else _interval(times.median(), times.min(), times.max(), digits=2),
                     'peak memory (MB)': '' if own.peak_mb.isna().all() else f'{own.peak_mb.iloc[0]:.0f}',
                     'loss': f'{own.value.iloc[0]:.5f}'})
     order = {v: i for i, v in enumerate(STEPS.values())}
-    return pd.DataFrame(sorted(out, key=lambda r: (list(KINDS.values()).index(r['rejected response']), r['type'] != 'float32',
+    return pd.DataFrame(sorted(out, key=lambda r: (list(REJECTED.values()).index(r['rejected response']), r['type'] != 'float32',
                                                    order.get(r['variant'], 9))))
 
 # %% ../nbs/17_report.ipynb #17_repor-033
