@@ -364,7 +364,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'yfpo.report._causal_sentence': ('report.html#_causal_sentence', 'yfpo/report.py'),
                              'yfpo.report._cell': ('report.html#_cell', 'yfpo/report.py'),
                              'yfpo.report._color': ('report.html#_color', 'yfpo/report.py'),
-                             'yfpo.report._concat': ('report.html#_concat', 'yfpo/report.py'),
                              'yfpo.report._concentration': ('report.html#_concentration', 'yfpo/report.py'),
                              'yfpo.report._contrast': ('report.html#_contrast', 'yfpo/report.py'),
                              'yfpo.report._contrast_sentence': ('report.html#_contrast_sentence', 'yfpo/report.py'),

@@ -398,11 +398,14 @@ def _overoptimisation_sentence(rows):
             'a nat per token.')
 
 def _breakage_sentence(rows):
-    top = rows[rows.learning_rate == rows.learning_rate.max()].set_index('weight')
-    say = lambda r: (f'a divergence of {r.kl_per_token:.2f} nats per token, {100*r.accuracy:.0f} % solved, a margin {r.phi_d:+.2f} spreads '
-                     f'and a loss on solutions {r.nll_d:+.2f} nats per token from before training')
-    return (f'**Breakage.** At a learning rate of {rows.learning_rate.max():g} the reward alone (weight {top.index.max():g}) ends at '
-            f'{say(top.iloc[-1])}; DPO at the same rate at {say(top.iloc[0])}.')
+    rate = rows.learning_rate.max()
+    top = rows[rows.learning_rate == rate].set_index('arm')
+    say = lambda r: (f'{r.kl_per_token:.2f} nats per token from the reference, {100*r.accuracy:.0f} % solved, margin of the selected '
+                     f'neurons {_interval(r.phi_d, r.phi_low, r.phi_high, 1, 2, "+")} spreads, loss on solutions '
+                     f'{_interval(r.nll_d, r.nll_low, r.nll_high, 1, 2, "+")} nats per token')
+    return (f'**Breakage.** At a learning rate of {rate:g}, from {100*rows.iloc[0].accuracy:.0f} % solved before training, the reward alone '
+            f'(weight {top.weight.max():g}) ends {say(top.loc["yfpo"])}; the same on layer-matched random neurons '
+            f'{say(top.loc["yfpo-random"])}; DPO {say(top.loc["dpo"])}.')
 
 def _telling(rows):
     others = rows.drop('dpo')
@@ -450,7 +453,7 @@ METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per tok
 def findings(folder): # a folder of results
     "What the audit, the causal studies and the primary contrast found: one sentence each, every number from the results files"
     def has(*names): return all(any(Path(folder).glob(SOURCES[n][0])) for n in names)
-    res = [audit_verdict(read_results(folder, 'audit'))]
+    res = [audit_verdict(read_results(folder, 'audit'))] if has('audit') else []
     if has('ablation'): res.append(_causal_sentence(read_results(folder, 'ablation'), read_results(folder, 'selection')['k']))
     if has('selectors'): res.append(_selector_sentence(read_results(folder, 'selectors')))
     if has('single_neurons', 'hiding'):
@@ -874,33 +877,29 @@ def draw_overoptimisation(rows): # frame of overoptimisation.csv
 
 @styled
 def draw_breakage(rows): # frame of breakage.csv
-    "The reward alone and DPO at growing learning rates: margin, outcome, loss and marks of samples against the divergence"
-    fig, axs = panels(1, 4, size=(10.4, 2.9))
+    "The reward alone, the same on random neurons, and DPO at growing learning rates: margin, outcome, loss and marks of samples"
+    fig, axs = panels(1, 4, size=(10.4, 3.1))
     start = rows[rows.learning_rate == 0]
-    for w, color in zip(sorted(rows.weight.unique()), (GREY, RED)):
-        own = rows[(rows.weight == w) & (rows.learning_rate > 0)].sort_values('learning_rate')
-        own, name = _concat(start, own), 'DPO' if w == 0 else f'reward, weight {w:g}'
-        x = own.kl_per_token.clip(lower=0)
-        for ax, y, scale, m in zip(axs.flat, ('phi_d', 'accuracy', 'nll_d', 'repeated'), (1, 100, 1, 100), ('phi', None, 'nll', None)):
+    low = rows[rows.learning_rate > 0].learning_rate.min()/3               # where the untrained model is drawn
+    for shift, arm in zip((.93, 1., 1.08), ('dpo', 'yfpo-random', 'yfpo')):
+        own = _concat(start, rows[rows.arm == arm].sort_values('learning_rate'))
+        x = own.learning_rate.where(own.learning_rate > 0, low)*shift
+        for ax, y, scale, m in zip(axs.flat, ('phi_d', 'accuracy', 'nll_d', 'kl_per_token'), (1, 100, 1, 1), ('phi', None, 'nll', None)):
             v = scale*own[y]
-            ax.plot(x, v, color=color, lw=1., alpha=.6, zorder=1)
+            ax.plot(x, v, color=_color(arm), lw=1., alpha=.6, zorder=1)
             err = [scale*(own[y] - own[f'{m}_low']), scale*(own[f'{m}_high'] - own[y])] if m else None
-            ax.errorbar(x, v, yerr=err, fmt='o', color=color, ms=4, mec='white', mew=.5, lw=.9, label=name)
-        for a, b, r in zip(x, own.phi_d, own.learning_rate):
-            if r: axs[0, 0].annotate(f'{r:.0e}'.replace('e-0', 'e-'), (a, b), xytext=(4, 4), textcoords='offset points', fontsize=6.8,
-                                     color=color)
+            ax.errorbar(x, v, yerr=err, fmt='o', color=_color(arm), ms=4, mec='white', mew=.5, lw=.9, label=_label(arm))
     titles = (('neuron margin', 'change (s)'), ('problems solved', '%'), ('loss on solutions', 'change (nats/token)'),
-              ('repetition in samples', '% of 4-grams'))
+              ('divergence of samples', 'KL (nats/token)'))
+    rates = sorted(rows[rows.learning_rate > 0].learning_rate.unique())
     for ax, (title, unit) in zip(axs.flat, titles):
-        ax.set(title=title, ylabel=unit, xlabel='KL (nats/token)')
-        ax.set_xscale('symlog', linthresh=.1)
+        ax.set(title=title, ylabel=unit, xlabel='learning rate', xscale='log')
+        ax.set_xticks([low, *rates], ['before', *(f'{r:.0e}'.replace('e-0', 'e-') for r in rates)], fontsize=6.8)
+        ax.minorticks_off()
         ax.axhline(0, color='#bbbbbb', lw=.7, zorder=0)
-    axs[0, 0].legend(fontsize=6.8, handlelength=1.)
+    fig.legend(*axs[0, 0].get_legend_handles_labels(), fontsize=7.5, ncols=3, loc='outside upper center', handlelength=1.)
     return fig
 
-def _concat(*frames):
-    import pandas as pd
-    return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/17_report.ipynb #17_repor-084
 MOVES = {'dpo': ('DPO', BLUE), 'static': ('static', RED), 'dynamic': ('dynamic', ORANGE), 'random': ('dynamic, random', PURPLE),

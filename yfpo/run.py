@@ -9,7 +9,7 @@ __all__ = ['FORM', 'ARMS', 'TYPES', 'NEEDS', 'PACKAGES', 'root', 'run_folder', '
            'readme_text', 'peak_memory', 'side_by_side', 'ratio', 'main']
 
 # %% ../nbs/18_run.ipynb #18_run-002
-import argparse, ast, difflib, hashlib, importlib.metadata, importlib.util, json, os, pickle, platform, re, shutil, subprocess, sys, time
+import argparse, ast, difflib, functools, hashlib, importlib.metadata, importlib.util, json, os, pickle, platform, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -154,7 +154,8 @@ NEEDS = dict(problems=[], sft=['problems'], responses=['sft'], pairs=['sft', 're
              stability=['sft'], faithfulness=['sft'], capability=['sft'], cards=['sft', 'neurons'], compare=['evaluate'],
              grid=['sft', 'pairs', 'neurons'], dynamic=['sft', 'pairs', 'neurons'], zoo=['sft', 'pairs', 'neurons'],
              overoptimisation=['sft', 'pairs', 'neurons'], parts=['sft', 'pairs', 'neurons'],
-             bench_relevance=[])                               # others: all before
+             hacks=['sft', 'pairs', 'neurons'], breakage=['sft', 'pairs', 'neurons'],
+             bench_relevance=[], bench_step=[])                               # others: all before
 
 def _instances(recipe):
     "(stage, label, extra parameters) of every notebook run of a recipe, in order"
@@ -205,6 +206,7 @@ def _needs(stage, label, extra, before):
     return res + [s['label'] for s in before if stage == 'evaluate' and s['label'] == own]
 
 # %% ../nbs/18_run.ipynb #18_run-027
+@functools.cache
 def _code(source):
     "What `source` does, without comments, layout and docstrings"
     tree = ast.parse(source)
