@@ -3,7 +3,7 @@ import ast, subprocess, sys
 import pytest
 from conftest import ROOT
 
-ORDER = ('problems models responses packing pairs relevance attributors neurons interventions cards reward loss trainer '
+ORDER = ('problems models decoding responses packing pairs relevance attributors neurons interventions cards reward loss trainer '
          'dynamic monitors methods evaluate report run').split()
 
 def imports(module):

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['chatml', 'EMBEDDED', 'TINY', 'byte_tokenizer', 'tiny_model', 'embedded_gguf', 'from_gguf', 'load_model',
-           'atomic_folder', 'save_model']
+           'atomic_folder', 'save_model', 'unwrap', 'head_logits', 'own_attention']
 
 # %% ../nbs/01_models.ipynb #01-model-002
-import importlib.util, shutil, tempfile
+import importlib.util, shutil, sys, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (AttentionInterface, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM,
+                          PreTrainedTokenizerFast)
+from transformers.masking_utils import AttentionMaskInterface
 
 # %% ../nbs/01_models.ipynb #01-model-005
 chatml = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -126,3 +128,25 @@ def save_model(model, tokenizer, folder):
     "Write model (safetensors) and tokenizer into `folder`, whole or not at all; returns the folder"
     with atomic_folder(folder) as tmp: model.save_pretrained(tmp); tokenizer.save_pretrained(tmp)
     return Path(folder)
+
+# %% ../nbs/01_models.ipynb #01-model-030
+def unwrap(model):
+    "The transformers model inside a PEFT wrapper, or the model itself"
+    return model.get_base_model() if hasattr(model, 'get_base_model') else model
+
+def head_logits(model, hidden):
+    "Logits (..., V) in float32, from hidden states"
+    z = model.get_output_embeddings()(hidden).float()
+    cap = getattr(model.config, 'final_logit_softcapping', None)  # Gemma 2
+    return torch.tanh(z/cap)*cap if cap else z
+
+@contextmanager
+def own_attention(base, make): # a transformers model; the function in place -> the one to use
+    "Within this scope `base` alone has another attention function; the registries that all models share are as before on exit"
+    def eager(module, *args, **kwargs): return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+    old, atts, masks = base.config._attn_implementation, AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping
+    new = f'own_{old}_{id(base)}'
+    atts[new], masks[new] = make(eager if old == 'eager' else AttentionInterface()[old]), masks[old]
+    base.set_attn_implementation(new)
+    try: yield
+    finally: base.set_attn_implementation(old); atts.pop(new, None); masks.pop(new, None)
