@@ -397,7 +397,8 @@ if t.is_world_process_zero():
     Path({folder!r}, 'log.json').write_text(json.dumps([t.accelerator.num_processes, *(column(t, k) for k in keys)]))
 '''
 
-@pytest.mark.parametrize('kw', [dict(), dict(objective='yoked', anchor_weight=0.1), dict(objective='reweight')])
+@pytest.mark.parametrize('kw', [dict(), dict(objective='yoked', anchor_weight=0.1), dict(objective='reweight'),
+                                dict(precompute_ref_log_probs=True)])
 def test_two_processes_give_the_losses_of_one(tiny, tmp_path, kw):
     kw = dict(neuron_weight=0.5, max_steps=4, **kw)
     script = tmp_path/'two.py'
@@ -546,7 +547,7 @@ def test_the_quick_start_runs(tmp_path, monkeypatch):
 def test_bf16_trains_on_a_cpu(tiny, tmp_path):
     model, tok = copy.deepcopy(tiny[0]), tiny[1]
     rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
-    assert all(r['loss'] > 0 for r in train_sft(model, tok, rows, str(tmp_path/'s'), bf16=True))
+    assert all(r['loss'] > 0 for r in train_sft(model, tok, rows, str(tmp_path/'s'), precision="bfloat16"))
     t = YFPOTrainer(model=model, args=YFPOConfig(output_dir=str(tmp_path/'d'), bf16=True, max_steps=1), train_dataset=PAIRS,
                     processing_class=tok, neurons=some_neurons(model))
     t.train()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['chatml', 'EMBEDDED', 'TINY', 'byte_tokenizer', 'tiny_model', 'embedded_gguf', 'from_gguf', 'load_model',
-           'atomic_folder', 'save_model', 'unwrap', 'head_logits', 'own_attention']
+           'atomic_folder', 'save_model', 'unwrap', 'head_logits', 'own_attention', 'autocast_pays']
 
 # %% ../nbs/01_models.ipynb #01-model-002
 import importlib.util, shutil, sys, tempfile
@@ -150,3 +150,15 @@ def own_attention(base, make): # a transformers model; the function in place -> 
     base.set_attn_implementation(new)
     try: yield
     finally: base.set_attn_implementation(old); atts.pop(new, None); masks.pop(new, None)
+
+# %% ../nbs/01_models.ipynb #01-model-033
+def autocast_pays(model):
+    "Whether bfloat16 autocast is the faster way to train `model` on this machine, and why, in words"
+    if next(model.parameters()).device.type == 'cuda':
+        ok = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ok, f"the GPU has {'' if ok else 'no '}bfloat16"
+    if next(model.parameters()).device.type != 'cpu': return False, 'not known for this device'
+    if model.config.get_text_config().hidden_size < 256: return False, 'its matrices are too small to gain'
+    for name, there in (('AMX', torch.cpu._is_amx_tile_supported()), ('AVX-512 BF16', torch.cpu._is_avx512_bf16_supported())):
+        if there: return True, f'the processor has {name}'
+    return False, 'the processor has no bfloat16 instructions'

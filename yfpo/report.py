@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'SELECTORS',
-           'VARIANTS', 'STEPS', 'REJECTED', 'STUDIES', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'MEASURES', 'TERMS',
-           'MOVES', 'DASHBOARD', 'read_results', 'arm_order', 'is_smoke', 'caption_for', 'latex_table', 'write_table',
-           'pivot', 'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table', 'selector_table',
-           'capability_table', 'bench_relevance_table', 'bench_step_table', 'draw_p', 'audit_table', 'audit_verdict',
-           'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem',
-           'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training',
-           'study_table', 'mediation_table', 'hacks_table', 'draw_overoptimisation', 'draw_breakage', 'draw_dynamic',
-           'draw_dashboard', 'dashboard', 'draw_method']
+           'VARIANTS', 'STEPS', 'REJECTED', 'COSTS', 'STUDIES', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES', 'MEASURES',
+           'TERMS', 'MOVES', 'AXES', 'DASHBOARD', 'read_results', 'arm_order', 'is_smoke', 'caption_for', 'latex_table',
+           'write_table', 'pivot', 'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'contrast_table',
+           'selector_table', 'capability_table', 'bench_relevance_table', 'bench_step_table', 'shapes_table',
+           'bench_generation_table', 'cost_table', 'draw_p', 'audit_table', 'audit_verdict', 'findings', 'style',
+           'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_selectors',
+           'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training', 'study_table', 'mediation_table',
+           'hacks_table', 'draw_overoptimisation', 'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard',
+           'dashboard', 'draw_method']
 
 # %% ../nbs/18_report.ipynb #17_repor-002
 import functools, json, math, re
@@ -32,6 +33,9 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                overoptimisation=('overoptimisation.csv', 'overoptimisation'), breakage=('breakage.csv', 'breakage'),
                bench_relevance_summary=('bench_relevance.json', 'bench_relevance'), hacks=('hacks.csv', 'hacks'),
                bench_step=('bench_step.csv', 'bench_step'), bench_step_summary=('bench_step.json', 'bench_step'),
+               bench_generation=('bench_generation.csv', 'bench_generation'), bench_scaling=('bench_scaling.csv', 'bench_scaling'),
+               bench_generation_summary=('bench_generation.json', 'bench_generation'),
+               bench_scaling_summary=('bench_scaling.json', 'bench_scaling'), bench=('summary.json', 'bench_summary'),
                pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'train'),
                evaluation=('eval/*.csv', 'evaluate'), ablation=('ablation.csv', 'causal'), manifest=('manifest.json', 'compare'))
 
@@ -281,6 +285,45 @@ def bench_step_table(rows): # frame of bench_step.csv
     return pd.DataFrame(sorted(out, key=lambda r: (list(REJECTED.values()).index(r['rejected response']), r['type'] != 'float32',
                                                    order.get(r['variant'], 9))))
 
+def shapes_table(summary): # bench_step.json
+    "The step beside TRL's on batches of other shapes"
+    import pandas as pd
+    return pd.DataFrame([{'prompt tokens': str(s['prompt']), 'response tokens': f"{s['response']}, {max(1, s['response']//2)}",
+                          'pairs': str(s['pairs']), 'seconds': f"{s['seconds']:.2f}", 'times TRL': f"{s['ratio']:.1f}",
+                          'memory, of TRL': '' if s['memory_ratio'] is None else f"{s['memory_ratio']:.2f}",
+                          'losses differ by': f"{s['loss_difference']:.0e}"} for s in summary['shapes']])
+
+def bench_generation_table(rows, summary): # bench_generation.csv and .json
+    "Seconds a question, how many times faster than the harness, and how many answers are the same"
+    import pandas as pd
+    out = []
+    for (dtype, variant), own in rows.groupby(['dtype', 'variant'], sort=False):
+        r = summary['ratios'][dtype]
+        out.append({'type': dtype, 'variant': variant, 'seconds a question': f'{own.seconds_per_question.median():.2f}',
+                    'times the harness': _interval(r['median'], r['low'], r['high'], digits=2) if variant == 'ours' else '',
+                    'identical answers': f"{summary['identical'][dtype]} of {summary['questions']}" if variant == 'ours' else '',
+                    'peak memory (MB)': '' if own.peak_mb.isna().all() else f'{own.peak_mb.iloc[0]:.0f}'})
+    return pd.DataFrame(out)
+
+COSTS = {'step_ratio_fp32': ("training step, float32: TRL's time over ours", '>= 3'),
+         'step_ratio_best': ("training step, each in its best type: TRL's time over ours", '>= 5'),
+         'reward_overhead': ('our step with the neuron reward over without', '<= 1.02'),
+         'peak_memory_ratio': ("peak memory of the step, float32: ours over TRL's", '<= 1'),
+         'relevance_ratio': ('relevance of all neurons over a plain backward pass, float32', '<= 1.5'),
+         'relevance_vs_lxt_loop': ("relevance: lxt's loop over texts over ours, float32", '>= 1'),
+         'generation_ratio': ("answers: lm-evaluation-harness's time over ours, float32", '>= 1.5')}
+
+def cost_table(bench): # summary.json
+    "The headline ratios with their range over rounds, beside what they were to be"
+    import pandas as pd
+    out = []
+    for k, (name, goal) in COSTS.items():
+        r = bench[k]
+        value = f"{r['ratio']:.2f}" if 'ratio' in r else _interval(r['median'], r['low'], r['high'], digits=3 if 'overhead' in k else 2)
+        out.append({'what is compared': name, 'ratio': value, 'rounds': str(r['rounds']), 'goal': goal})
+    return pd.DataFrame(out)
+
+
 # %% ../nbs/18_report.ipynb #17_repor-033
 def draw_p(value, draws):
     "Two-sided permutation p-value of `value` among `draws`: how many are as far from their median"
@@ -403,8 +446,8 @@ def _breakage_sentence(rows):
     say = lambda r: (f'{r.kl_per_token:.2f} nats per token from the reference, {100*r.accuracy:.0f} % solved, margin of the selected '
                      f'neurons {_interval(r.phi_d, r.phi_low, r.phi_high, 1, 2, "+")} spreads, loss on solutions '
                      f'{_interval(r.nll_d, r.nll_low, r.nll_high, 1, 2, "+")} nats per token')
-    return (f'**Breakage.** At a learning rate of {rate:g}, from {100*rows.iloc[0].accuracy:.0f} % solved before training, the reward alone '
-            f'(weight {top.weight.max():g}) ends {say(top.loc["yfpo"])}; the same on layer-matched random neurons '
+    return (f'**Breakage.** At a learning rate of {rate:g}, from {100*rows.iloc[0].accuracy:.0f} % solved before training, the reward '
+            f'alone (weight {top.weight.max():g}) ends {say(top.loc["yfpo"])}; the same on layer-matched random neurons '
             f'{say(top.loc["yfpo-random"])}; DPO {say(top.loc["dpo"])}.')
 
 def _telling(rows):
@@ -495,7 +538,7 @@ def panels(rows=1, cols=1, size=(7, 3), **kwargs):
 def _settle(fig):
     "Lay out once and round: the last digits of the layout solver depend on where objects lie in memory"
     fig.draw_without_rendering()
-    fig.set_layout_engine('none')
+    fig.set_layout_engine(None)                                # not 'none', whose placeholder makes saving draw twice
     for ax in fig.axes: ax.set_position([round(float(x), 6) for x in ax.get_position().bounds])
 
 @styled
@@ -927,6 +970,32 @@ def draw_dynamic(rows, log, moves): # frames of dynamic.csv, dynamic_log.csv and
     right.axvline(0, color='#bbbbbb', lw=.8, zorder=0)
     for ax in (left, mid): ax.xaxis.get_major_locator().set_params(integer=True)
     mid.legend(fontsize=6.8, handlelength=1.2)
+    return fig
+
+# %% ../nbs/18_report.ipynb #17_repor-098
+AXES = {'pairs': 'pairs in the batch', 'response tokens': 'tokens of a response', 'hidden size': 'hidden size',
+        'neurons in the set': 'neurons in the set', 'processes': 'processes'}
+
+@styled
+def draw_scaling(rows, summary): # bench_scaling.csv and .json
+    "Seconds of a training step against one quantity a panel"
+    fig, axs = panels(1, len(AXES), size=(11.2, 2.7))
+    for ax, (axis, name) in zip(axs.flat, AXES.items()):
+        own = rows[rows.axis == axis]
+        mid = own.groupby('x').seconds.median()
+        ax.plot(own.x, own.seconds, 'o', color=SKY, ms=3, mec='white', mew=.4, label='rounds')
+        e = summary['exponents'].get(axis)
+        if e:
+            at = np.exp(np.log(mid.to_numpy()).mean())*(mid.index.to_numpy()/np.exp(np.log(mid.index.to_numpy()).mean()))**e['median']
+            ax.plot(mid.index, at, color=BLUE, label=f"exponent {e['median']:.2f}")
+        ax.set(xlabel=name, xscale='log', yscale='log', title=f"exponent {e['median']:.2f}" if e else '')
+        ax.set_xticks(list(mid.index), [f'{x:g}' for x in mid.index], fontsize=7)
+        ax.minorticks_off()
+        low, high = own.seconds.min(), own.seconds.max()
+        ax.set_ylim(low/1.6 if high/low > 1.6 else low/2, high*1.6 if high/low > 1.6 else high*2)
+        ticks = [t for k in range(-4, 4) for t in (10.**k, 2*10.**k, 5*10.**k) if ax.get_ylim()[0] <= t <= ax.get_ylim()[1]]
+        ax.set_yticks(ticks, [f'{t:g}' for t in ticks])
+    axs[0, 0].set_ylabel('seconds a step')
     return fig
 
 # %% ../nbs/18_report.ipynb #17_repor-087

