@@ -13,8 +13,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 from .models import unwrap
+from .packing import shared_logprobs
 from .relevance import answer_mask, down_projs, explained, residual_relevance, seed_gradient, write_matrix
-from .responses import Example, batches, collate, encode, hidden_states, response_logprobs
+from .responses import Example, batches, collate, encode, hidden_states
 
 # %% ../nbs/09_interventions.ipynb #08_inter-005
 def _positions(args, kwargs):
@@ -164,7 +165,8 @@ def activation_bank(model, tokenizer, items, neurons, n:int=512, batch_size:int=
 def text_nll(model, tokenizer, items, batch_size:int=8, max_length:int=1024):
     "Mean negative log-likelihood of the response tokens of each item, in nats per token: (n,)"
     if not len(items): raise ValueError('there are no texts to score: give at least one')
-    return torch.tensor([-lp.mean().item() for lp in response_logprobs(model, tokenizer, items, batch_size, max_length, eos=False)])
+    ex = encode(tokenizer, items, max_length=max_length)
+    return torch.tensor([-lp.mean().item() for lp in shared_logprobs(model, ex, tokenizer.pad_token_id, batch_size)])
 
 def delta_nll(model, tokenizer, items, neurons, mode:str='zero', values=None, base=None, batch_size:int=8, max_length:int=1024,
               **options): # alpha, seed, spare_first, see `ablate`

@@ -885,7 +885,8 @@ def hacks_table(rows): # frame of hacks.csv
     out = []
     for name, own in rows.groupby('readout', sort=False):
         line = {'read-out': name}
-        for (trick, model), r in own.set_index(['trick', 'model']).iterrows():
+        beside = own.set_index(['trick', 'model']).sort_index(level='trick', sort_remaining=False, kind='stable')
+        for (trick, model), r in beside.iterrows():
             line[f'{trick}, {TERMS.get(model, model)}'] = _interval(r.gain, r.low, r.high, 1, 2, '+', r.low > 1e-3)
         out.append(line)
     return pd.DataFrame(out)
@@ -919,7 +920,8 @@ def draw_overoptimisation(rows): # frame of overoptimisation.csv
     return fig
 
 @styled
-def draw_breakage(rows): # frame of breakage.csv
+def draw_breakage(rows, # frame of breakage.csv
+                  n_questions=None): # that were to be solved, for an interval
     "The reward alone, the same on random neurons, and DPO at growing learning rates: margin, outcome, loss and marks of samples"
     fig, axs = panels(1, 4, size=(10.4, 3.1))
     start = rows[rows.learning_rate == 0]
@@ -931,6 +933,7 @@ def draw_breakage(rows): # frame of breakage.csv
             v = scale*own[y]
             ax.plot(x, v, color=_color(arm), lw=1., alpha=.6, zorder=1)
             err = [scale*(own[y] - own[f'{m}_low']), scale*(own[f'{m}_high'] - own[y])] if m else None
+            if y == 'accuracy' and n_questions: err = _wilson(own[y], n_questions, scale)
             ax.errorbar(x, v, yerr=err, fmt='o', color=_color(arm), ms=4, mec='white', mew=.5, lw=.9, label=_label(arm))
     titles = (('neuron margin', 'change (s)'), ('problems solved', '%'), ('loss on solutions', 'change (nats/token)'),
               ('divergence of samples', 'KL (nats/token)'))
@@ -943,6 +946,15 @@ def draw_breakage(rows): # frame of breakage.csv
     fig.legend(*axs[0, 0].get_legend_handles_labels(), fontsize=7.5, ncols=3, loc='outside upper center', handlelength=1.)
     return fig
 
+def _wilson(shares, n, scale=1):
+    "Lengths of the error bars of shares of n"
+    from scipy.stats import binomtest
+    ends = [binomtest(round(p*n), n).proportion_ci(method='wilson') for p in shares]
+    return [[max(0., scale*(p - e.low)) for p, e in zip(shares, ends)], [max(0., scale*(e.high - p)) for p, e in zip(shares, ends)]]
+
+def _concat(*frames):
+    import pandas as pd
+    return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/18_report.ipynb #17_repor-084
 MOVES = {'dpo': ('DPO', BLUE), 'static': ('static', RED), 'dynamic': ('dynamic', ORANGE), 'random': ('dynamic, random', PURPLE),
