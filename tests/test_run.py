@@ -223,6 +223,58 @@ def test_a_value_that_is_no_yaml_is_one_sentence(again):
     r = yfpo(again, 'run', 'toy', '-p', 'lr', '[1')
     assert r.returncode == 1 and 'not a YAML value' in r.stderr and 'Traceback' not in r.stderr
 
+# --- steps beside each other ---
+
+SLOW = (HEAD + "run_dir:str = '' # folder of the run\narm:str = 'dpo' # arm\nseed:int = 0 # seed\nbeta:float = 0.1 # strength\n"
+        "sulks:bool = False # one arm fails",
+        """import os, time
+from pathlib import Path
+run = Path(run_dir)
+(run/'results').mkdir(exist_ok=True)
+(run/f'{arm}.here').write_text(os.environ.get('OMP_NUM_THREADS', ''))
+other = run/('yfpo.here' if arm == 'dpo' else 'dpo.here')
+for _ in range(300):
+    if other.exists(): break
+    time.sleep(.1)
+(run/'results'/f'{arm}.csv').write_text(f'{arm} met {other.exists()}')
+os.replace(run/f'{arm}.here', run/'results'/f'{arm}.moved')
+if sulks and arm == 'dpo': raise ValueError('dpo sulks')""")
+BOTH = (HEAD + "results_dir:str = '' # folder of results",
+        """from pathlib import Path
+d = Path(results_dir)
+(d/'tables').mkdir(exist_ok=True)
+(d/'tables'/'main.md').write_text(' '.join(sorted(f.read_text() for f in d.glob('*.csv'))))""")
+
+@pytest.fixture
+def side(toy):
+    "The toy repository with two arms that wait for each other"
+    for name, nb in dict(stage_train=SLOW, table_main=BOTH).items(): notebook(toy/'nbs'/'paper'/f'{name}.ipynb', *nb)
+    recipe(toy, 'about: toys', 'about: toys\njobs: 2')
+    return toy
+
+def test_steps_run_beside_each_other_and_each_knows_its_files(side):
+    r = yfpo(side, 'run', 'toy')
+    assert r.returncode == 0 and 'dpo met True yfpo met True' in r.stdout, r.stdout + r.stderr
+    marks = {a: json.loads((side/f'runs/toy/done/train-{a}-seed0.json').read_text()) for a in ('dpo', 'yfpo')}
+    for a, m in marks.items(): assert set(m['files']) == {f'results/{a}.csv', f'results/{a}.moved'}
+    share = str(max(1, os.cpu_count()//2))
+    assert (side/'runs/toy/results/dpo.moved').read_text() == share
+    m = json.loads((side/'runs/toy/results/manifest.json').read_text())
+    assert m['jobs'] == 2 and m['total_seconds'] <= sum(s['seconds'] for s in m['stages'].values()) + .2
+    assert 'nothing to do' in yfpo(side, 'run', 'toy').stdout and 'nothing to do' in yfpo(side, 'run', 'toy', '--jobs', '1').stdout
+
+def test_a_failure_lets_the_others_finish_and_stops_what_follows(side):
+    r = yfpo(side, 'run', 'toy', '-p', 'sulks', 'true')
+    assert r.returncode == 1 and 'dpo sulks' in r.stderr and r.stderr.count('\n') == 1
+    done = {f.stem for f in (side/'runs/toy/done').glob('*.json')}
+    assert done == {'sft', 'train-yfpo-seed0'} and 'table_main' not in r.stdout
+    r = yfpo(side, 'run', 'toy', '--jobs', '-1')
+    assert r.returncode == 1 and 'jobs is -1' in r.stderr
+
+def test_jobs_must_be_a_number_of_steps(toy):
+    recipe(toy, 'about: toys', 'about: toys\njobs: 0')
+    with pytest.raises(ValueError, match='jobs is 0'): read_recipe('toy')
+
 # --- failing and killed ---
 
 def test_a_failing_stage_names_error_and_notebook_and_is_resumed(again):

@@ -442,13 +442,13 @@ def _overoptimisation_sentence(rows):
 
 def _breakage_sentence(rows):
     rate = rows.learning_rate.max()
-    top = rows[rows.learning_rate == rate].set_index('arm')
-    say = lambda r: (f'{r.kl_per_token:.2f} nats per token from the reference, {100*r.accuracy:.0f} % solved, margin of the selected '
-                     f'neurons {_interval(r.phi_d, r.phi_low, r.phi_high, 1, 2, "+")} spreads, loss on solutions '
-                     f'{_interval(r.nll_d, r.nll_low, r.nll_high, 1, 2, "+")} nats per token')
-    return (f'**Breakage.** At a learning rate of {rate:g}, from {100*rows.iloc[0].accuracy:.0f} % solved before training, the reward '
-            f'alone (weight {top.weight.max():g}) ends {say(top.loc["yfpo"])}; the same on layer-matched random neurons '
-            f'{say(top.loc["yfpo-random"])}; DPO {say(top.loc["dpo"])}.')
+    top = rows[rows.learning_rate == rate].set_index('arm').loc[['yfpo', 'yfpo-random', 'dpo']]
+    def three(m, scale=1, digits=2):
+        return ', '.join(_interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], scale, digits, '+') for _, r in top.iterrows())
+    return (f'**Breakage.** The reward alone (weight {top.weight.max():g}), the same on layer-matched random neurons, and DPO, at learning '
+            f'rates up to {rate:g}. There the margin of the selected neurons changes by {three("phi")} spreads, the loss on solutions by '
+            f'{three("nll")} nats per token, the divergence is {", ".join(f"{x:.2f}" for x in top.kl_per_token)} nats per token, and '
+            f'{", ".join(f"{100*x:.0f}" for x in top.accuracy)} % of the problems are solved ({100*rows.iloc[0].accuracy:.0f} % before).')
 
 def _telling(rows):
     others = rows.drop('dpo')
@@ -477,7 +477,7 @@ def _mediation_sentence(rows):
             f'layer-matched sets {100*draws.sufficient.min():.0f} to {100*draws.sufficient.max():.0f} %.')
 
 def _hacks_sentence(rows):
-    rows = rows.set_index(['readout', 'trick', 'model']).gain
+    rows = rows.set_index(['readout', 'trick', 'model']).sort_index().gain
     best = lambda trick, when: rows.xs((trick, when), level=('trick', 'model')).drop('paper-literal')
     said = [f'{trick} {best(trick, "reference").min():+.2f} to {best(trick, "reference").max():+.2f} before training on it and '
             f'{best(trick, "trained").min():+.2f} to {best(trick, "trained").max():+.2f} after'

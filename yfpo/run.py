@@ -85,7 +85,7 @@ def _nearest(name, known):
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.5)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, known))}"
 
-FORM = dict(name=str, about=str, shared=dict, arms=list, seeds=list, stages=dict, outputs=list)
+FORM = dict(name=str, about=str, jobs=int, shared=dict, arms=list, seeds=list, stages=dict, outputs=list)
 ARMS = ('dpo', 'yfpo', 'yfpo-random')                          # base and sft are always evaluated beside them
 
 def check_recipe(res, path):
@@ -95,7 +95,8 @@ def check_recipe(res, path):
     for k, v in res.items():
         if k not in FORM: raise ValueError(f'{path} has an unknown key {k!r}: {_nearest(k, FORM)}')
         if type(v) is not FORM[k]: raise ValueError(f'{path}: {k} is {v!r}, a {type(v).__name__}, but must be of type {FORM[k].__name__}')
-    res = dict(dict(about='', shared={}, arms=[], seeds=[0], outputs=[]), **res)
+    res = dict(dict(about='', jobs=1, shared={}, arms=[], seeds=[0], outputs=[]), **res)
+    if res['jobs'] < 1: raise ValueError(f"{path}: jobs is {res['jobs']}, but must be 1 or more")
     if res['name'] != path.stem:
         raise ValueError(f"{path} calls itself {res['name']!r}: name and file must agree, because folders are named after it")
     for a in res['arms']:
@@ -112,7 +113,7 @@ def check_recipe(res, path):
 
 # %% ../nbs/19_run.ipynb #18_run-016
 def read_recipe(recipe:str): # name of a file in nbs/paper/recipes, or the path of a YAML file
-    "A recipe as a dict with `name, about, shared, arms, seeds, stages, outputs`"
+    "A recipe as a dict with `name, about, jobs, shared, arms, seeds, stages, outputs`"
     import yaml
     folder = root()/'nbs'/'paper'/'recipes'
     path = Path(recipe) if str(recipe).endswith(('.yaml', '.yml')) else folder/f'{recipe}.yaml'
@@ -277,12 +278,13 @@ def _mark(f, run):
     if f.relative_to(run).parts[0] != 'results': return f.stat().st_size
     return hashlib.sha256(f.read_bytes()).hexdigest()[:16]
 
-def _files_since(run, start):
-    "Files written under `run` since `start` (nanoseconds), with their marks; checkpoints, notebooks and markers aside"
-    skip = ('done', 'notebooks')
-    return {str(f.relative_to(run)): _mark(f, run) for f in sorted(run.rglob('*'))
-            if f.is_file() and f.relative_to(run).parts[0] not in skip and 'trainer' not in f.parts and f.name != 'manifest.json'
-            and f.stat().st_mtime_ns >= start}
+def _files_written(run, log):
+    "The files that the paths in `log` stand for, with their marks; checkpoints, notebooks and markers aside"
+    paths = [Path(l) for l in Path(log).read_text(encoding='utf-8', errors='replace').splitlines()]
+    files = {f for p in paths for f in (p.rglob('*') if p.is_dir() else [p]) if f.is_file()}
+    return {str(f.relative_to(run)): _mark(f, run) for f in sorted(files)
+            if f.relative_to(run).parts[0] not in ('done', 'notebooks', 'partial') and 'trainer' not in f.parts
+            and f.name != 'manifest.json'}
 
 # %% ../nbs/19_run.ipynb #18_run-032
 _CHILD = '''import json, os, sys, threading
@@ -294,36 +296,55 @@ try: papermill.execute_notebook(spec["notebook"], out, spec["params"], kernel_na
 except papermill.exceptions.PapermillExecutionError as e: sys.exit(f"{e.ename}: {e.evalue}")
 '''
 
+_KERNEL = '''import os, runpy, sys
+top, log, seen = os.environ["YFPO_RUN"] + os.sep, os.open(os.environ["YFPO_WRITES"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), set()
+def watch(event, args):
+    if event == "open" and isinstance(args[0], (str, bytes)) and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR): path = args[0]
+    elif event == "os.rename": path = args[1]
+    else: return
+    path = os.path.abspath(os.fsdecode(path))
+    if path.startswith(top) and path not in seen: seen.add(path); os.write(log, (path + chr(10)).encode())
+sys.addaudithook(watch)
+runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
+'''
+
 @contextmanager
 def _kernels():
     "A folder for JUPYTER_PATH whose `python3` kernel is this very interpreter"
     import tempfile
     with tempfile.TemporaryDirectory() as d:
-        argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
+        argv = [sys.executable, '-c', _KERNEL, '-f', '{connection_file}']
         _write_json(Path(d)/'kernels'/'python3'/'kernel.json', dict(argv=argv, display_name='python3', language='python'))
         yield os.pathsep.join([d, *filter(None, [os.environ.get('JUPYTER_PATH')])])
 
-def execute(step, run, key:str=''):
-    "Run one notebook in a process of its own: (seconds, peak memory in MB); a ValueError with the notebook's last error if it fails"
+_ALIVE = set()                                                 # child processes, to be taken along when the runner is interrupted
+
+def execute(step, run, key:str='', threads:int=0): # 0: as many as there are cores
+    "Run one notebook in a process of its own: (seconds, peak memory in MB, what it wrote); a ValueError with its last error if it fails"
     out = run/'notebooks'/f"{step['label']}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
     spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
     quiet = dict(TQDM_DISABLE='1', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TOKENIZERS_PARALLELISM='false',
                  PYTHONWARNINGS='ignore')
-    start = time.time()
+    if threads: quiet['OMP_NUM_THREADS'] = str(threads)
+    start, writes = time.time(), run/'notebooks'/f"{step['label']}.writes"
+    writes.write_text('')
+    quiet.update(YFPO_RUN=str(run), YFPO_WRITES=str(writes))
     with _kernels() as path, open(run/'notebooks'/f"{step['label']}.log", 'w+') as log:
         p = subprocess.Popen([sys.executable, '-c', _CHILD], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
                              env={**os.environ, **quiet, 'JUPYTER_PATH': path, 'YFPO_STEP': f"{step['label']}/{key}" if key else ''})
+        _ALIVE.add(p)
         p.stdin.write(json.dumps(spec) + '\n'); p.stdin.flush()  # stays open: when it breaks, the child and its kernel end
         try: _, status, usage = os.wait4(p.pid, 0)             # memory of the kernel too, which the child has waited for
         except BaseException: p.kill(); raise
+        finally: _ALIVE.discard(p)
         p.returncode = os.waitstatus_to_exitcode(status)
         p.stdin.close()
         if p.returncode:
             log.seek(0)
             last = (log.read().strip().splitlines() or [f'it ended with code {p.returncode}'])[-1]
             raise ValueError(f"{step['label']} failed: {last} (executed notebook: {out})")
-    return time.time() - start, usage.ru_maxrss/1024
+    return time.time() - start, usage.ru_maxrss/1024, _files_written(run, writes)
 
 # %% ../nbs/19_run.ipynb #18_run-035
 PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'nbdev', 'numpy', 'scipy',
@@ -366,7 +387,16 @@ def write_manifest(recipe, steps, run):
                 dict(recipe=recipe['name'], about=recipe['about'], recipe_sha=hashlib.sha256(text.encode()).hexdigest()[:16],
                      model=recipe['shared'].get('model'), seeds=recipe['seeds'], arms=recipe['arms'], versions=versions(),
                      hardware=hardware(), git=_git('rev-parse', 'HEAD'), git_dirty=bool(_git('status', '--porcelain')), stages=stages,
-                     total_seconds=round(sum(d['seconds'] for d in done.values()), 1)))
+                     jobs=recipe['jobs'], total_seconds=round(_elapsed(done.values()), 1)))
+
+def _elapsed(markers):
+    "Seconds in which at least one step was running"
+    import calendar
+    ends = [calendar.timegm(time.strptime(m['finished'], '%Y-%m-%dT%H:%M:%SZ')) for m in markers]
+    total, until = 0., 0.
+    for a, b in sorted((e - m['seconds'], e) for e, m in zip(ends, markers)):
+        total, until = total + max(0., b - max(a, until)), max(until, b)
+    return total
 
 # %% ../nbs/19_run.ipynb #18_run-038
 @contextmanager
@@ -386,19 +416,41 @@ def _retire(run, steps):
             if f.startswith('results/'): (run/f).unlink(missing_ok=True)
         m.unlink()
 
-def _run_step(step, key, needs, run, say, afresh=False):
-    "Execute one step and leave its marker, which is written last"
+def _run_step(step, key, needs, run, afresh=False, threads=0):
+    "Execute one step and leave its marker, which is written last; returns what there is to say"
     _marker(run, step).unlink(missing_ok=True)
-    start, parts = time.time_ns(), run/'partial'/step['label']
+    parts = run/'partial'/step['label']
     if afresh: shutil.rmtree(parts, ignore_errors=True)
     resumed = (parts/key).exists()
-    try: seconds, memory = execute(step, run, key)
-    except ValueError: say('failed', flush=True); raise
+    seconds, memory, files = execute(step, run, key, threads)
     shutil.rmtree(parts, ignore_errors=True)
     _write_json(_marker(run, step), dict(key=key, needs=needs, params=_portable(step['params']), seconds=round(seconds, 1),
         peak_memory_mb=round(memory), resumed=resumed,
-        finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=_git('rev-parse', 'HEAD'), files=_files_since(run, start)))
-    say(f"{seconds:.0f} s{', going on from a killed run' if resumed else ''}", flush=True)
+        finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=_git('rev-parse', 'HEAD'), files=files))
+    return f"{seconds:.0f} s{', going on from a killed run' if resumed else ''}"
+
+def _run_beside(todo, jobs, run_one, say):
+    "Run steps as soon as what they read is there, `jobs` at a time; the first failure lets those that are running finish"
+    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+    waiting, running, open_, failed = list(todo), {}, {s['label'] for _, s in todo}, None
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while running or waiting and not failed:
+                for line, s in [] if failed else list(waiting):
+                    if len(running) >= jobs: break
+                    if open_ & set(s['needs']): continue
+                    waiting.remove((line, s)); running[pool.submit(run_one, s)] = (line, s)
+                    if jobs == 1: say(line, end=' ', flush=True)
+                for f in wait(running, return_when=FIRST_COMPLETED)[0]:
+                    line, s = running.pop(f)
+                    line = '' if jobs == 1 else f'{line} '
+                    try: say(f'{line}{f.result()}', flush=True); open_.discard(s['label'])
+                    except ValueError as e: say(f'{line}failed', flush=True); failed = failed or e
+                    yield s
+        except BaseException:
+            for p in list(_ALIVE): p.kill()
+            raise
+    if failed: raise failed
 
 # %% ../nbs/19_run.ipynb #18_run-039
 def _chosen(recipe, steps, until, force, only):
@@ -421,24 +473,27 @@ def _keys_there(recipe, everything, steps, run):
                              f"`yfpo run {recipe['name']} --until {stage}`")
     return keys
 
-def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, run_dir:str='', only=(), say=print):
+def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, run_dir:str='', only=(), jobs:int=0, say=print):
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
     recipe = read_recipe(name)
     if data_dir: recipe['shared']['data_dir'] = str(Path(data_dir).expanduser().resolve())
-    everything, run, ran, keys, skipped = plan(recipe, run_dir, overrides), run_folder(recipe['name'], run_dir), 0, {}, []
+    if jobs < 0: raise ValueError(f'jobs is {jobs}: give at least 1, or 0 for what the recipe says')
+    recipe['jobs'] = jobs = jobs or recipe['jobs']
+    everything, run, ran, keys = plan(recipe, run_dir, overrides), run_folder(recipe['name'], run_dir), 0, {}
     steps, again = _chosen(recipe, everything, until, force, only)
     with _locked(run):
         _retire(run, everything)
         if only: keys = _keys_there(recipe, everything, steps, run)
-        for i, s in enumerate(steps):
-            keys[s['label']] = key = step_key(s, keys)
-            line = f"[{i+1}/{len(steps)}] {s['label']} ..."
-            if is_done(run, s, key) and s['label'] not in again:
-                say(f'{line} up to date') if ran else skipped.append(f'{line} up to date')
-                continue
-            for l in skipped if not ran else []: say(l)
-            say(line, end=' ', flush=True)
-            _run_step(s, key, {n: keys[n] for n in s['needs']}, run, say, s['label'] in again); ran += 1
+        for s in steps: keys[s['label']] = step_key(s, keys)
+        lines = [f"[{i+1}/{len(steps)}] {s['label']} ..." for i, s in enumerate(steps)]
+        done = [is_done(run, s, keys[s['label']]) and s['label'] not in again for s in steps]
+        for l, d in zip(lines, done):
+            if d and not all(done): say(f'{l} up to date')
+        def one(s):
+            needs, threads = {n: keys[n] for n in s['needs']}, max(1, (os.cpu_count() or 1)//jobs) if jobs > 1 else 0
+            return _run_step(s, keys[s['label']], needs, run, s['label'] in again, threads)
+        for _ in _run_beside([(l, s) for l, s, d in zip(lines, steps, done) if not d], jobs, one, say):
+            ran += 1
             write_manifest(recipe, everything, run)
     return ran, run
 
@@ -554,7 +609,7 @@ def _folder(path): return str(Path(path).expanduser().resolve()) if path else ''
 
 def _cmd_run(a):
     given = {k: _value(v) for k, v in a.p or []}
-    ran, run = run_recipe(a.recipe, a.data_dir, a.until, a.force or (), given, _folder(a.run_dir), a.only or ())
+    ran, run = run_recipe(a.recipe, a.data_dir, a.until, a.force or (), given, _folder(a.run_dir), a.only or (), a.jobs)
     if not ran: print(f'nothing to do: {run} is up to date (use --force to run it again)')
     if not a.until and not a.only: show_results(run/'results')
 
@@ -583,6 +638,7 @@ def _parser():
         (['--only'], dict(action='append', metavar='STAGE', help='run this stage alone, on what an earlier run left')),
         (['--force'], dict(action='append', nargs='?', const='all', metavar='STAGE',
                            help='run this stage, or all, and what follows from it again although it is done')),
+        (['--jobs'], dict(type=int, default=0, help='steps that run beside each other, default what the recipe says')),
         (['-p'], dict(nargs=2, action='append', metavar=('NAME', 'VALUE'), help='set a parameter in every stage that has it')))
     add('list', _cmd_list, 'list the recipes')
     add('report', _cmd_report, 'draw tables and figures again from results files', recipe,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'as_dataset', 'preference_dataset', 'tidy', 'use_bf16', 'train_sft', 'YFPOConfig', 'check_yfpo',
-           'spoken_mask', 'spoken_example', 'YFPOTrainer', 'ReferenceCollator', 'set_neurons', 'watched', 'from_folder',
-           'complete_checkpoint', 'card_text', 'lean_head', 'train_yfpo']
+           'spoken_mask', 'spoken_example', 'YFPOTrainer', 'keep_memory', 'ReferenceCollator', 'set_neurons', 'watched',
+           'from_folder', 'complete_checkpoint', 'card_text', 'lean_head', 'train_yfpo']
 
 # %% ../nbs/13_trainer.ipynb #12_train-002
 import contextlib, copy, difflib, hashlib, json, os, re
@@ -188,6 +188,7 @@ class YFPOTrainer(DPOTrainer):
         if ref_model is None and not args.precompute_ref_log_probs and not lora:
             ref_model = copy.deepcopy(tidy(model)).requires_grad_(False)
         super().__init__(model=model, ref_model=ref_model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        if model.device.type == 'cpu': keep_memory()
         if args.share_prompts: packs(self.accelerator.unwrap_model(self.model), 1)           # tried out, and said, before training
         if neurons is not None: self._read_reference()
 
@@ -196,6 +197,13 @@ def _each(data, f):
     "`f(dataset, name)` on an eval dataset, on each of a dict of them, or nothing"
     if data is None: return None
     return {k: f(v, f'eval_dataset[{k!r}]') for k, v in data.items()} if isinstance(data, dict) else f(data, 'eval_dataset')
+
+def keep_memory():
+    "Have glibc keep what is freed for the next step: handed back, the system would clear every page anew. True where it could be set"
+    import ctypes
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError): return False
+    return bool(mallopt(-3, 2**30) and mallopt(-1, 2**31 - 1))                               # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 def _on_disk(data, args, name):
     "An in-memory dataset as files that all processes read, where TRL keeps the reference's log-probabilities in a file beside them"
