@@ -78,3 +78,26 @@ def test_the_studies_are_whole():
     sweep = pd.read_csv(folder/'overoptimisation.csv')
     assert sweep.weight.min() == 0 and sweep.weight.max() >= 100 and sweep.kl_per_token.notna().all()
     assert sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) < 5e6
+
+def test_the_limits_are_whole():
+    "Every trick under every read-out, before and after; three arms at every learning rate, all compared with the untrained model"
+    folder = ROOT/'nbs'/'paper'/'results'/'limits'
+    hacks, breakage = pd.read_csv(folder/'hacks.csv'), pd.read_csv(folder/'breakage.csv')
+    assert not json.loads((folder/'manifest.json').read_text())['git_dirty']
+    assert set(hacks.trick) == {'digits shuffled', 'calculation repeated', 'weights rescaled'} and hacks.readout.nunique() == 6
+    assert (hacks.groupby(['readout', 'trick']).model.nunique() == 2).all() and (hacks.low <= hacks.gain).all()
+    own = hacks[(hacks.trick == 'weights rescaled') & (hacks.readout != 'paper-literal')]
+    assert own.gain.abs().max() < 1e-4, 'no default read-out is moved by the rescaling'
+    trained = breakage[breakage.learning_rate > 0]
+    assert set(trained.arm) == {'dpo', 'yfpo', 'yfpo-random'} and (trained.groupby('arm').learning_rate.nunique() >= 3).all()
+    assert breakage.iloc[0].arm == 'reference' and breakage.iloc[0].nll_d == 0 and (trained.nll_low <= trained.nll_d).all()
+
+def test_the_benchmark_says_what_was_asked_of_it():
+    folder = ROOT/'nbs'/'paper'/'results'/'bench'
+    s = json.loads((folder/'summary.json').read_text())
+    for k in ('step_ratio_fp32', 'step_ratio_best', 'reward_overhead', 'relevance_ratio', 'relevance_vs_lxt_loop', 'generation_ratio'):
+        assert s[k]['low'] <= s[k]['median'] <= s[k]['high'] and s[k]['rounds'] >= 2, k
+    assert 0 < s['peak_memory_ratio']['ratio'] and s['hardware']['cores'] and s['versions']['lm_eval']
+    assert s['loss_difference']['worst'] < 1e-4 and s['loss_difference']['moved'] > 1e-3 and len(s['loss_difference']['batches']) >= 5
+    assert s['generation_identical']['same'] >= .95*s['generation_identical']['of'] and abs(s['exponents']['neurons in the set']['median']) < .1
+    assert not json.loads((folder/'manifest.json').read_text())['git_dirty']

@@ -35,7 +35,8 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                bench_step=('bench_step.csv', 'bench_step'), bench_step_summary=('bench_step.json', 'bench_step'),
                bench_generation=('bench_generation.csv', 'bench_generation'), bench_scaling=('bench_scaling.csv', 'bench_scaling'),
                bench_generation_summary=('bench_generation.json', 'bench_generation'),
-               bench_scaling_summary=('bench_scaling.json', 'bench_scaling'), bench=('summary.json', 'bench_summary'),
+               bench_scaling_summary=('bench_scaling.json', 'bench_scaling'), bench_losses=('bench_losses.json', 'bench_losses'),
+               bench=('summary.json', 'bench_summary'),
                pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'train'),
                evaluation=('eval/*.csv', 'evaluate'), ablation=('ablation.csv', 'causal'), manifest=('manifest.json', 'compare'))
 
@@ -270,7 +271,7 @@ STEPS = {'TRL': "TRL's DPOTrainer", 'ours, no reward': 'YFPOTrainer, no reward',
 REJECTED = {'other': 'of another problem', 'corrupted': 'with a slip'}
 
 def bench_step_table(rows): # frame of bench_step.csv
-    "Seconds of a step, how many times faster than TRL in the same round and type, peak memory and loss"
+    "Seconds of a step, how many times faster than TRL in the same round and type, and peak memory"
     import pandas as pd
     out = []
     for (kind, dtype, variant), own in rows.groupby(['kind', 'dtype', 'variant'], sort=False):
@@ -279,19 +280,19 @@ def bench_step_table(rows): # frame of bench_step.csv
         out.append({'rejected response': REJECTED.get(kind, kind), 'type': dtype, 'variant': STEPS.get(variant, variant),
                     'seconds': f'{own.seconds.median():.2f}',
                     'times TRL': '' if variant == 'TRL' else _interval(times.median(), times.min(), times.max(), digits=2),
-                    'peak memory (MB)': '' if own.peak_mb.isna().all() else f'{own.peak_mb.iloc[0]:.0f}',
-                    'loss': f'{own.value.iloc[0]:.5f}'})
+                    'peak memory (MB)': '' if own.peak_mb.isna().all() else f'{own.peak_mb.iloc[0]:.0f}'})
     order = {v: i for i, v in enumerate(STEPS.values())}
     return pd.DataFrame(sorted(out, key=lambda r: (list(REJECTED.values()).index(r['rejected response']), r['type'] != 'float32',
                                                    order.get(r['variant'], 9))))
 
-def shapes_table(summary): # bench_step.json
+def shapes_table(summary, losses): # bench_step.json, bench_losses.json
     "The step beside TRL's on batches of other shapes"
     import pandas as pd
     return pd.DataFrame([{'prompt tokens': str(s['prompt']), 'response tokens': f"{s['response']}, {max(1, s['response']//2)}",
                           'pairs': str(s['pairs']), 'seconds': f"{s['seconds']:.2f}", 'times TRL': f"{s['ratio']:.1f}",
                           'memory, of TRL': '' if s['memory_ratio'] is None else f"{s['memory_ratio']:.2f}",
-                          'losses differ by': f"{s['loss_difference']:.0e}"} for s in summary['shapes']])
+                          'losses differ by': f"{losses['batches'][f'{prompt} + {response}']:.0e}"}
+                         for s in summary['shapes'] for prompt, response in [(s['prompt'], s['response'])]])
 
 def bench_generation_table(rows, summary): # bench_generation.csv and .json
     "Seconds a question, how many times faster than the harness, and how many answers are the same"

@@ -157,7 +157,7 @@ NEEDS = dict(problems=[], sft=['problems'], responses=['sft'], pairs=['sft', 're
              grid=['sft', 'pairs', 'neurons'], dynamic=['sft', 'pairs', 'neurons'], zoo=['sft', 'pairs', 'neurons'],
              overoptimisation=['sft', 'pairs', 'neurons'], parts=['sft', 'pairs', 'neurons'],
              hacks=['sft', 'pairs', 'neurons'], breakage=['sft', 'pairs', 'neurons'],
-             bench_relevance=[], bench_step=[], bench_generation=[], bench_scaling=[])   # others: all before
+             bench_relevance=[], bench_step=[], bench_generation=[], bench_scaling=[], bench_losses=[])   # others: all before
 
 def _instances(recipe):
     "(stage, label, extra parameters) of every notebook run of a recipe, in order"
