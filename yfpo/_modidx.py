@@ -39,6 +39,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'yfpo.decoding._said': ('decoding.html#_said', 'yfpo/decoding.py'),
                                'yfpo.decoding._step': ('decoding.html#_step', 'yfpo/decoding.py'),
                                'yfpo.decoding._why_plain': ('decoding.html#_why_plain', 'yfpo/decoding.py'),
+                               'yfpo.decoding.any_batch': ('decoding.html#any_batch', 'yfpo/decoding.py'),
                                'yfpo.decoding.common_beginning': ('decoding.html#common_beginning', 'yfpo/decoding.py'),
                                'yfpo.decoding.completions': ('decoding.html#completions', 'yfpo/decoding.py'),
                                'yfpo.decoding.decode': ('decoding.html#decode', 'yfpo/decoding.py'),

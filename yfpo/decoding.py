@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'GumbelNoise', 'stop_ids', 'left_padded', 'plain_decode', 'RoomyLayer', 'common_beginning', 'Beginning',
-           'read_beginning', 'shared_attention', 'decode', 'odd_attention', 'why_plain_decoding', 'decodes',
-           'completions', 'vllm_decode']
+           'read_beginning', 'shared_attention', 'decode', 'odd_attention', 'why_plain_decoding', 'any_batch',
+           'decodes', 'completions', 'vllm_decode']
 
 # %% ../nbs/02_decoding.ipynb #02-decod-002
 import hashlib, tempfile, warnings
@@ -207,10 +207,14 @@ def why_plain_decoding(model):
     off = ((own - torch.stack(ref).float()).norm()/torch.stack(ref).float().norm()).item()
     return '' if off < (1e-3 if model.dtype == torch.float32 else 2e-2) else f'its hidden states differ by {off:.1g}'
 
+def any_batch(model):
+    "Whether the hooks that others have put on `model` take batches of our own making"
+    return all(getattr(h, 'any_batch', False) for h in unwrap(model).base_model._forward_pre_hooks.values())
+
 def decodes(model):
     "Whether `model` takes the loop of this page; tried out once, and a model that does not is named once"
     key, tried = (model.config._attn_implementation, str(model.dtype)), model.__dict__.setdefault('_yfpo_decodes', {})
-    if any(not getattr(h, 'any_batch', False) for h in unwrap(model).base_model._forward_pre_hooks.values()): return False
+    if not any_batch(model): return False
     if key not in tried:
         training = model.training
         try: tried[key] = why_plain_decoding(model.eval())

@@ -53,17 +53,17 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
         if mode == 'scale': return a*alpha
         if mode == 'mean': return values[l, neurons.index[pos]].to(a).expand_as(a)
         return values[(where.clamp(min=0)*7919 + seed*104729) % len(values)][..., pos].to(a)
-    with _editing(model, neurons, new, spare_first): yield model
+    with _editing(model, neurons, new, spare_first, any_batch=True): yield model
 
 # %% ../nbs/09_interventions.ipynb #08_inter-008
 @contextmanager
-def _editing(model, neurons, new, spare_first, before=None):
+def _editing(model, neurons, new, spare_first, before=None, any_batch=False):
     "Replace activations by new(activation, layer, places in the set, token positions); `before(args, kwargs)` runs ahead of each forward"
     state, downs, base = {}, down_projs(model), unwrap(model)
     def see(m, args, kwargs):
         state['at'] = _positions(args, kwargs)
         if before: before(args, kwargs)
-    see.any_batch = before is None                             # a donor has a cache of its own, whose rows must stay
+    see.any_batch = any_batch                                  # may other pages give it batches of their own making?
     def edit(l, pos):
         def hook(module, args):
             a, i = args[0].clone(), neurons.index[pos].to(args[0].device)

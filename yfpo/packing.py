@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 import torch
 from tqdm.auto import tqdm
-from .decoding import odd_attention
+from .decoding import any_batch, odd_attention
 from .models import head_logits, own_attention, unwrap
 from .responses import example_logprobs, hidden_states
 
@@ -351,7 +351,7 @@ def packed_logprobs(model, packed, examples):
 
 def packs(model, longest:int): # tokens of the longest sequence
     "Whether `model` can be given a packed batch; it is tried out once, and a model that cannot is named once"
-    if longest > _window(model): return False
+    if longest > _window(model) or not any_batch(model): return False
     key = (model.config._attn_implementation, str(model.dtype))
     tried, edges = model.__dict__.setdefault('_yfpo_packs', {}), (model, model.get_input_embeddings())
     if key not in tried:
