@@ -231,13 +231,14 @@ SLOW = (HEAD + "run_dir:str = '' # folder of the run\narm:str = 'dpo' # arm\nsee
 from pathlib import Path
 run = Path(run_dir)
 (run/'results').mkdir(exist_ok=True)
-(run/f'{arm}.here').write_text(os.environ.get('OMP_NUM_THREADS', ''))
+(run/f'{arm}.here').write_text('')
 other = run/('yfpo.here' if arm == 'dpo' else 'dpo.here')
 for _ in range(300):
     if other.exists(): break
     time.sleep(.1)
 (run/'results'/f'{arm}.csv').write_text(f'{arm} met {other.exists()}')
-os.replace(run/f'{arm}.here', run/'results'/f'{arm}.moved')
+(run/f'{arm}.tmp').write_text(os.environ.get('OMP_NUM_THREADS', ''))
+os.replace(run/f'{arm}.tmp', run/'results'/f'{arm}.moved')
 if sulks and arm == 'dpo': raise ValueError('dpo sulks')""")
 BOTH = (HEAD + "results_dir:str = '' # folder of results",
         """from pathlib import Path
@@ -256,7 +257,7 @@ def test_steps_run_beside_each_other_and_each_knows_its_files(side):
     r = yfpo(side, 'run', 'toy')
     assert r.returncode == 0 and 'dpo met True yfpo met True' in r.stdout, r.stdout + r.stderr
     marks = {a: json.loads((side/f'runs/toy/done/train-{a}-seed0.json').read_text()) for a in ('dpo', 'yfpo')}
-    for a, m in marks.items(): assert set(m['files']) == {f'results/{a}.csv', f'results/{a}.moved'}
+    for a, m in marks.items(): assert set(m['files']) == {f'{a}.here', f'results/{a}.csv', f'results/{a}.moved'}
     share = str(max(1, os.cpu_count()//2))
     assert (side/'runs/toy/results/dpo.moved').read_text() == share
     m = json.loads((side/'runs/toy/results/manifest.json').read_text())
