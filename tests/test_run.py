@@ -272,6 +272,11 @@ def test_a_failure_lets_the_others_finish_and_stops_what_follows(side):
     r = yfpo(side, 'run', 'toy', '--jobs', '-1')
     assert r.returncode == 1 and 'jobs is -1' in r.stderr
 
+def test_a_step_that_nothing_can_run_beside_has_all_cores(toy):
+    from yfpo.run import _alone
+    assert _alone(plan(read_recipe('toy'))) == {'sft', 'table_main'}
+    assert _alone(plan(read_recipe('toy'))[:2]) == {'sft', 'train-dpo-seed0'}
+
 def test_jobs_must_be_a_number_of_steps(toy):
     recipe(toy, 'about: toys', 'about: toys\njobs: 0')
     with pytest.raises(ValueError, match='jobs is 0'): read_recipe('toy')

@@ -203,7 +203,7 @@ def plan(recipe, # a dict from `read_recipe`
 def _needs(stage, label, extra, before):
     "Labels of the earlier steps that this one reads from"
     names = NEEDS.get(stage)
-    res = [s['label'] for s in before if names is None or s['stage'] in names]
+    res = [s['label'] for s in before if s['stage'] != 'outputs' and (names is None or s['stage'] in names)]
     own = 'train-' + label.partition('-')[2]
     return res + [s['label'] for s in before if stage == 'evaluate' and s['label'] == own]
 
@@ -473,6 +473,12 @@ def _keys_there(recipe, everything, steps, run):
                              f"`yfpo run {recipe['name']} --until {stage}`")
     return keys
 
+def _alone(steps):
+    "Labels of the steps that nothing could ever run beside: each other step comes before them or after"
+    below = {}
+    for s in steps: below[s['label']] = set(s['needs']).union(*(below[n] for n in s['needs']))
+    return {l for l in below if all(l in below[m] or m in below[l] for m in below if m != l)}
+
 def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, run_dir:str='', only=(), jobs:int=0, say=print):
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
     recipe = read_recipe(name)
@@ -489,9 +495,10 @@ def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, ru
         done = [is_done(run, s, keys[s['label']]) and s['label'] not in again for s in steps]
         for l, d in zip(lines, done):
             if d and not all(done): say(f'{l} up to date')
+        alone, share = _alone(everything), max(1, (os.cpu_count() or 1)//jobs)
         def one(s):
-            needs, threads = {n: keys[n] for n in s['needs']}, max(1, (os.cpu_count() or 1)//jobs) if jobs > 1 else 0
-            return _run_step(s, keys[s['label']], needs, run, s['label'] in again, threads)
+            threads = 0 if jobs == 1 or s['label'] in alone else share
+            return _run_step(s, keys[s['label']], {n: keys[n] for n in s['needs']}, run, s['label'] in again, threads)
         for _ in _run_beside([(l, s) for l, s, d in zip(lines, steps, done) if not d], jobs, one, say):
             ran += 1
             write_manifest(recipe, everything, run)
