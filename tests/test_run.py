@@ -272,10 +272,10 @@ def test_a_failure_lets_the_others_finish_and_stops_what_follows(side):
     r = yfpo(side, 'run', 'toy', '--jobs', '-1')
     assert r.returncode == 1 and 'jobs is -1' in r.stderr
 
-def test_a_step_that_nothing_can_run_beside_has_all_cores(toy):
+def test_a_step_that_nothing_can_run_beside_has_all_cores():
     from yfpo.run import _alone
-    assert _alone(plan(read_recipe('toy'))) == {'sft', 'table_main'}
-    assert _alone(plan(read_recipe('toy'))[:2]) == {'sft', 'train-dpo-seed0'}
+    steps = [dict(label=l, needs=n) for l, n in (('a', []), ('b', ['a']), ('c', ['a']), ('d', ['b', 'c']), ('e', ['d']), ('f', ['a', 'e']))]
+    assert _alone(steps) == {'a', 'd', 'e', 'f'} and _alone(steps[:3]) == {'a'} and _alone(steps[:2]) == {'a', 'b'}
 
 def test_jobs_must_be_a_number_of_steps(toy):
     recipe(toy, 'about: toys', 'about: toys\njobs: 0')
