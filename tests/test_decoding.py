@@ -49,7 +49,6 @@ def test_work_is_counted(tiny):
     hook = model.model.embed_tokens.register_forward_hook(lambda m, a, out: seen.append(a[0].numel()))
     prompts = [[7]*40 + [20 + i] for i in range(10)]
     b = read_beginning(model, common_beginning(prompts))
-    ends = iter(range(10**6))
     decode(model, prompts, b, lambda x: len(x) >= 2 and x[0] % 2 == 0 or len(x) == 6, 6)
     hook.remove()
     assert seen[0] == 40 and seen[1] == 10 and sum(seen) <= 40 + 10 + 5*10
