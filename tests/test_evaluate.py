@@ -1,10 +1,10 @@
-"Statistics against hand-made tables and independent formulas; strictness about what is compared."
+"Rows and summaries against hand-made tables and independent formulas; strictness about what is counted."
 import math
 import numpy as np
 import pytest
 from scipy import stats
-from yfpo.evaluate import (by_question, contrasts, detectable_difference, evaluate_model, mcnemar, mean_interval, pair_accuracy,
-                           paired_bootstrap, proportion, score_answers, summarise)
+from yfpo.evaluate import (by_question, choice_rows, evaluate_model, mean_interval, pair_accuracy, proportion, repeats, score_answers,
+                           summarise, text_rows)
 from yfpo.problems import make_problems
 
 def row(arm, i, right, seed=0, **kw):
@@ -19,42 +19,12 @@ def test_wilson_by_formula():
     half = z/(1 + z*z/n)*math.sqrt(p*(1-p)/n + z*z/(4*n*n))
     assert proportion(k, n) == pytest.approx((p, mid - half, mid + half))
 
-def test_mcnemar_by_counting():
-    a, b = [1]*10 + [1]*9 + [0]*2 + [0]*5, [1]*10 + [0]*9 + [1]*2 + [0]*5
-    tail = sum(math.comb(11, k) for k in range(3))/2**11
-    assert mcnemar(a, b) == pytest.approx(2*tail) and mcnemar(a, a) == 1
-
-def test_bootstrap_covers_and_repeats():
-    x, y = np.arange(50.), np.arange(50.) - .5
-    assert paired_bootstrap(x, y)[0] == pytest.approx(.5) and paired_bootstrap(x, y, seed=1) == paired_bootstrap(x, y, seed=1)
-    d, low, high = paired_bootstrap(np.random.default_rng(0).normal(0, 1, 200), np.zeros(200), seed=3)
-    assert low < d < high and high - low == pytest.approx(2*1.96/math.sqrt(200), rel=.2)
-
-def test_detectable_difference_shrinks_with_n():
-    a, b = detectable_difference(.1, 300), detectable_difference(.1, 1319)
-    assert a > b and b == pytest.approx(.024, abs=.002)        # 10 % discordant at GSM8K's size: 2.4 points
-
 def test_three_rules_disagree_where_they_should():
     r, = score_answers([dict(text='It is $18.00', answer='18')])
     assert (r['correct_strict'], r['correct_numeric']) == (False, True)
 
-def test_summary_and_contrasts():
-    data = rows('yfpo', [1, 1, 1, 0]) + rows('yfpo-random', [1, 0, 0, 0]) + rows('dpo', [0, 0, 0, 0])
-    main = {(r['arm'], r['metric']): r for r in summarise(data)}
-    assert main['yfpo', 'accuracy_numeric']['value'] == .75 and main['yfpo', 'nll_gold']['value'] == pytest.approx(1.15)
-    c = {(r['contrast'], r['metric']): r for r in contrasts(data, n_boot=200)}
-    first = c['yfpo - yfpo-random', 'accuracy_numeric']
-    assert first['delta'] == pytest.approx(.5) and first['p'] == mcnemar([1, 1, 1, 0], [1, 0, 0, 0])
-    assert first['primary'] and np.isnan(first['mde'])  # nothing is detectable on four questions
-    assert not c['yfpo - dpo', 'accuracy_numeric']['primary']
-
-def test_seeds_are_paired():
-    data = [r for s in range(3) for arm, v in (('yfpo', [1, 1, 0]), ('yfpo-random', [1, 0, 0])) for r in rows(arm, v, seed=s)]
-    got = [r['seed'] for r in contrasts(data, n_boot=100) if r['metric'] == 'accuracy_numeric']
-    assert got == [0, 1, 2, 'all']
-
 @pytest.mark.parametrize('bad,says', [
-    (lambda: by_question([]), 'no evaluated'), (lambda: contrasts(rows('yfpo', [1, 0]) + rows('dpo', [1])), 'different questions'),
+    (lambda: by_question([]), 'no evaluated'), 
     (lambda: summarise([dict(rows('a', [1])[0], nll_gold=math.nan)]), 'nan'), (lambda: by_question(rows('a', [1])*2), 'twice'),
     (lambda: evaluate_model(None, None, []), 'no questions'), (lambda: pair_accuracy(None, None, []), 'no pairs')])
 def test_bad_input(bad, says):
@@ -65,3 +35,31 @@ def test_a_model_end_to_end(tiny):
     assert len(got) == 5 and all(math.isfinite(r['nll_gold']) and r['difficulty'] in (1, 2, 3) for r in got)
     assert {r['metric'] for r in summarise(got)} >= {'accuracy_strict', 'accuracy_flexible', 'accuracy_numeric', 'no_answer', 'truncated',
                                                      'nll_gold'}
+
+def test_scoring_fewer_solutions_leaves_the_other_numbers(tiny):
+    ps = make_problems(5, seed=2)
+    kw = dict(max_new_tokens=6, progress=False)
+    whole, part = evaluate_model(*tiny, ps, 'a', **kw), evaluate_model(*tiny, ps, 'a', n_nll=2, **kw)
+    assert [r.get('nll_gold') for r in part] == [pytest.approx(r['nll_gold'], abs=1e-4) for r in whole[:2]] + [None]*3
+    assert [r['text'] for r in part] == [r['text'] for r in whole]
+    n = {r['metric']: r['n'] for r in summarise(part) if r['set'] == ''}
+    assert n['accuracy_numeric'] == 5 and n['nll_gold'] == 2
+
+def test_probes_by_a_second_way(tiny):
+    import torch
+    model, tok = tiny
+    texts, items = ['Rain fell on the hills.', 'A dog ran.'], [dict(prompt='The keys', completion=' are', wrong=[' is', ' were'])]
+    def logp(prompt, text):
+        ids = tok(prompt, add_special_tokens=False).input_ids; all_ = ids + tok(text, add_special_tokens=False).input_ids
+        with torch.no_grad(): lp = model(torch.tensor([all_])).logits.log_softmax(-1)[0]
+        return [lp[t-1, all_[t]].item() for t in range(max(1, len(ids)), len(all_))]
+    for r, t in zip(text_rows(model, tok, texts), texts): assert r['nll_text'] == pytest.approx(-np.mean(logp('', t)), abs=1e-4)
+    right, *wrong = (np.mean(logp('The keys', c)) for c in (' are', ' is', ' were'))
+    got, = choice_rows(model, tok, items)
+    assert got['choice_margin'] == pytest.approx(right - max(wrong), abs=1e-4) and got['choice_correct'] == (right > max(wrong))
+    main = {r['metric']: r for r in summarise(text_rows(model, tok, texts) + [got])}
+    assert set(main) == {'nll_text', 'choice_accuracy', 'choice_margin'}
+
+@pytest.mark.parametrize('text,says', [('', False), ('a b c d e f g h', False), ('x ' * 9, True),
+                                       ('So there are 4 of them in each box. So there are 4 of them in each bag.', True)])
+def test_repetition(text, says): assert repeats(text) == says

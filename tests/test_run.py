@@ -18,11 +18,12 @@ time.sleep(wait)
 if upset: raise ValueError('the optimiser is upset')
 (out/'model.txt').write_text(f'{lr} {sets} {model}')
 (Path(run_dir)/'python.txt').write_text(f'{sys.executable} {os.getcwd()}')""")
-TRAIN = (HEAD + "run_dir:str = '' # folder of the run\narm:str = 'dpo' # arm\nseed:int = 0 # seed\nbeta:float = 0.1 # strength",
+TRAIN = (HEAD + "run_dir:str = '' # folder of the run\narms:list = ['dpo'] # arms\nseed:int = 0 # seed\nbeta:float = 0.1 # strength",
          """from pathlib import Path
-f = Path(run_dir)/'results'/'training'/f'{arm}-seed{seed}.csv'
-f.parent.mkdir(parents=True, exist_ok=True)
-f.write_text(f'{beta} ' + (Path(run_dir)/'sft'/'model.txt').read_text())
+for arm in arms:
+    f = Path(run_dir)/'results'/'training'/f'{arm}-seed{seed}.csv'
+    f.parent.mkdir(parents=True, exist_ok=True)
+    f.write_text(f'{beta} ' + (Path(run_dir)/'sft'/'model.txt').read_text())
 (Path(run_dir)/'results'/'main.csv').write_text('arm\\n')""")
 TABLE = (HEAD + "results_dir:str = '' # folder of results",
          """from pathlib import Path
@@ -30,7 +31,7 @@ d = Path(results_dir)
 for sub in ('tables', 'figures'): (d/sub).mkdir(exist_ok=True)
 (d/'tables'/'main.md').write_text('MAIN ' + ' '.join(sorted(f.stem for f in (d/'training').iterdir())))
 (d/'figures'/'curve.png').write_bytes(b'png')""")
-RECIPE = ("name: toy\nabout: toys\nshared: {model: tiny}\narms: [dpo, yfpo]\nseeds: [0]\n"
+RECIPE = ("name: toy\nabout: toys\nshared: {model: tiny}\narms: [dpo]\nseeds: [0, 1]\n"
           "stages:\n  sft: {lr: 1e-3}\n  train: {beta: 1}\noutputs: [table_main]\n")
 
 def notebook(path, parameters, code):
@@ -82,9 +83,9 @@ def again(finished, tmp_path):
     ('lr: 1e-3', 'lr: true', 'must be of type float'),
     ('lr: 1e-3', 'sets: a', 'must be of type list'), ('beta: 1', 'bta: 1', "did you mean 'beta'?"),
     ('model: tiny', 'modle: tiny', "did you mean 'model'?"),
-    ('  train:', '  trian:', "did you mean"), ('[dpo, yfpo]', '[dpo, yfpoo]', "did you mean 'yfpo'?"),
-    ('seeds: [0]', 'seeds: [-1]', 'seeds are [-1]'), ('seeds: [0]', 'seeds: [0, 0]', 'seeds names 0 twice'),
-    ('[dpo, yfpo]', '[dpo, dpo]', "arms names 'dpo' twice"), ('seeds: [0]', 'seeds: [one]', 'seeds'), ('seeds: [0]', 'seeds: 0', 'seeds'),
+    ('  train:', '  trian:', "did you mean"), ('[dpo]', '[dpoo]', "did you mean 'dpo'?"),
+    ('seeds: [0, 1]', 'seeds: [-1]', 'seeds are [-1]'), ('seeds: [0, 1]', 'seeds: [0, 0]', 'seeds names 0 twice'),
+    ('[dpo]', '[dpo, dpo]', "arms names 'dpo' twice"), ('seeds: [0, 1]', 'seeds: [one]', 'seeds'), ('seeds: [0, 1]', 'seeds: 0', 'seeds'),
     ('[table_main]', '[table_mian]', "did you mean 'table_main'?"), ('shared:', 'shraed:', "did you mean 'shared'?"),
     ('{beta: 1}', 'beta', 'train'),
     ('lr: 1e-3', 'lr: 1e-3, lr: 2e-3', 'twice'), ('{lr: 1e-3}', '{lr: 1e-3', 'not valid YAML'), ('name: toy', 'name: tyo', 'toy')])
@@ -95,7 +96,7 @@ def test_a_wrong_recipe_is_one_sentence(toy, old, new, says):
 
 def test_numbers_are_numbers(toy):
     steps = plan(read_recipe('toy'))
-    assert [s['label'] for s in steps] == ['sft', 'train-dpo-seed0', 'train-yfpo-seed0', 'table_main']
+    assert [s['label'] for s in steps] == ['sft', 'train-seed0', 'train-seed1', 'table_main']
     assert steps[0]['params']['lr'] == 1e-3 and steps[1]['params']['beta'] == 1. and type(steps[1]['params']['beta']) is float
     assert check_parameter('lr', 2, dict(lr=('float', .1, '')), 'x') == 2.
     with pytest.raises(ValueError, match='must be of type int'): check_parameter('n', True, dict(n=('int', 1, '')), 'x')
@@ -131,9 +132,9 @@ def test_stage_notebooks_by_themselves_do_what_the_smoke_recipe_does():
 
 def test_run_prints_steps_table_and_figures(finished):
     root, out = finished
-    assert '[1/4] sft ...' in out and '[4/4] table_main ...' in out and 'MAIN dpo-seed0 yfpo-seed0' in out and 'curve.png' in out
+    assert '[1/4] sft ...' in out and '[4/4] table_main ...' in out and 'MAIN dpo-seed0 dpo-seed1' in out and 'curve.png' in out
     m = json.loads((root/'runs/toy/results/manifest.json').read_text())
-    assert set(m['stages']) == {'sft', 'train-dpo-seed0', 'train-yfpo-seed0', 'table_main'} and m['stages']['sft']['params']['lr'] == 1e-3
+    assert set(m['stages']) == {'sft', 'train-seed0', 'train-seed1', 'table_main'} and m['stages']['sft']['params']['lr'] == 1e-3
     assert all(s['peak_memory_mb'] > 10 and s['seconds'] > 0
                for s in m['stages'].values()) and m['hardware']['cores'] and str(root) not in json.dumps(m)
     python, cwd = (root/'runs/toy/python.txt').read_text().split()
@@ -166,15 +167,29 @@ def test_force_runs_a_stage_and_what_follows(again):
     out = yfpo(again, 'run', 'toy', '--force', 'train').stdout
     assert out.count('up to date') == 1 and out.count(' s\n') == 3
 
-def test_an_arm_that_is_gone_leaves_the_results(again):
-    recipe(again, '[dpo, yfpo]', '[dpo]')
+def test_a_seed_or_an_arm_that_is_gone_leaves_the_results(again):
+    recipe(again, 'seeds: [0, 1]', 'seeds: [0]')
     out = yfpo(again, 'run', 'toy').stdout
-    assert 'MAIN dpo-seed0\n' in out and not (again/'runs/toy/results/training/yfpo-seed0.csv').exists()
-    assert set(json.loads((again/'runs/toy/results/manifest.json').read_text())['stages']) == {'sft', 'train-dpo-seed0', 'table_main'}
+    assert 'MAIN dpo-seed0\n' in out and not (again/'runs/toy/results/training/dpo-seed1.csv').exists()
+    assert set(json.loads((again/'runs/toy/results/manifest.json').read_text())['stages']) == {'sft', 'train-seed0', 'table_main'}
+    recipe(again, '[dpo]', '[yfpo]')
+    assert 'MAIN yfpo-seed0\n' in yfpo(again, 'run', 'toy').stdout
+
+def test_a_dropped_arm_is_gone_also_when_the_step_was_killed_in_between(again):
+    recipe(again, '[dpo]', '[yfpo, dpo]')
+    nb = again/'nbs'/'paper'/'stage_train.ipynb'
+    notebook(nb, TRAIN[0], TRAIN[1] + '\nif arms == ["yfpo"]: raise ValueError("no")')
+    assert 'MAIN dpo-seed0 dpo-seed1 yfpo-seed0 yfpo-seed1' in yfpo(again, 'run', 'toy').stdout
+    recipe(again, '[yfpo, dpo]', '[yfpo]')
+    assert yfpo(again, 'run', 'toy').returncode == 1
+    assert (again/'runs/toy/results/training/dpo-seed0.csv').exists(), 'whole until it succeeds'
+    notebook(nb, *TRAIN)
+    assert 'MAIN yfpo-seed0 yfpo-seed1\n' in yfpo(again, 'run', 'toy').stdout
+    assert not list((again/'runs/toy/done').glob('*.old'))
 
 def test_report_redraws_in_place(again):
     r = yfpo(again, 'report', 'toy', '--results', again/'runs/toy/results')
-    assert r.returncode == 0 and 'MAIN dpo-seed0 yfpo-seed0' in r.stdout
+    assert r.returncode == 0 and 'MAIN dpo-seed0 dpo-seed1' in r.stdout
 
 def test_publish_copies_what_the_recipe_made_and_nothing_else(again):
     to = again/'nbs/paper/results/toy'
@@ -208,13 +223,13 @@ def test_only_one_stage_runs_on_what_is_there(again, tmp_path):
     nb.write_text(nb.read_text().replace('optimiser is upset', 'optimiser is cross'))
     assert 'nothing to do' in yfpo(again, 'run', 'toy', '--only', 'train').stdout
     r = yfpo(again, 'run', 'toy', '--only', 'train', '--force', 'train')
-    assert r.stdout.count('...') == 2 and 'train-yfpo-seed0' in r.stdout and 'sft ...' not in r.stdout
+    assert r.stdout.count('...') == 2 and 'train-seed1' in r.stdout and 'sft ...' not in r.stdout
     assert yfpo(again, 'run', 'toy', '--only', 'outputs').returncode == 0 and yfpo(again, 'publish', 'toy').returncode == 0
     r = yfpo(again, 'run', 'toy', '--only', 'trian')
     assert r.returncode == 1 and "did you mean 'train'?" in r.stderr
 
 def test_what_the_runner_sets_cannot_be_given(toy):
-    for k in ('seed', 'arm', 'recipe', 'run_dir'):
+    for k in ('seed', 'arms', 'recipe', 'run_dir'):
         with pytest.raises(ValueError, match=f"'{k}' is set by the runner"): plan(read_recipe('toy'), overrides={k: 1})
     recipe(toy, '{beta: 1}', '{beta: 1, seed: 3}')
     with pytest.raises(ValueError, match="stage 'train': 'seed' is set by the runner"): plan(read_recipe('toy'))
@@ -225,21 +240,21 @@ def test_a_value_that_is_no_yaml_is_one_sentence(again):
 
 # --- steps beside each other ---
 
-SLOW = (HEAD + "run_dir:str = '' # folder of the run\narm:str = 'dpo' # arm\nseed:int = 0 # seed\nbeta:float = 0.1 # strength\n"
-        "sulks:bool = False # one arm fails",
+SLOW = (HEAD + "run_dir:str = '' # folder of the run\narms:list = ['dpo'] # arms\nseed:int = 0 # seed\nbeta:float = 0.1 # strength\n"
+        "sulks:bool = False # one seed fails",
         """import os, time
 from pathlib import Path
 run = Path(run_dir)
 (run/'results').mkdir(exist_ok=True)
-(run/f'{arm}.here').write_text('')
-other = run/('yfpo.here' if arm == 'dpo' else 'dpo.here')
+(run/f'{seed}.here').write_text('')
+other = run/('1.here' if seed == 0 else '0.here')
 for _ in range(300):
     if other.exists(): break
     time.sleep(.1)
-(run/'results'/f'{arm}.csv').write_text(f'{arm} met {other.exists()}')
-(run/f'{arm}.tmp').write_text(os.environ.get('OMP_NUM_THREADS', ''))
-os.replace(run/f'{arm}.tmp', run/'results'/f'{arm}.moved')
-if sulks and arm == 'dpo': raise ValueError('dpo sulks')""")
+(run/'results'/f'{seed}.csv').write_text(f'seed {seed} met {other.exists()}')
+(run/f'{seed}.tmp').write_text(os.environ.get('OMP_NUM_THREADS', ''))
+os.replace(run/f'{seed}.tmp', run/'results'/f'{seed}.moved')
+if sulks and seed == 0: raise ValueError('seed 0 sulks')""")
 BOTH = (HEAD + "results_dir:str = '' # folder of results",
         """from pathlib import Path
 d = Path(results_dir)
@@ -248,27 +263,27 @@ d = Path(results_dir)
 
 @pytest.fixture
 def side(toy):
-    "The toy repository with two arms that wait for each other"
+    "The toy repository with two seeds that wait for each other"
     for name, nb in dict(stage_train=SLOW, table_main=BOTH).items(): notebook(toy/'nbs'/'paper'/f'{name}.ipynb', *nb)
     recipe(toy, 'about: toys', 'about: toys\njobs: 2')
     return toy
 
 def test_steps_run_beside_each_other_and_each_knows_its_files(side):
     r = yfpo(side, 'run', 'toy')
-    assert r.returncode == 0 and 'dpo met True yfpo met True' in r.stdout, r.stdout + r.stderr
-    marks = {a: json.loads((side/f'runs/toy/done/train-{a}-seed0.json').read_text()) for a in ('dpo', 'yfpo')}
+    assert r.returncode == 0 and 'seed 0 met True seed 1 met True' in r.stdout, r.stdout + r.stderr
+    marks = {a: json.loads((side/f'runs/toy/done/train-seed{a}.json').read_text()) for a in (0, 1)}
     for a, m in marks.items(): assert set(m['files']) == {f'{a}.here', f'results/{a}.csv', f'results/{a}.moved'}
     share = str(max(1, os.cpu_count()//2))
-    assert (side/'runs/toy/results/dpo.moved').read_text() == share
+    assert (side/'runs/toy/results/0.moved').read_text() == share
     m = json.loads((side/'runs/toy/results/manifest.json').read_text())
     assert m['jobs'] == 2 and m['total_seconds'] <= sum(s['seconds'] for s in m['stages'].values()) + .2
     assert 'nothing to do' in yfpo(side, 'run', 'toy').stdout and 'nothing to do' in yfpo(side, 'run', 'toy', '--jobs', '1').stdout
 
 def test_a_failure_lets_the_others_finish_and_stops_what_follows(side):
     r = yfpo(side, 'run', 'toy', '-p', 'sulks', 'true')
-    assert r.returncode == 1 and 'dpo sulks' in r.stderr and r.stderr.count('\n') == 1
+    assert r.returncode == 1 and 'seed 0 sulks' in r.stderr and r.stderr.count('\n') == 1
     done = {f.stem for f in (side/'runs/toy/done').glob('*.json')}
-    assert done == {'sft', 'train-yfpo-seed0'} and 'table_main' not in r.stdout
+    assert done == {'sft', 'train-seed1'} and 'table_main' not in r.stdout
     r = yfpo(side, 'run', 'toy', '--jobs', '-1')
     assert r.returncode == 1 and 'jobs is -1' in r.stderr
 

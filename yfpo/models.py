@@ -7,7 +7,7 @@ __all__ = ['chatml', 'EMBEDDED', 'TINY', 'byte_tokenizer', 'tiny_model', 'embedd
            'atomic_folder', 'save_model', 'unwrap', 'head_logits', 'own_attention', 'autocast_pays']
 
 # %% ../nbs/01_models.ipynb #01-model-002
-import importlib.util, shutil, sys, tempfile
+import functools, importlib.util, shutil, sys, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -53,6 +53,16 @@ def embedded_gguf():
     return found[0]
 
 # %% ../nbs/01_models.ipynb #01-model-015
+@contextmanager
+def _parsed_once():
+    "Within this scope a GGUF file is parsed once, and its table of tensor names made once; transformers asks 3 and 400 times"
+    import gguf
+    old = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, old)
+    try: yield
+    finally: gguf.GGUFReader, gguf.get_tensor_name_map = old
+
+@_parsed_once()
 def from_gguf(path, **kwargs):
     "De-quantise a GGUF file into an ordinary transformers model, with its tokenizer"
     path = Path(path)

@@ -169,8 +169,8 @@ def divergent_examples(examples): # 2n `Example`s: n chosen, then their n reject
     return out
 
 # %% ../nbs/11_reward.ipynb #10_rewar-019
-def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps=None):
-    "Yields (index, activations of its response tokens: (T_i, K)) of every example; `logps` gets token log-probabilities from the same pass"
+def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps=None, unread=0):
+    "Yields (index, activations of its response tokens but the last `unread`: (T_i, K)); `logps` gets token log-probabilities from that pass"
     shared = bool(examples) and packs(model, max(len(e.ids) for e in examples))
     with NeuronReader(model, neurons) as reader, torch.no_grad():
         for ix in tqdm((shared_batches if shared else batches)(examples, batch_size), desc='reading neurons', disable=not progress,
@@ -182,7 +182,7 @@ def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logp
                 if logps is None: packed_states(model, packed)
                 else: logps.update(zip(ix, packed_logprobs(model, packed, some)))
                 a = reader.activations().flatten(0, 1)
-                for i, e, at in zip(ix, some, packed.at): yield i, a[at[e.start:]].float()
+                for i, e, at in zip(ix, some, packed.at): yield i, a[at[e.start:len(at) - unread]].float()
                 continue
             batch = collate([examples[i] for i in ix], pad_id, device=model.device)
             if logps is None: hidden_states(model, batch)
@@ -190,7 +190,7 @@ def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logp
                 lp, b, _ = token_logprobs(model, batch)
                 logps.update({i: lp[b == j].float().cpu() for j, i in enumerate(ix)})
             a = reader.activations()
-            for j, i in enumerate(ix): yield i, a[j][batch['response_mask'][j]].float()
+            for j, i in enumerate(ix): x = a[j][batch['response_mask'][j]]; yield i, x[:len(x) - unread].float()
 
 # %% ../nbs/11_reward.ipynb #10_rewar-020
 def fit_moments(activations, # those of each response: (T_i, K)
@@ -215,11 +215,13 @@ def _phi(a, neurons, stats, ro, norms): # activations (T, K) of one response
     return readout(a[None], torch.ones(1, len(a), device=a.device), neurons, stats, ro, norms)[0].item()
 
 def read_examples(model, examples, pad_id:int, neurons, stats, ro:ReadOut=ReadOut(), batch_size:int=8, progress:bool=False,
-                  logps:dict=None): # filled with {index: token log-probabilities (T_i,)} where given, from the same pass
+                  logps:dict=None, # filled with {index: token log-probabilities (T_i,)} where given, from the same pass
+                  unread:int=0): # tokens at the end of each response that are scored but not read, such as the end of turn
     "phi of every example under `model`: (n,)"
     with NeuronReader(model, neurons) as reader: norms = reader.norms()
     out = torch.zeros(len(examples))
-    for i, a in _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps): out[i] = _phi(a, neurons, stats, ro, norms)
+    for i, a in _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps, unread):
+        out[i] = _phi(a, neurons, stats, ro, norms)
     return out
 
 # %% ../nbs/11_reward.ipynb #10_rewar-024
@@ -239,11 +241,12 @@ def fit_margins(phi, # read-outs (n, 2) of the reference, with slope 0
     return phi.contiguous(), max((phi[:, 0] - phi[:, 1]).std().item() if len(phi) > 1 else 0., 1e-6), slope
 
 # %% ../nbs/11_reward.ipynb #10_rewar-025
-def fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps=None, sizes=None):
+def fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps=None, sizes=None, unread=0):
     "`RewardStats` from at most `max_fit` examples, spread evenly; write norms; and (index, activations) of all examples, each read once"
     def read(ix):
         at = None if logps is None else {}
-        for j, a in _activations_of(model, [examples[i] for i in ix], pad_id, neurons, batch_size, progress, at):
+        for j, a in _activations_of(model, [examples[i] for i in ix], pad_id, neurons, batch_size, progress, at,
+                                    unread):
             if at: logps[ix[j]] = at[j]
             yield ix[j], a
     fit = range(0, len(examples), max(1, -(-len(examples)//max_fit)))
@@ -254,12 +257,12 @@ def fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress
 
 def fit_examples(model, examples, # 2n `Example`s: n chosen, then their n rejected
                  pad_id:int, neurons, ro:ReadOut=ReadOut(), max_fit:int=512, batch_size:int=8, progress:bool=False,
-                 logps:dict=None): # filled with {index: token log-probabilities (T_i,)} where given, from the same pass
+                 logps:dict=None, unread:int=0): # as in `read_examples`
     "`RewardStats` of a reference model, and its read-outs (n, 2) on chosen and rejected; every example is read once"
     n = len(examples)//2
     if n < 1 or len(examples) % 2: raise ValueError(f'{len(examples)} examples are not n chosen followed by n rejected')
     if ro.over == 'divergent': examples = divergent_examples(examples)
-    stats, norms, read = fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps)
+    stats, norms, read = fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps, unread=unread)
     phi = torch.zeros(len(examples))
     for i, a in read: phi[i] = _phi(a, neurons, stats, ro, norms)
     phi, stats.scale, stats.slope = fit_margins(phi.view(2, n).T, spoken_lengths(examples), ro)

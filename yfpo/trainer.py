@@ -26,7 +26,7 @@ from .loss import (PER_TOKEN, PREFERENCE_LOSSES, anchor, check_number, check_obj
 from .models import atomic_folder, autocast_pays, load_model
 from .neurons import NeuronSet, model_signature, outside
 from .problems import atomic_write
-from .packing import PackedForward, packed_states, packs
+from .packing import PackedForward, packed_states, packs, shared_logprobs
 from .responses import Example, fingerprint, hidden_states
 from .reward import (READOUTS, NeuronReader, RewardStats, clipped_share, contributions, divergent, divergent_examples, fit_and_read,
                          fit_margins, join, read_examples, readout, spoken_lengths,
@@ -95,6 +95,7 @@ def train_sft(model, tokenizer,
                      seed=seed, data_seed=seed, completion_only_loss=True, **{**defaults, **kwargs})
     trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
+    if model.device.type == 'cpu': keep_memory()
     trainer.train(resume_from_checkpoint=resume)
     tidy(model)
     return [{k: l[k] for k in ('step', 'loss', 'learning_rate') if k in l} for l in trainer.state.log_history if 'loss' in l]
@@ -112,6 +113,8 @@ class YFPOConfig(DPOConfig):
     grad_to: str = field(default='both', metadata={'help': 'Responses whose activations get a gradient: both, chosen, rejected or none.'})
     anchor_weight: float = field(default=0.0, metadata={'help': 'Weight η of the anchor on neurons outside the set (Y7), 0 or more.'})
     n_outside: int = field(default=256, metadata={'help': 'Neurons outside the set that are watched, and anchored with anchor_weight.'})
+    reference_dir: str | None = field(default=None, metadata={'help': 'Folder for what the reference says of the pairs, which several runs '
+                                                                      'may share; default: in output_dir.'})
     share_prompts: bool = field(default=True, metadata={'help': 'Compute once what the responses of a pair share: same numbers, sooner.'})
 
     def __post_init__(self):
@@ -176,6 +179,7 @@ class YFPOTrainer(DPOTrainer):
                  card_sections=None, # {heading: Markdown} for the model card, such as the audit's verdict and results
                  **kwargs):
         args, self.neurons, self.reward_stats = args or YFPOConfig('yfpo-out'), neurons, reward_stats
+        self.ref_logps = None
         self.card_sections = dict(card_sections or {})
         if not isinstance(args, YFPOConfig): raise ValueError(f'args is a {type(args).__name__}: YFPOTrainer needs a YFPOConfig')
         self._check_inputs(model, args, neurons)
@@ -237,11 +241,12 @@ class ReferenceCollator:
 def _read_reference(self):
     "Number the pairs of all datasets, and read the reference on them"
     self.ro, tok = READOUTS[self.args.readout], self._tokenizer
-    self.special, self.texts = torch.tensor(sorted({*tok.all_special_ids, tok.eos_token_id, tok.pad_token_id})), {}
+    self.special, self.texts, self.whole = torch.tensor(sorted({*tok.all_special_ids, tok.eos_token_id, tok.pad_token_id})), {}, {}
     self.train_dataset = self._numbered(self.train_dataset, 'train_dataset')
     self.eval_dataset = _each(self.eval_dataset, self._numbered)
     self.data_collator = ReferenceCollator(self.data_collator)
     self.set_neurons(self.neurons, self.reward_stats)
+    self.ref_logps = self._read_logps()
 
 YFPOTrainer._read_reference = _read_reference
 
@@ -257,16 +262,18 @@ def _numbered(self, data, name):
                          'drop the pair or raise max_length')
     first = sum(len(e)//2 for e in self.texts.values())
     self.texts[name] = divergent_examples(ex) if self.ro.over == 'divergent' else ex
+    self.whole[name] = [Example((list(p) + list(r))[:cut], len(p)) for k in ('chosen_ids', 'rejected_ids')
+                        for p, r in zip(data['prompt_ids'], data[k])]
     return data.add_column('ref_row', list(range(first, first + len(data))))
 
 def set_neurons(self, neurons, stats=None): # statistics of an earlier run, else fitted on the reference and the training pairs
     "Reward `neurons` from now on: the reference is read on all texts, statistics and the sample outside follow"
     model, scope = self._reference()
     self.neurons, self.reward_stats = neurons.check(model), stats
-    self.outside, phi = outside(neurons, self.args.n_outside, self.args.seed), []
+    self.outside, phi = outside(neurons, self.args.n_outside), []    # the same for every training seed
     for name, ex in self.texts.items():                        # the training pairs first
         with scope(), self.accelerator.main_process_first():   # one process reads, the others take its file
-            kept = self._kept(model, ex, name, lambda: self._read_pairs(model, ex, not phi))
+            kept = self._kept(model, ('phi', name, ex, *self._of_sets()), lambda: self._read_pairs(model, ex, not phi))
         if not phi:
             own, out = (RewardStats(*(kept[f'{k}_{x}'] for x in ('mean', 'std', 'wnorm')), kept['scale'].item(), kept['slope'].item())
                         for k in ('set', 'outside'))
@@ -275,6 +282,26 @@ def set_neurons(self, neurons, stats=None): # statistics of an earlier run, else
     self.ref_phi, margin = torch.cat(phi), (phi[0][:, 0] - phi[0][:, 1])/self.reward_stats.scale
     self.mean_weight = pair_weights(margin, self.args.neuron_weight).mean().item()
     if not hasattr(self, 'start'): self.start = (self.neurons, self.reward_stats, self.ref_phi)
+
+def _of_sets(self):
+    "What the reference's read-outs depend on beside the texts"
+    yield self.args.readout
+    for s in (self.neurons, self.outside): yield [getattr(s, k).tolist() for k in ('layer', 'index', 'weight', 'direction')]
+    if self.reward_stats is not None: yield [x.tolist() for x in (self.reward_stats.mean, self.reward_stats.std)]
+
+def _read_logps(self):
+    "The reference's log-probability of every response (pairs, 2), with prompts shared; None where TRL is to ask the reference itself"
+    model, scope = self._reference()
+    longest = max(len(e.ids) for ex in self.whole.values() for e in ex)
+    if self.precompute_ref_logps or not self.args.share_prompts or self.args.sync_ref_model or self.args.ld_alpha is not None: return None
+    if self.aux_loss_enabled or not packs(model, longest): return None
+    size, pad = 2*self.args.per_device_train_batch_size, self._tokenizer.pad_token_id
+    def read(ex): return dict(logps=torch.stack([x.sum() for x in shared_logprobs(model, ex, pad, size)]).view(2, -1).T.contiguous())
+    out = []
+    for ex in self.whole.values():
+        with scope(), self.accelerator.main_process_first(), torch.random.fork_rng(), self.accelerator.autocast():
+            out.append(self._kept(model, ('logps', ex), lambda: read(ex))['logps'])
+    return torch.cat(out)
 
 def _reference(self):
     "The reference model, and the scope in which it is one: a LoRA policy with its adapter off is its own"
@@ -303,15 +330,13 @@ def _read_pairs(self, model, examples, fit):
            for x in ('mean', 'std', 'wnorm')}
     return dict(res, phi=phi, scale=torch.tensor(scale, dtype=torch.float64), slope=torch.tensor(slope, dtype=torch.float64))
 
-for f in (_numbered, set_neurons, _reference, _read_pairs): setattr(YFPOTrainer, f.__name__, f)
+for f in (_numbered, set_neurons, _of_sets, _read_logps, _reference, _read_pairs): setattr(YFPOTrainer, f.__name__, f)
 
 # %% ../nbs/13_trainer.ipynb #12_train-031
-def _kept(self, model, examples, name, make):
-    "What `make()` reads, from a file in `output_dir` if the same model, set and texts were read before; a broken file is made again"
-    about = repr((fingerprint(model), model_signature(model), examples, self.args.readout, str(self.accelerator.mixed_precision), name))
-    for s in (self.neurons, self.outside): about += repr([getattr(s, k).tolist() for k in ('layer', 'index', 'weight', 'direction')])
-    if self.reward_stats is not None: about += repr([x.tolist() for x in (self.reward_stats.mean, self.reward_stats.std)])
-    path = Path(self.args.output_dir)/'reference'/f'{hashlib.sha256(about.encode()).hexdigest()[:24]}.safetensors'
+def _kept(self, model, about, make):
+    "What `make()` reads, from a file in the reference folder if the same was asked of the same model before; a broken file is made again"
+    key = hashlib.sha256(repr((fingerprint(model), model_signature(model), str(self.accelerator.mixed_precision), *about)).encode())
+    path = Path(self.args.reference_dir or Path(self.args.output_dir)/'reference')/f'{key.hexdigest()[:24]}.safetensors'
     try: return load_file(path)
     except (FileNotFoundError, SafetensorError): res = make()
     if self.accelerator.is_main_process:
@@ -320,6 +345,7 @@ def _kept(self, model, examples, name, make):
     return res
 
 YFPOTrainer._kept = _kept
+
 
 # %% ../nbs/13_trainer.ipynb #12_train-033
 @contextlib.contextmanager
@@ -342,7 +368,7 @@ def _loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
     parent = super(YFPOTrainer, self).compute_loss
     inputs = dict(inputs)
     row, packed = inputs.pop('ref_row', None), self._packed(model, inputs)
-    if packed is not None: inputs = self._with_reference(inputs)
+    if packed is not None: inputs = self._with_reference(inputs, row)
     if self.neurons is None:
         with self._reference_known(packed): return parent(packed or model, inputs, return_outputs, num_items_in_batch)
     ref_phi = None if row is None else self.ref_phi.to(row.device)[row]
@@ -366,9 +392,12 @@ def _packed(self, model, inputs):
     inner = self.accelerator.unwrap_model(model)
     return PackedForward(model, inner, self.use_weighting) if packs(inner, inputs['input_ids'].shape[1]) else None
 
-def _with_reference(self, inputs):
-    "`inputs` with the reference's log-probabilities"
+def _with_reference(self, inputs, row=None):
+    "`inputs` with the reference's log-probabilities, from the table if these pairs are in it"
     if self.precompute_ref_logps: return inputs
+    if row is not None and self.ref_logps is not None:
+        chosen, rejected = self.ref_logps.to(row.device)[row].T
+        return dict(inputs, ref_chosen_logps=chosen, ref_rejected_logps=rejected)
     chosen, rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
     return dict(inputs, ref_chosen_logps=chosen, ref_rejected_logps=rejected)
 

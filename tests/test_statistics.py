@@ -1,0 +1,101 @@
+"Differences against hand-made tables, independent formulas and simulated truths."
+import math
+import numpy as np
+import pytest
+from scipy import stats
+from test_evaluate import row, rows
+from yfpo.evaluate import summarise
+from yfpo.statistics import contrasts, detectable_difference, equivalent, holm, mcnemar, over_seeds, paired_bootstrap
+
+def test_mcnemar_by_counting():
+    a, b = [1]*10 + [1]*9 + [0]*2 + [0]*5, [1]*10 + [0]*9 + [1]*2 + [0]*5
+    tail = sum(math.comb(11, k) for k in range(3))/2**11
+    assert mcnemar(a, b) == pytest.approx(2*tail) and mcnemar(a, a) == 1
+
+def test_bootstrap_covers_and_repeats():
+    x, y = np.arange(50.), np.arange(50.) - .5
+    assert paired_bootstrap(x, y)[0] == pytest.approx(.5) and paired_bootstrap(x, y, seed=1) == paired_bootstrap(x, y, seed=1)
+    d, low, high = paired_bootstrap(np.random.default_rng(0).normal(0, 1, 200), np.zeros(200), seed=3)
+    assert low < d < high and high - low == pytest.approx(2*1.96/math.sqrt(200), rel=.2)
+
+def test_detectable_difference_shrinks_with_n():
+    a, b = detectable_difference(.1, 300), detectable_difference(.1, 1319)
+    assert a > b and b == pytest.approx(.024, abs=.002)        # 10 % discordant at GSM8K's size: 2.4 points
+
+def test_summary_and_contrasts():
+    data = rows('yfpo', [1, 1, 1, 0]) + rows('yfpo-random', [1, 0, 0, 0]) + rows('dpo', [0, 0, 0, 0])
+    main = {(r['arm'], r['metric']): r for r in summarise(data)}
+    assert main['yfpo', 'accuracy_numeric']['value'] == .75 and main['yfpo', 'nll_gold']['value'] == pytest.approx(1.15)
+    c = {(r['contrast'], r['metric']): r for r in contrasts(data, n_boot=200, outcome=['t', 'accuracy_numeric'])}
+    first = c['yfpo - yfpo-random', 'accuracy_numeric']
+    assert first['delta'] == pytest.approx(.5) and first['p'] == mcnemar([1, 1, 1, 0], [1, 0, 0, 0])
+    assert first['primary'] and np.isnan(first['mde'])  # nothing is detectable on four questions
+    second = c['yfpo - dpo', 'accuracy_numeric']
+    assert second['family'] and not second['primary'] and not c['yfpo - yfpo-random', 'nll_gold']['family']
+    assert [first['p_holm'], second['p_holm']] == holm([first['p'], second['p']])
+
+def test_seeds_are_paired():
+    data = [r for s in range(3) for arm, v in (('yfpo', [1, 1, 0]), ('yfpo-random', [1, 0, 0])) for r in rows(arm, v, seed=s)]
+    got = [r['seed'] for r in contrasts(data, n_boot=100) if r['metric'] == 'accuracy_numeric']
+    assert got == [0, 1, 2, 'all']
+
+def test_the_two_level_bootstrap_by_drawing(seed=3):
+    "The vectorised resampling is the plain loop: seeds with replacement, questions with replacement, mean"
+    d = np.random.default_rng(0).normal(.1, 1, (4, 30)) + np.random.default_rng(1).normal(0, .3, (4, 1))
+    g = np.random.default_rng(seed)
+    draws = [d[g.integers(0, 4, 4)][:, g.integers(0, 30, 30)].mean() for _ in range(20000)]
+    got = paired_bootstrap(d, 0*d, 20000, seed)
+    assert got == pytest.approx((d.mean(), *np.quantile(draws, [.025, .975])), abs=.015)
+
+def test_over_seeds_is_a_t_test_where_questions_do_not_differ():
+    means = np.array([.1, .3, .2, .25, .05])
+    d = np.repeat(means[:, None], 50, 1)                       # every question alike: the seed is all there is
+    got, ref = over_seeds(d), stats.ttest_1samp(means, 0)
+    assert got['p'] == pytest.approx(ref.pvalue) and (got['low'], got['high']) == pytest.approx(tuple(ref.confidence_interval()))
+    assert over_seeds(np.zeros((3, 9)))['p'] == 1 and over_seeds(np.full((3, 9), .2))['p'] < 1e-9
+
+def test_the_false_alarm_rate_over_seeds():
+    g = np.random.default_rng(0)
+    p = [over_seeds(g.normal(0, .1, (5, 1)) + g.normal(0, .2, (1, 40)) + g.normal(0, .5, (5, 40)))['p'] for _ in range(1000)]
+    assert np.mean(np.array(p) < .05) < .06
+
+def test_holm_by_its_definition():
+    g = np.random.default_rng(0)
+    for _ in range(50):
+        p = g.uniform(size=5)
+        o = np.argsort(p)
+        want = {i: min(1, max((5 - j)*p[o[j]] for j in range(r + 1))) for r, i in enumerate(o)}
+        assert holm(p) == pytest.approx([want[i] for i in range(5)])
+    assert holm([]) == []
+    with pytest.raises(ValueError, match='no p-value'): holm([.1, math.nan])
+
+def test_equivalence_is_the_90_percent_interval():
+    g = np.random.default_rng(0)
+    for _ in range(200):
+        delta, se, df, m = g.normal(0, .05), g.uniform(.001, .05), g.integers(2, 60), .06
+        half = stats.t.ppf(.95, df)*se
+        assert (equivalent(delta, se, df, m) < .05) == (-m < delta - half and delta + half < m)
+    assert equivalent(.2, .01, 5, .1) > .99 and math.isnan(equivalent(0, math.nan, 3, .1))
+
+def test_contrasts_over_seeds_by_hand():
+    g = np.random.default_rng(5)
+    each = [(a, s) for a in ('yfpo', 'dpo') for s in (0, 1, 2)]
+    data = [dict(arm=a, seed=s, set='prose', id=str(i), nll_text=float(g.normal(2, .1))) for a, s in each for i in range(6)]
+    data += [dict(arm=a, seed=s, set='t', id=str(i), nll_gold=float(g.normal(1, .1))) for a, s in each for i in range(8)]
+    got = {(r['set'], r['seed']): r for r in contrasts(data, n_boot=500, family=['yfpo - dpo'], harm=dict(nll_text=.5))}
+    x = {(a, s): np.array([r['nll_gold'] for r in data if (r['arm'], r['seed'], r['set']) == (a, s, 't')]) for a, s in each}
+    d = np.stack([x['yfpo', s] - x['dpo', s] for s in (0, 1, 2)])
+    assert got['t', 1]['delta'] == pytest.approx(d[1].mean()) and got['t', 1]['p'] == pytest.approx(stats.ttest_1samp(d[1], 0).pvalue)
+    all_, ref = got['t', 'all'], over_seeds(d)
+    assert all_['delta'] == pytest.approx(ref['delta']) and all_['p'] == all_['p_holm'] == pytest.approx(ref['p'])
+    assert all_['boot_low'] < all_['delta'] < all_['boot_high'] and all_['primary'] and not got['t', 0]['family']
+    assert got['prose', 'all']['p_equivalent'] < .05 and math.isnan(got['prose', 'all']['p_holm'])
+    assert math.isnan(got['t', 'all']['p_equivalent'])
+
+@pytest.mark.parametrize('bad,says', [
+    (lambda: contrasts(rows('yfpo', [1, 0]) + rows('dpo', [1])), 'different questions'),
+    (lambda: over_seeds(np.ones((1, 4))), 'at least two'),
+    (lambda: contrasts(rows('yfpo', [1, 0]), outcome=['gsm8k', 'nll_gold']), 'declared outcome'),
+    (lambda: equivalent(0, 1, 2, -1), 'above 0')])
+def test_bad_input(bad, says):
+    with pytest.raises(ValueError, match=says): bad()
