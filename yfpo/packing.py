@@ -255,13 +255,12 @@ def token_scores(logits, # (N, V); overwritten
 
 # %% ../nbs/04_packing.ipynb #03_packi-027
 def _packed_for(model, seqs, starts):
-    "Sequences packed as suits `model`: as rows, or where attention goes branch by branch as a single row"
-    one = by_branch(model)
-    groups = sharing(seqs, starts, math.inf if one else model.config.get_text_config().hidden_size)
-    return pack(seqs, groups, capacity=sum(map(len, seqs)) if one else 0, device=model.device)
+    "Sequences packed as suits `model`: as rows, or where attention goes branch by branch as a single row, with every beginning shared"
+    if by_branch(model): return pack(seqs, capacity=sum(map(len, seqs)), device=model.device)
+    return pack(seqs, sharing(seqs, starts, model.config.get_text_config().hidden_size), device=model.device)
 
 def sharing(seqs, starts, # token ids, and where each response begins
-            width:int): # of the model's hidden states; infinite where a long row costs no more
+            width:int): # of the model's hidden states
     "Keys for `pack`: responses to one prompt share it as long as that saves more than attention over a longer row costs"
     cost = lambda n: n + n*n/(6*width)                         # 24 n width^2 of matrices to 4 n^2 width of attention
     parts, keys = {}, []                                       # prompt -> [number of the part, its tokens]
