@@ -169,3 +169,16 @@ def test_work_is_counted(tiny):
     for h in hooks: h.remove()
     assert seen == [40 + 5 + 6 + 7 + 8, 5 + 6 + 7 + 8]
     assert pack_examples(model, ex).input_ids.shape == (1, 66)
+
+def test_on_a_cpu_what_all_prompts_begin_with_is_computed_once(tiny):
+    "Two questions behind one system prompt: one root, counted in tokens; on other devices each prompt stands alone"
+    model, _ = tiny
+    system, out = list(range(3, 23)), []
+    for q in ([30, 31, 32], [40, 41]):
+        for r in ([50, 51], [60, 61, 62]): out.append(Example(system + q + r, len(system + q)))
+    packed = pack_examples(model, out)
+    assert packed.input_ids.numel() == 20 + 3 + 2 + 2*(2 + 3)
+    got, ref = shared_logprobs(model, out, 0), example_logprobs(model, out, 0)
+    for a, b in zip(got, ref): assert torch.allclose(a, b, atol=2e-5)
+    rows = pack([e.ids for e in out], [tuple(e.ids[:e.start]) for e in out])
+    assert (rows.branch > 0).sum() == 2*20 + 3 + 2 + 2*(2 + 3)

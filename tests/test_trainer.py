@@ -309,9 +309,29 @@ def test_reference_is_read_once_and_kept(tiny, tmp_path, monkeypatch):
     assert column(a, 'loss') == column(b, 'loss') and equal_weights(a, b)
     with pytest.raises(AssertionError): make(tiny, tmp_path, rows=PAIRS[:5], neuron_weight=0.5)              # other texts
     with pytest.raises(AssertionError): make(tiny, tmp_path, model=moved(a).model, neuron_weight=0.5)        # another reference
-    kept = next((tmp_path/'reference').glob('*.safetensors'))
-    kept.write_bytes(kept.read_bytes()[:50])                                                                   # a broken file is made again
+    for kept in (tmp_path/'reference').glob('*.safetensors'): kept.write_bytes(kept.read_bytes()[:50])         # a broken file is made again
     with pytest.raises(AssertionError): make(tiny, tmp_path, neuron_weight=0.5)
+
+def test_one_reference_folder_serves_every_seed_and_weight(tiny, tmp_path, monkeypatch):
+    shared = str(tmp_path/'reference')
+    own = [run(tiny, tmp_path/f'own{s}', neuron_weight=0.5, seed=s, data_seed=s) for s in (0, 1)]
+    first = run(tiny, tmp_path/'0', neuron_weight=0.5, seed=0, data_seed=0, reference_dir=shared)
+    from yfpo import trainer
+    def fail(*args, **kw): raise AssertionError('the reference was read again')
+    for name in ('fit_and_read', 'shared_logprobs'): monkeypatch.setattr(trainer, name, fail)
+    second = run(tiny, tmp_path/'1', neuron_weight=0.5, seed=1, data_seed=1, reference_dir=shared)
+    for a, b in zip(own, (first, second)): assert column(a, 'loss') == column(b, 'loss') and equal_weights(a, b)
+    assert column(first, 'loss') != column(second, 'loss')
+    run(tiny, tmp_path/'2', neuron_weight=2., reference_dir=shared)                                          # the weight does not matter
+    assert not (tmp_path/'0'/'reference').exists()
+
+def test_the_reference_table_holds_what_the_reference_says(tiny, tmp_path):
+    t = make(tiny, tmp_path, neuron_weight=0.5)
+    live, pad = t.compute_ref_log_probs, batch_of(t, 6)
+    chosen, rejected = live(t.ref_model, {k: v for k, v in pad.items() if k != 'ref_row'})
+    assert torch.allclose(t.ref_logps[pad['ref_row']], torch.stack([chosen, rejected], 1), atol=1e-4)
+    for kw in (dict(share_prompts=False), dict(precompute_ref_log_probs=True), dict(ld_alpha=.5)):
+        assert make(tiny, tmp_path/'off', neuron_weight=0.5, **kw).ref_logps is None
 
 def test_logged_loss_is_trl_plus_weighted_term_and_training_raises_the_margin(tiny, tmp_path):
     t = run(tiny, tmp_path, neuron_weight=0.5, max_steps=12, per_device_train_batch_size=6)
