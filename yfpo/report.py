@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'MEASURES_OF',
            'SELECTORS', 'VARIANTS', 'STEPS', 'REJECTED', 'COSTS', 'STUDIES', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES',
-           'MEASURES', 'TERMS', 'MOVES', 'AXES', 'DASHBOARD', 'read_results', 'arm_order', 'is_smoke', 'caption_for',
-           'latex_table', 'write_table', 'pivot', 'main_table', 'bracket_note', 'difficulty_table', 'rates_table',
-           'contrast_table', 'harm_table', 'selector_table', 'capability_table', 'bench_relevance_table',
-           'bench_step_table', 'shapes_table', 'bench_generation_table', 'cost_table', 'draw_p', 'audit_table',
-           'audit_verdict', 'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons',
-           'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness',
-           'draw_margins', 'draw_training', 'study_table', 'mediation_table', 'hacks_table', 'draw_overoptimisation',
-           'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard', 'dashboard', 'draw_method']
+           'MEASURES', 'TERMS', 'MOVES', 'AXES', 'DASHBOARD', 'read_results', 'arm_order', 'arm_label', 'arm_color',
+           'set_label', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table', 'bracket_note',
+           'difficulty_table', 'rates_table', 'counting', 'delta_text', 'level_text', 'contrast_table', 'harm_table',
+           'selector_table', 'capability_table', 'bench_relevance_table', 'bench_step_table', 'shapes_table',
+           'bench_generation_table', 'cost_table', 'draw_p', 'audit_table', 'audit_verdict', 'findings', 'style',
+           'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_selectors',
+           'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training', 'study_table', 'mediation_table',
+           'hacks_table', 'draw_overoptimisation', 'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard',
+           'dashboard', 'draw_method']
 
 # %% ../nbs/19_report.ipynb #17_repor-002
 import functools, json, math, re
@@ -37,7 +38,8 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                bench_generation_summary=('bench_generation.json', 'bench_generation'),
                bench_scaling_summary=('bench_scaling.json', 'bench_scaling'), bench_losses=('bench_losses.json', 'bench_losses'),
                bench=('summary.json', 'bench_summary'),
-               pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'evaluate'), moves=('moves/*.csv', 'train'),
+               pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'evaluate'),
+               moves=('moves/*.csv', 'train'),
                evaluation=('eval/*.csv', 'evaluate'), ablation=('ablation.csv', 'causal'), manifest=('manifest.json', 'compare'))
 
 def read_results(folder, # a `results` folder of a run, or a committed `results/<recipe>`
@@ -82,12 +84,12 @@ def arm_order(arms):
     known = list(ARMS)
     return sorted(set(arms), key=lambda a: (known.index(a) if a in known else len(known), a))
 
-def _label(arm): return ARMS.get(arm, (arm, INK))[0]
-def _color(arm): return ARMS.get(arm, (arm, INK))[1]
-def _set(name):
+def arm_label(arm): return ARMS.get(arm, (arm, INK))[0]
+def arm_color(arm): return ARMS.get(arm, (arm, INK))[1]
+def set_label(name):
     base, _, level = name.rpartition('-d')
-    return f'{_set(base)}, difficulty {level}' if base and level.isdigit() else SETS.get(name, name)
-def _contrast(text): return ' minus '.join(_label(a) for a in text.split(' - '))
+    return f'{set_label(base)}, difficulty {level}' if base and level.isdigit() else SETS.get(name, name)
+def _contrast(text): return ' minus '.join(arm_label(a) for a in text.split(' - '))
 
 # %% ../nbs/19_report.ipynb #17_repor-014
 def is_smoke(recipe): return recipe.split('-')[0] == 'smoke'
@@ -152,7 +154,7 @@ def pivot(main, # frame of main.csv
     for arm in arm_order(main.arm):
         own = main[main.arm == arm]
         cells = {h: _cell(own[(own.set == s) & (own.metric == m)], m) for h, s, m in columns}
-        rows.append({'arm': _label(arm), 'seeds': str(own.seed.nunique()), **cells})
+        rows.append({'arm': arm_label(arm), 'seeds': str(own.seed.nunique()), **cells})
     return pd.DataFrame(rows)
 
 # %% ../nbs/19_report.ipynb #17_repor-019
@@ -161,7 +163,7 @@ def _has(main, set_, metric): return ((main.set == set_) & (main.metric == metri
 
 def main_table(main):
     "Numeric accuracy and gold NLL of each set, and held-out pair accuracy"
-    cols = [(f'{_set(s)} {name}', s, m) for s in _plain_sets(main) for m, name in
+    cols = [(f'{set_label(s)} {name}', s, m) for s in _plain_sets(main) for m, name in
             (('accuracy_numeric', 'accuracy (%)'), ('nll_gold', 'NLL (nats/token)'), ('pair_accuracy', '(%)')) if _has(main, s, m)]
     return pivot(main, cols)
 
@@ -174,7 +176,7 @@ def bracket_note(main):
 def difficulty_table(main):
     "Numeric accuracy by difficulty; empty where no set has one"
     levels = sorted(s for s in set(main.set) if re.search(r'-d\d+$', s))
-    return pivot(main, [(f'{_set(s)} (%)', s, 'accuracy_numeric') for s in levels])
+    return pivot(main, [(f'{set_label(s)} (%)', s, 'accuracy_numeric') for s in levels])
 
 def rates_table(main):
     "The three extraction rules side by side with format, no-answer and truncation rates"
@@ -183,30 +185,39 @@ def rates_table(main):
     import pandas as pd
     sets = [s for s in _plain_sets(main) if _has(main, s, 'accuracy_numeric')]
     parts = [pivot(main[main.set == s], [(h, s, m) for m, h in names.items()]) for s in sets]
-    for s, p in zip(sets, parts): p.insert(1, 'set', _set(s)); p.insert(2, 'n', str(main[main.set == s].n.max()))
+    for s, p in zip(sets, parts): p.insert(1, 'set', set_label(s)); p.insert(2, 'n', str(main[main.set == s].n.max()))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/19_report.ipynb #17_repor-022
 MEASURES_OF = dict(accuracy_numeric='accuracy, points', nll_gold='NLL, nats/token', pair_accuracy='pair accuracy, points',
                    nll_text='NLL, nats/token', choice_accuracy='right form, points')
 
-def _counting(contrasts):
+def counting(contrasts):
     "The rows that count: over all seeds where there are several"
     several = contrasts.groupby('contrast').seed.transform(lambda s: (s.astype(str) == 'all').any())
     return contrasts[~several | (contrasts.seed.astype(str) == 'all')]
 
+def delta_text(row, # of contrasts.csv
+               what:str='delta'):
+    "A difference with its interval, or its `mde`, `p` or `p_holm`, as tables show it"
+    if what in ('p', 'p_holm'): return _p(getattr(row, what))
+    if what == 'mde': return _interval(row.mde, math.nan, math.nan, *_delta_unit(row.metric))
+    return _interval(row.delta, row.low, row.high, *_delta_unit(row.metric), sign='+')
+
+def level_text(df, metric): return _cell(df, metric)
+
 def _p(p): return '' if math.isnan(p) else f'{p:.3f}' if p >= .001 else '<0.001'
 
 def contrast_table(contrasts, metrics=('accuracy_numeric', 'nll_gold', 'pair_accuracy'), by_difficulty=False):
-    "Each difference with interval, p (Holm's where it was declared), and what could have been detected; several seeds show the row over all"
+    "Each difference with interval, p (Holm's where it was declared), and what could have been detected; of several seeds the row over all"
     import pandas as pd
     df = contrasts[contrasts.metric.isin(metrics)]
     if not by_difficulty: df = df[~df.set.str.contains(r'-d\d+$')]
     rows = []
-    for r in _counting(df).sort_values('family', ascending=False, kind='stable').itertuples():
+    for r in counting(df).sort_values('family', ascending=False, kind='stable').itertuples():
         scale, digits = _delta_unit(r.metric)
         mark = ' (primary)' if r.primary else ' (declared)' if r.family else ''
-        rows.append({'contrast': _contrast(r.contrast) + mark, 'set': _set(r.set), 'measure': MEASURES_OF.get(r.metric, r.metric),
+        rows.append({'contrast': _contrast(r.contrast) + mark, 'set': set_label(r.set), 'measure': MEASURES_OF.get(r.metric, r.metric),
                      'difference': _interval(r.delta, r.low, r.high, scale, digits, '+', bold=r.low > 0 or r.high < 0),
                      'p': _p(r.p), 'p, corrected': _p(r.p_holm) if r.family else '',
                      'detectable': _interval(r.mde, math.nan, math.nan, scale, digits), 'n': str(r.n)})
@@ -216,8 +227,8 @@ def harm_table(contrasts):
     "What should not change: differences on prose and verb forms, and the p-value of equivalence; empty where it was not measured"
     import pandas as pd
     if 'p_equivalent' not in contrasts: return pd.DataFrame()
-    df = _counting(contrasts[contrasts.p_equivalent.notna()])
-    return pd.DataFrame([{'contrast': _contrast(r.contrast), 'probe': _set(r.set), 'measure': MEASURES_OF.get(r.metric, r.metric),
+    df = counting(contrasts[contrasts.p_equivalent.notna()])
+    return pd.DataFrame([{'contrast': _contrast(r.contrast), 'probe': set_label(r.set), 'measure': MEASURES_OF.get(r.metric, r.metric),
                           'difference': _interval(r.delta, r.low, r.high, *_delta_unit(r.metric), '+', bold=r.low > 0 or r.high < 0),
                           'p of equivalence': _p(r.p_equivalent), 'n': str(r.n)} for r in df.itertuples()])
 
@@ -238,7 +249,7 @@ def selector_table(card, mode:str='zero'): # frame of selectors.csv
     card = card[card['mode'] == mode] if mode != 'zero' else card[card['mode'].isna() | (card['mode'] == mode)]
     for r in card.itertuples():
         row = {'selector': SELECTORS.get(r.selector, r.selector), 'pairs (%)': share(r.pair_accuracy),
-               **{f'{_set(c[7:])} (%)': share(getattr(r, c)) for c in solved}}
+               **{f'{set_label(c[7:])} (%)': share(getattr(r, c)) for c in solved}}
         if isinstance(r.mode, str):
             top = 'inf' if math.isinf(r.high) else f'{r.high:.1f}'
             ratio = '' if r.general <= 0 else f'{r.selectivity:.1f} [{r.low:.1f}, {top}]'
@@ -247,7 +258,7 @@ def selector_table(card, mode:str='zero'): # frame of selectors.csv
                         'math / prose': ratio, 'draws that reach it': f'{int(r.reached)} of {int(r.draws)}' if r.draws else ''})
         rows.append(row)
     cols = ['selector', 'math (nats)', 'prose (nats)', 'math / prose']
-    if mode == 'zero': cols += ['draws that reach it', 'pairs (%)', *[f'{_set(c[7:])} (%)' for c in solved]]
+    if mode == 'zero': cols += ['draws that reach it', 'pairs (%)', *[f'{set_label(c[7:])} (%)' for c in solved]]
     return pd.DataFrame(rows).reindex(columns=cols).fillna('')
 
 # %% ../nbs/19_report.ipynb #17_repor-028
@@ -427,7 +438,7 @@ def _capability_sentence(rows):
             "effect on its own capability.")
 
 def _contrast_sentence(contrasts):
-    df = _counting(contrasts[~contrasts.set.str.contains(r'-d\d+$')])
+    df = counting(contrasts[~contrasts.set.str.contains(r'-d\d+$')])
     own, names = df[df.family], {**METRICS, 'nll_text': 'NLL (nats per token)', 'choice_accuracy': 'right form (points)'}
     if own.empty: return '**Primary contrast.** Not run: it needs the arms yfpo and yfpo-random.'
     def show(r):
@@ -440,10 +451,11 @@ def _contrast_sentence(contrasts):
     rest = df[df.contrast.isin(own.contrast) & ~df.family & df.metric.isin(names)]
     clear = rest[(rest.low > 0) | (rest.high < 0)]
     also = ''.join(f' {_contrast(r.contrast)}, also declared: {show(r)}.' for r in others)
-    more = '; '.join(f'{_contrast(r.contrast)}, {_set(r.set)} {names[r.metric]} {_interval(r.delta, r.low, r.high, *_delta_unit(r.metric), sign="+")}'
-                     for r in clear.itertuples())
-    return (f"**Primary contrast.** {_contrast(first.contrast)}, {_set(first.set)} {names[first.metric]}, declared before the run, {seeds}: "
-            f"{show(first)}.{also} Of the {len(rest)} other differences of these contrasts, which are exploratory and uncorrected, "
+    def brief(r): return (f'{_contrast(r.contrast)}, {set_label(r.set)} {names[r.metric]} '
+                          + _interval(r.delta, r.low, r.high, *_delta_unit(r.metric), sign='+'))
+    more = '; '.join(map(brief, clear.itertuples()))
+    return (f"**Primary contrast.** {_contrast(first.contrast)}, {set_label(first.set)} {names[first.metric]}, declared before the run, "
+            f"{seeds}: {show(first)}.{also} Of the {len(rest)} other differences of these contrasts, exploratory and uncorrected, "
             f"{len(clear)} exclude zero{': ' + more if len(clear) else ''}.")
 
 
@@ -830,8 +842,8 @@ def draw_margins(margins): # frame of margins/*.csv with `arm` and `seed`
         for i, arm in enumerate(arms):
             own = margins[margins.arm == arm]
             _margin_panel(axs[i, j], *[np.clip(own[own.phase == p][col], bins[0], bins[-1]) for p in ('before', 'after')], bins,
-                          _color(arm))
-            axs[i, j].set(ylabel='pairs (%)' if j == 0 else '', title=_label(arm) if j == 0 else '')
+                          arm_color(arm))
+            axs[i, j].set(ylabel='pairs (%)' if j == 0 else '', title=arm_label(arm) if j == 0 else '')
         axs[-1, j].set_xlabel(name)
     return fig
 
@@ -857,7 +869,7 @@ def draw_training(training, # frame of training/*.csv with `arm` and `seed`
     cols = min(3, len(curves)); rows = -(-len(curves)//cols)
     fig, axs = panels(rows, cols, size=(2.55*cols, 1.9*rows + .45))
     for ax, (col, (name, unit)) in zip(axs.flat, curves.items()):
-        for arm in arm_order(training.arm): _curve(ax, training[training.arm == arm], col, _color(arm), _label(arm), smooth)
+        for arm in arm_order(training.arm): _curve(ax, training[training.arm == arm], col, arm_color(arm), arm_label(arm), smooth)
         ax.set(title=name, ylabel=unit, xlabel='step')
     for ax in axs.flat[len(curves):]: ax.set_visible(False)
     handles = {l: h for ax in axs.flat for h, l in zip(*ax.get_legend_handles_labels())}
@@ -957,10 +969,10 @@ def draw_breakage(rows, # frame of breakage.csv
         x = own.learning_rate.where(own.learning_rate > 0, low)*shift
         for ax, y, scale, m in zip(axs.flat, ('phi_d', 'accuracy', 'nll_d', 'kl_per_token'), (1, 100, 1, 1), ('phi', None, 'nll', None)):
             v = scale*own[y]
-            ax.plot(x, v, color=_color(arm), lw=1., alpha=.6, zorder=1)
+            ax.plot(x, v, color=arm_color(arm), lw=1., alpha=.6, zorder=1)
             err = [scale*(own[y] - own[f'{m}_low']), scale*(own[f'{m}_high'] - own[y])] if m else None
             if y == 'accuracy' and n_questions: err = _wilson(own[y], n_questions, scale)
-            ax.errorbar(x, v, yerr=err, fmt='o', color=_color(arm), ms=4, mec='white', mew=.5, lw=.9, label=_label(arm))
+            ax.errorbar(x, v, yerr=err, fmt='o', color=arm_color(arm), ms=4, mec='white', mew=.5, lw=.9, label=arm_label(arm))
     titles = (('neuron margin', 'change (s)'), ('problems solved', '%'), ('loss on solutions', 'change (nats/token)'),
               ('divergence of samples', 'KL (nats/token)'))
     rates = sorted(rows[rows.learning_rate > 0].learning_rate.unique())

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['READOUTS', 'KINDS_OF_READING', 'write_norms', 'NeuronReader', 'activations', 'norms', 'ReadOut', 'RewardStats',
            'contributions', 'standardise', 'readout', 'clipped_share', 'relative_margin', 'divergent',
-           'divergent_examples', 'fit_moments', 'pair_items', 'read_examples', 'spoken_lengths', 'fit_margins',
-           'fit_and_read', 'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'set_readouts',
-           'reward_audit']
+           'divergent_examples', 'fit_moments', 'pair_items', 'strongest', 'read_examples', 'spoken_lengths',
+           'fit_margins', 'fit_and_read', 'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join',
+           'set_readouts', 'reward_audit']
 
 # %% ../nbs/11_reward.ipynb #10_rewar-002
 import itertools, json
@@ -170,7 +170,7 @@ def divergent_examples(examples): # 2n `Example`s: n chosen, then their n reject
 
 # %% ../nbs/11_reward.ipynb #10_rewar-019
 def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps=None, unread=0):
-    "Yields (index, activations of its response tokens but the last `unread`: (T_i, K)); `logps` gets token log-probabilities from that pass"
+    "Yields (index, activations of its response tokens but the last `unread`: (T_i, K)); `logps` gets log-probabilities from that pass"
     shared = bool(examples) and packs(model, max(len(e.ids) for e in examples))
     with NeuronReader(model, neurons) as reader, torch.no_grad():
         for ix in tqdm((shared_batches if shared else batches)(examples, batch_size), desc='reading neurons', disable=not progress,
@@ -213,6 +213,17 @@ def pair_items(pairs):
 
 def _phi(a, neurons, stats, ro, norms): # activations (T, K) of one response
     return readout(a[None], torch.ones(1, len(a), device=a.device), neurons, stats, ro, norms)[0].item()
+
+def strongest(model, examples, pad_id:int, neurons, stats, top:int=6, # neurons to name
+              batch_size:int=8):
+    "Rows (layer, index, z) of the `top` members that wrote most in each example's response: mean standardised contribution, largest first"
+    with NeuronReader(model, neurons) as reader: norms = reader.norms()
+    out = [None]*len(examples)
+    for i, a in _activations_of(model, examples, pad_id, neurons, batch_size, False):
+        z = standardise(a, neurons, stats, norms).mean(0)
+        best = z.topk(min(top, len(neurons))).indices.tolist()
+        out[i] = [(int(neurons.layer[k]), int(neurons.index[k]), round(z[k].item(), 2)) for k in best]
+    return out
 
 def read_examples(model, examples, pad_id:int, neurons, stats, ro:ReadOut=ReadOut(), batch_size:int=8, progress:bool=False,
                   logps:dict=None, # filled with {index: token log-probabilities (T_i,)} where given, from the same pass

@@ -71,7 +71,7 @@ def detectable_mean(differences, power:float=.8, level:float=.95):
 def over_seeds(d, # differences (seeds, questions), at least two seeds
                share:bool=False, # differences of shares, which get one imaginary disagreement on each side
                level:float=.95, power:float=.8):
-    "delta, low, high, se, df, p, mde over all seeds: a t interval and test on S - 1 degrees of freedom, for variance of seeds and of questions"
+    "delta, low, high, se, df, p, mde over all seeds: t interval and test on S - 1 degrees of freedom, for variance of seeds and questions"
     from scipy.stats import t
     d = np.asarray(d, dtype=float)
     delta, S = d.mean(), len(d)
@@ -89,7 +89,7 @@ def holm(p):
     "p-values of a family of tests, adjusted so that one false alarm among all is as rare as the level says (Holm 1979)"
     p = np.asarray(p, dtype=float)
     if not p.size: return []
-    if np.isnan(p).any(): raise ValueError('a test of the family has no p-value: it needs two questions, and two seeds where several were trained')
+    if np.isnan(p).any(): raise ValueError('a test of the family has no p-value: it needs at least two questions')
     order, out, worst = p.argsort(kind='stable'), np.empty(len(p)), 0.
     for rank, i in enumerate(order): out[i] = worst = max(worst, min(1., (len(p) - rank)*p[i]))
     return out.tolist()
@@ -124,7 +124,8 @@ def compare(x, y, metric, n_boot=10000, seed=0):
     se = d.std(ddof=1)/math.sqrt(n) if n > 1 else math.nan
     if metric in CONTINUOUS:
         p = math.nan if math.isnan(se) else 2*float(t.sf(abs(d.mean())/se, n - 1)) if se else float(d.mean() == 0)
-        return dict(zip(('delta', 'low', 'high'), paired_bootstrap(x, y, n_boot, seed)), se=float(se), df=n - 1, p=p, mde=detectable_mean(d))
+        values = paired_bootstrap(x, y, n_boot, seed)
+        return dict(zip(('delta', 'low', 'high'), values), se=float(se), df=n - 1, p=p, mde=detectable_mean(d))
     only_x, only_y = discordant(x, y)
     return dict(zip(('delta', 'low', 'high'), paired_interval(only_x, only_y, n)), se=float(se), df=n - 1, p=mcnemar(x, y),
                 mde=detectable_difference((only_x + only_y)/n, n))
@@ -135,7 +136,7 @@ def contrasts(rows, pairs=CONTRASTS, n_boot:int=10000, seed:int=0,
               family=('yfpo - yfpo-random', 'yfpo - dpo'), # contrasts declared before the run, the primary one first
               outcome=None, # their set and metric; default: the NLL of gold solutions of the first set that has any
               harm=None): # {metric: largest difference that would not matter}, for which equivalence is tested
-    "Rows of `contrasts.csv`, one a contrast, seed, set and metric; where several seeds were trained a row 'all' that counts, with its bootstrap"
+    "Rows of `contrasts.csv`, one a contrast, seed, set and metric; with several seeds also a row 'all', which counts, with its bootstrap"
     table = by_question(rows)
     seeds = {arm: sorted({s for a, s, *_ in table if a == arm}) for arm in {k[0] for k in table}}
     outcome, out = tuple(outcome or next((k[2:] for k in table if k[3] == 'nll_gold'), ('', ''))), []
