@@ -117,6 +117,7 @@ if (data.questions.length) {
     return e; };
   const group = (xs, k) => xs.reduce((m, x) => m.set(x[k], [...(m.get(x[k]) || []), x]), new Map());
   const several = new Set(data.questions.flatMap(q => q.answers.filter(a => a[1] > 0).map(a => a[0])));
+  const short = t => t.length > 84 ? t.slice(0, 80) + ' …' : t;
   const mixed = q => new Set(q.answers.map(a => a[4])).size > 1;
   for (const [s, name] of Object.entries(data.sets)) { const o = make('option', name); o.value = s; $('set').append(o); }
   let at = null;
@@ -127,7 +128,7 @@ if (data.questions.length) {
       (!word || [q.id, q.question || '', ...q.answers.map(a => data.texts[a[2]])].join(' ').toLowerCase().includes(word)));
     $('count').textContent = some.length + ' of ' + data.questions.length;
     for (const q of some) {
-      const li = make('li'), b = make('button', (q.question || q.id).slice(0, 90));
+      const li = make('li'), b = make('button', short(q.question || q.id));
       b.type = 'button'; b.onclick = () => show(q, b);
       if (q === at) b.setAttribute('aria-current', 'true');
       li.append(b); list.append(li); }
@@ -146,7 +147,7 @@ if (data.questions.length) {
     for (const [t, own] of group(q.answers, 2)) {
       const box = make('div', undefined, 'answer'), a = own[0];
       for (const [arm, xs] of group(own, 0)) {
-        const c = make('span', data.arms[arm][0] + (several.has(arm) ? ', seeds ' + xs.map(a => a[1]).join(' ') : ''), 'chip');
+        const c = make('span', data.arms[arm][0] + (several.has(arm) ? (xs.length > 1 ? ', seeds ' : ', seed ') + xs.map(a => a[1]).join(' ') : ''), 'chip');
         c.style.borderColor = data.arms[arm][1]; box.append(c); }
       const verdict = a[4] ? 'right' : a[3] === null ? 'no number' : 'wrong: ' + a[3];
       box.append(make('span', verdict + (a[6] ? '' : ', cut off'), a[4] ? 'right' : 'wrong'), make('p', data.texts[t]));
@@ -232,7 +233,7 @@ def page_html(folder, # a folder of results, with its tables and figures
     said = ''.join(f'<li>{_bold(x)}</li>' for x in findings(folder))
     browse = BROWSER if data['questions'] else ''
     nav = ''.join(f'<a href="#{x.lower()}">{x}</a>' for x in ('Findings', 'Tables', 'Figures', 'Questions')[:4 if browse else 3])
-    inside = json.dumps(data, ensure_ascii=False, separators=(',', ':')).replace('<', '\u003c')
+    inside = json.dumps(data, ensure_ascii=False, separators=(',', ':')).replace('<', r'\u003c')
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>YFPO: {html.escape(recipe)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body>

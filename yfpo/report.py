@@ -136,8 +136,9 @@ def _interval(value, low, high, scale=1, digits=3, sign='', bold=False):
     mean = f'**{num(value, sign)}**' if bold else num(value, sign)
     return mean if math.isnan(low) else f'{mean} [{num(low)}, {num(high)}]'
 
-def _unit(metric): return (1, 3, 'nats per token') if metric in ('nll_gold', 'nll_text') else (100, 1, '%')
-def _delta_unit(metric): return (1, 4) if metric in ('nll_gold', 'nll_text') else (100, 1)   # paired differences are finer than levels
+_NATS = ('nll_gold', 'nll_text', 'choice_margin')
+def _unit(metric): return (1, 3, 'nats per token') if metric in _NATS else (100, 1, '%')
+def _delta_unit(metric): return (1, 4) if metric in _NATS else (100, 1)   # paired differences are finer than levels
 
 def _cell(df, metric):
     "One seed: value and interval; several: mean and range over seeds"

@@ -1,0 +1,88 @@
+"The page of a run: escaped, whole, and alive in a browser."
+import json, os, re, shutil
+from pathlib import Path
+import pandas as pd
+import pytest
+from conftest import ROOT
+from yfpo.page import browser_data, figure_html, latex_numbers, page_html, table_html, write_page
+from yfpo.problems import read_jsonl
+from yfpo.report import read_results
+
+RESULTS = ROOT/'nbs'/'paper'/'results'
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+
+def test_every_answer_is_there_once():
+    data = browser_data(RESULTS/'cpu')
+    rows = [r for f in (RESULTS/'cpu'/'samples').glob('*.jsonl') for r in read_jsonl(f) if 'text' in r]
+    assert len(set(data['texts'])) == len(data['texts']) and sum(len(q['answers']) for q in data['questions']) == len(rows)
+    by = {(q['set'], q['id'], a[0], a[1]): (data['texts'][a[2]], a[4]) for q in data['questions'] for a in q['answers']}
+    assert all(by[r['set'], r['id'], r['arm'], r['seed']] == (r['text'], int(r['correct_numeric'])) for r in rows)
+    assert all(q['question'] and q['solution'] for q in data['questions']) and sum(bool(q['fired']) for q in data['questions']) >= 10
+
+def test_nothing_is_fetched_and_nothing_written_by_a_model_can_act(tmp_path):
+    folder = shutil.copytree(RESULTS/'cpu', tmp_path/'cpu')
+    evil = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
+    f = next((folder/'samples').glob('yfpo-seed0.jsonl'))
+    rows = read_jsonl(f)
+    rows[0]['text'] = evil
+    f.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    text = page_html(folder, 'cpu')
+    assert evil not in text and text.count('<script') == 2 and not re.search(r'''(src|href)=["'](?!data:|#)''', text)
+    inside = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    assert evil in inside['texts']
+
+def test_a_run_without_answers_has_a_page_without_a_browser():
+    text = page_html(RESULTS/'neurons', 'neurons')
+    assert 'id="questions"' not in text and 'id="table-selectors-zero"' in text
+
+def test_cells_and_captions_are_text():
+    t = table_html(pd.DataFrame({'a<b': ['<i>x</i>', '**2** & 3']}), 'one < two')
+    assert '<i>' not in t and 'a&lt;b' in t and '<b>2</b> &amp; 3' in t and 'one &lt; two' in t
+
+def test_every_number_has_a_name_of_its_own_and_the_value_of_the_files():
+    main, contrasts, manifest = (read_results(RESULTS/'cpu', k) for k in ('main', 'contrasts', 'manifest'))
+    text = latex_numbers(main, contrasts, manifest, 'cpu')
+    found = dict(re.findall(r'\\newcommand\{\\(\w+)\}\{(.*)\}\n', text))
+    assert len(found) == text.count('newcommand') and all(k.isalpha() for k in found)
+    assert text == (RESULTS/'cpu'/'tables'/'numbers.tex').read_text().split('\n', 1)[1]
+    r = contrasts[contrasts.primary].iloc[0]
+    assert found['yfpoCpuYfpoMinusYfpoRandomTemplatesNllGold'].replace('$-$', '-') == f'{r.delta:+.4f} [{r.low:.4f}, {r.high:.4f}]'
+    assert found['yfpoCpuSeeds'] == str(len(manifest['seeds']))
+
+@pytest.mark.skipif(not BROWSER, reason='needs Chromium')
+@pytest.mark.parametrize('width,height,scheme', [(1100, 800, 'light'), (390, 800, 'dark')])
+def test_in_a_browser(tmp_path, width, height, scheme):
+    "Sort a table, look for a question, open it, follow its address; no error, and no sideways scrolling of the page"
+    from playwright.sync_api import sync_playwright
+    folder, said = shutil.copytree(RESULTS/'cpu', tmp_path/'cpu'), []
+    page = write_page(folder, 'cpu').as_uri()
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'] if os.name == 'posix' and os.geteuid() == 0 else [])
+        tab = browser.new_page(viewport=dict(width=width, height=height), color_scheme=scheme)
+        tab.on('console', lambda m: said.append(m.text)); tab.on('pageerror', lambda e: said.append(str(e)))
+        tab.goto(page)
+        cells = lambda: [float(re.match(r'[<]?([+-]?[\d.]+)', t)[1]) for t in tab.locator('#table-contrasts td:nth-child(4)').all_inner_texts()]
+        before, head = cells(), tab.locator('#table-contrasts th').nth(3)
+        head.locator('button').click()
+        assert cells() == sorted(before) != before and head.get_attribute('aria-sort') == 'ascending'
+        head.locator('button').click()
+        assert cells() == sorted(before, reverse=True) and head.get_attribute('aria-sort') == 'descending'
+        data = browser_data(folder)
+        assert tab.locator('#list button').count() == len(data['questions'])
+        q = next(q for q in data['questions'] if q['fired'])
+        tab.locator('#find').fill(q['question'].lower())
+        assert tab.locator('#list button').count() == 1
+        tab.locator('#list button').click()
+        assert tab.locator('#one h3').inner_text().endswith(q['id']) and q['question'] in tab.locator('#one').inner_text()
+        assert tab.locator('.answer').count() == len({a[2] for a in q['answers']}) and tab.locator('.fired').count() == len(q['fired'])
+        tab.locator('#find').fill('')
+        tab.locator('#mixed').check()
+        mixed = sum(len({a[4] for a in q['answers']}) > 1 for q in data['questions'])
+        assert tab.locator('#list button').count() == mixed > 0
+        again = browser.new_page()
+        again.goto(tab.url)
+        assert again.locator('#one h3').inner_text().endswith(q['id']), 'the address leads back to the question'
+        assert tab.evaluate('document.documentElement.scrollWidth') <= width
+        assert all(tab.evaluate('[...document.images].map(i => i.naturalWidth > 0)'))
+        browser.close()
+    assert said == []
