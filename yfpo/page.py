@@ -147,7 +147,8 @@ if (data.questions.length) {
     for (const [t, own] of group(q.answers, 2)) {
       const box = make('div', undefined, 'answer'), a = own[0];
       for (const [arm, xs] of group(own, 0)) {
-        const c = make('span', data.arms[arm][0] + (several.has(arm) ? (xs.length > 1 ? ', seeds ' : ', seed ') + xs.map(a => a[1]).join(' ') : ''), 'chip');
+        const seeds = (xs.length > 1 ? ', seeds ' : ', seed ') + xs.map(a => a[1]).join(' ');
+        const c = make('span', data.arms[arm][0] + (several.has(arm) ? seeds : ''), 'chip');
         c.style.borderColor = data.arms[arm][1]; box.append(c); }
       const verdict = a[4] ? 'right' : a[3] === null ? 'no number' : 'wrong: ' + a[3];
       box.append(make('span', verdict + (a[6] ? '' : ', cut off'), a[4] ? 'right' : 'wrong'), make('p', data.texts[t]));
