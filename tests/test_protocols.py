@@ -1,0 +1,80 @@
+"Our prompts, examples, stops, extractions and verdicts against lm-evaluation-harness itself, on local files."
+import os, random
+from pathlib import Path
+import pytest
+from conftest import ROOT
+from yfpo.problems import load_problems, make_problems, write_jsonl
+from yfpo.protocols import PROTOCOLS, cut_at, protocol, protocol_correct, protocol_extract, protocol_prompts, protocol_rows
+
+lm_eval = pytest.importorskip('lm_eval')
+DATA = os.environ.get('YFPO_DATA_DIR')
+
+def sets():
+    "(train, test) in GSM8K's form: the real one where it lies here, else our templates"
+    if DATA: return load_problems('gsm8k/train', DATA)[:400], load_problems('gsm8k/test', DATA)[:60]
+    return make_problems(80, seed=5), make_problems(40, seed=6)
+
+@pytest.fixture(scope='module', params=list(PROTOCOLS))
+def task(request, tmp_path_factory):
+    "One of the harness's tasks on local files, its requests built as `simple_evaluate` builds them"
+    from lm_eval.tasks import TaskManager
+    folder, name, (train, test) = tmp_path_factory.mktemp('task'), request.param, sets()
+    files = {k: write_jsonl(folder/f'{k}.jsonl', [dict(question=p.question, answer=p.solution) for p in ps])
+             for k, ps in (('train', train), ('test', test))}
+    own = next(Path(lm_eval.__file__).parent.glob(f'tasks/gsm8k/{name.replace("_", "-")}.yaml'))
+    (folder/'task.yaml').write_text(f'include: {own}\ntask: {name}_here\ndataset_path: json\ndataset_name: null\n'
+                                    f'dataset_kwargs: {{data_files: {{train: {files["train"]}, test: {files["test"]}}}}}\n')
+    made = next(iter(TaskManager(include_path=str(folder), include_defaults=False).load([f'{name}_here'])['tasks'].values()))
+    made.set_fewshot_seed(1234)
+    made.build_all_requests(limit=None, rank=0, world_size=1)
+    return name, made, train, test
+
+def test_every_prompt_and_stop(task):
+    name, theirs, train, test = task
+    theirs_by_doc = {i.doc_id: i.args for i in theirs.instances}
+    ours = protocol_prompts(name, test, train)
+    assert len(theirs_by_doc) == len(ours)
+    for i, text in enumerate(ours): assert theirs_by_doc[i][0] == text, i
+    assert tuple(theirs_by_doc[0][1]['until']) == protocol(name).stop and not theirs_by_doc[0][1]['do_sample']
+
+def answers(test, seed=0):
+    "Answers that are right, wrong, or trouble, one for each question"
+    g, out = random.Random(seed), []
+    for p in test:
+        n = p.answer
+        out.append(g.choice([
+            p.solution, f'The answer is {n}.', f'The answer is {n} dollars.', f'the answer is {n}', f'#### {n}', f'#### {n}.', f'####{n}', f'{n}...',
+            f'So ${n}.00', f'#### ${n}', f'The answer is ${n}.', f'It is {n} and then #### 3\n#### {n}', 'no number', '', '...', '-', f'-{n}', f'#### -{n}',
+            f'{n},000', f'#### {n},', f'The answer is {n}.5.', f'The answer is {n}\n', f'Question: what? {n}', f'= {n} eggs.\n\nSo 7, {n}', '$', '#### ']))
+    return out
+
+@pytest.mark.parametrize('seed', range(6))
+def test_every_verdict_on_the_same_answers(task, seed):
+    name, theirs, _, test = task
+    said = answers(test, seed)
+    for i in theirs.instances: i.resps, i.filtered_resps = [said[i.doc_id]], {}
+    theirs.apply_filters()
+    for i in theirs.instances:
+        got, ours, mine = i.filtered_resps, protocol_extract(name, said[i.doc_id]), protocol_correct(name, said[i.doc_id], test[i.doc_id].solution)
+        for key, rule in (('strict-match', 'strict'), ('flexible-extract', 'flexible')):
+            assert got[key] == ours[rule], (said[i.doc_id], rule)
+            verdict = theirs.process_results(i.doc, [got[key]])['exact_match']
+            assert bool(verdict) == mine[rule], (said[i.doc_id], got[key], test[i.doc_id].answer)
+
+def test_a_model_through_both(task, tiny):
+    "The same model and questions through the harness's own loop: the same answers, the same score"
+    from lm_eval.models.huggingface import HFLM
+    name, theirs, train, test = task
+    model, tok = tiny
+    requests = [i for i in theirs.instances if i.doc_id < 6]
+    for i in requests: i.args[1]['max_gen_toks'] = 6
+    lm = HFLM(pretrained=model, tokenizer=tok, batch_size=3, max_length=8192)
+    ours = protocol_rows(model, tok, name, test[:6], train, max_new_tokens=6, batch_size=3)
+    for i, text in zip(requests, lm.generate_until(requests, disable_tqdm=True)):
+        assert text.strip() == ours[i.doc_id]['text'], i.doc_id
+
+def test_cutting_and_bad_input():
+    assert cut_at('abc Q: d', ('Q:', '</s>')) == 'abc ' and cut_at('abc', ('Q:',)) == 'abc'
+    with pytest.raises(ValueError, match='unknown'): protocol('gsm9k')
+    with pytest.raises(ValueError, match='give train='): protocol_prompts('gsm8k', make_problems(1), make_problems(3))
+    with pytest.raises(ValueError, match='no questions'): protocol_rows(None, None, 'gsm8k', [])
