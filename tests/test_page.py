@@ -61,7 +61,8 @@ def test_in_a_browser(tmp_path, width, height, scheme):
         tab = browser.new_page(viewport=dict(width=width, height=height), color_scheme=scheme)
         tab.on('console', lambda m: said.append(m.text)); tab.on('pageerror', lambda e: said.append(str(e)))
         tab.goto(page)
-        cells = lambda: [float(re.match(r'[<]?([+-]?[\d.]+)', t)[1]) for t in tab.locator('#table-contrasts td:nth-child(4)').all_inner_texts()]
+        texts = tab.locator('#table-contrasts td:nth-child(4)').all_inner_texts
+        cells = lambda: [float(re.match(r'[<]?([+-]?[\d.]+)', t)[1]) for t in texts()]
         before, head = cells(), tab.locator('#table-contrasts th').nth(3)
         head.locator('button').click()
         assert cells() == sorted(before) != before and head.get_attribute('aria-sort') == 'ascending'

@@ -3,9 +3,10 @@ import json, os, re
 from fractions import Fraction
 from pathlib import Path
 import pytest
-from yfpo.problems import (Problem, annotations_hold, atomic_write, calc, check_disjoint, equation_solution, extract_flexible,
+from yfpo.problems import (OTHER_SETS, Problem, annotations_hold, atomic_write, calc, check_disjoint, equation_solution, extract_flexible,
                            extract_number, extract_strict,
-                           general_texts, is_correct, load_gsm8k, load_problems, load_svamp, make_problems, masked_text, parse_annotations,
+                           general_texts, is_correct, load_gsm8k, load_other, load_problems, load_svamp, make_ood, make_problems,
+                           masked_text, parse_annotations,
                            read_jsonl,
                            show_number, split_problems, strip_annotations, templates, to_number, write_jsonl)
 
@@ -163,3 +164,56 @@ def test_real_data():
         assert annotations_hold(p.solution) and all(is_correct(p.solution, p.answer, r) for r in ('strict', 'flexible', 'numeric')), p.id
     assert check_disjoint(dict(train=train, test=test)) == dict(train=7473, test=1319)
     assert [p.id for p in svamp if not p.meta['agrees']] == ['svamp-chal-680']
+
+# --- sets made elsewhere, and our own out of distribution ---
+
+ROWS = {
+    'mawps': ([dict(input='Tom has 3 pens and 4 pens . How many ?', target=7.0)], '7'),
+    'gsm-hard': ([dict(input='A robe takes 2287720 bolts. How many?', code='', target=3431580.0)], '3431580'),
+    'gsm-plus': ([dict(question='2+2?', solution='It is 4.\n#### 4', answer='4', perturbation_type='x', seed_question='1+1?'),
+                  dict(question='How?', solution='', answer='None', perturbation_type='critical thinking', seed_question='1+1?')], '4'),
+    'gsm-symbolic-p2': ([dict(question='Half of 65?', answer='65/2 = 32.5\n#### 32.5', original_id=473, canary='GUID')], '32.5'),
+    'math-500': ([dict(problem='$1+1$?', solution='', answer='2', subject='Algebra', level=1),
+                  dict(problem='?', solution='', answer='\\frac{1}{2}', subject='Algebra', level=2)], '2')}
+
+@pytest.mark.parametrize('name', ROWS)
+def test_a_set_made_elsewhere(tmp_path, name):
+    rows, answer = ROWS[name]
+    for f in OTHER_SETS[name].files: write_jsonl(tmp_path/f, rows)
+    said = []
+    got = load_other(name, tmp_path, say=said.append)
+    assert got[0].answer == answer and is_correct(got[0].solution, answer, 'strict') and len({p.id for p in got}) == len(got)
+    assert OTHER_SETS[name].licence in said[0] and got[0].meta['licence'] == OTHER_SETS[name].licence
+    assert f'{len(got)} of {len(rows)*len(OTHER_SETS[name].files)}' in said[0]
+    assert load_problems(name, tmp_path, 1, 0)[0] in got
+
+@pytest.mark.parametrize('name,break_,says', [
+    ('gsm-plus', lambda f: f.write_text('{"question": "2+2?"}\n'), 'row 1: not a row of gsm-plus'),
+    ('gsm-plus', lambda f: f.write_text('{"question": \n'), 'gsmplus_testmini.jsonl'),
+    ('gsm-plus', lambda f: f.unlink(), 'put the official file there'),
+    ('math-500', lambda f: write_jsonl(f, ROWS['math-500'][0][1:]), 'no problem with an answer in plain decimals'),
+    ('mawps', lambda f: f.write_text(''), 'no problem')])
+def test_a_broken_file_of_another_set(tmp_path, name, break_, says):
+    for f in OTHER_SETS[name].files: write_jsonl(tmp_path/f, ROWS[name][0])
+    for f in OTHER_SETS[name].files: break_(tmp_path/f)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(says)): load_other(name, tmp_path, say=lambda t: None)
+
+def test_asdiv_is_xml(tmp_path):
+    one = '<Problem ID="n{i}"><Body>B.</Body><Question>Q?</Question><Answer>{a}</Answer><Formula>{f}</Formula></Problem>'
+    cases = [('9 (apples)', '7+2=9'), ('1/2', '1/2=1/2'), ('5', 'x=5'), ('yes', '')]
+    (tmp_path/'ASDiv.xml').write_text('<M>' + ''.join(one.format(i=i, a=a, f=f) for i, (a, f) in enumerate(cases)) + '</M>')
+    got = load_other('asdiv', tmp_path, say=lambda t: None)
+    assert [(p.id, p.answer) for p in got] == [('asdiv-0', '9'), ('asdiv-2', '5')]
+    assert '<<7+2=9>>' in got[0].solution and got[1].solution == '#### 5'
+    (tmp_path/'ASDiv.xml').write_text('<M><Problem>')
+    with pytest.raises(ValueError, match='not valid XML'): load_other('asdiv', tmp_path)
+
+def test_out_of_distribution_shares_no_wording_with_training():
+    ood, train = make_ood(120, seed=3), make_problems(400, seed=3)
+    assert not {masked_text(p.question) for p in ood} & {masked_text(p.question) for p in train}
+    large = [p for p in ood if p.meta['template'].endswith('-large')]
+    assert len(large) == 60 and {p.meta['difficulty'] for p in large} == {1, 2, 3} and len({p.id for p in ood}) == 120
+    size = lambda ps: sum(max(float(x) for x in re.findall(r'\d+', p.question)) for p in ps)/len(ps)
+    assert size(large) > 5*size([p for p in ood if p not in large])
+    assert load_problems('templates-ood', n=5, seed=3) == make_ood(5, 3)
+

@@ -43,9 +43,10 @@ def answers(test, seed=0):
     for p in test:
         n = p.answer
         out.append(g.choice([
-            p.solution, f'The answer is {n}.', f'The answer is {n} dollars.', f'the answer is {n}', f'#### {n}', f'#### {n}.', f'####{n}', f'{n}...',
-            f'So ${n}.00', f'#### ${n}', f'The answer is ${n}.', f'It is {n} and then #### 3\n#### {n}', 'no number', '', '...', '-', f'-{n}', f'#### -{n}',
-            f'{n},000', f'#### {n},', f'The answer is {n}.5.', f'The answer is {n}\n', f'Question: what? {n}', f'= {n} eggs.\n\nSo 7, {n}', '$', '#### ']))
+            p.solution, f'The answer is {n}.', f'The answer is {n} dollars.', f'the answer is {n}', f'#### {n}', f'#### {n}.', f'####{n}',
+            f'{n}...', f'So ${n}.00', f'#### ${n}', f'The answer is ${n}.', f'It is {n} and then #### 3\n#### {n}', 'no number', '', '...',
+            '-', f'-{n}', f'#### -{n}', f'{n},000', f'#### {n},', f'The answer is {n}.5.', f'The answer is {n}\n', f'Question: what? {n}',
+            f'= {n} eggs.\n\nSo 7, {n}', '$', '#### ']))
     return out
 
 @pytest.mark.parametrize('seed', range(6))
@@ -55,7 +56,8 @@ def test_every_verdict_on_the_same_answers(task, seed):
     for i in theirs.instances: i.resps, i.filtered_resps = [said[i.doc_id]], {}
     theirs.apply_filters()
     for i in theirs.instances:
-        got, ours, mine = i.filtered_resps, protocol_extract(name, said[i.doc_id]), protocol_correct(name, said[i.doc_id], test[i.doc_id].solution)
+        got, text = i.filtered_resps, said[i.doc_id]
+        ours, mine = protocol_extract(name, text), protocol_correct(name, text, test[i.doc_id].solution)
         for key, rule in (('strict-match', 'strict'), ('flexible-extract', 'flexible')):
             assert got[key] == ours[rule], (said[i.doc_id], rule)
             verdict = theirs.process_results(i.doc, [got[key]])['exact_match']

@@ -19,13 +19,14 @@ class Protocol:
     n_shots: int         # examples before it
     stop: tuple          # texts that end an answer
     strict: str          # regular expression of the strict rule, of which the first match counts
-    shots: tuple = ()    # (question, solution) of fixed examples; empty: drawn at random from the training set, for each question anew
+    shots: tuple = ()    # (question, solution) of fixed examples; empty: drawn from the training set, for each question anew
 
 FLEXIBLE = r'(-?[$0-9.,]{2,})|(-?[0-9]+)'                      # of the flexible rule, of which the last match counts
 IGNORED = (',', r'\$', r'(?s).*#### ', r'\.$')                 # taken out of answer and gold before they are compared
 
 # %% ../nbs/18_protocols.ipynb #18-proto-006
-_EIGHT = """There are 15 trees in the grove. Grove workers will plant trees in the grove today. After they are done, there will be 21 trees. \
+_EIGHT = """\
+There are 15 trees in the grove. Grove workers will plant trees in the grove today. After they are done, there will be 21 trees. \
 How many trees did the grove workers plant today?
 There are 15 trees originally. Then there were 21 trees after some more were planted. So there must have been 21 - 15 = 6. The answer is 6.
 If there are 3 cars in the parking lot and 2 more cars arrive, how many cars are in the parking lot?
@@ -46,7 +47,8 @@ How many golf balls did he have at the end of wednesday?
 Michael started with 58 golf balls. After losing 23 on tuesday, he had 58 - 23 = 35. After losing 2 more, he had 35 - 2 = 33 golf balls. \
 The answer is 33.
 Olivia has $23. She bought five bagels for $3 each. How much money does she have left?
-Olivia had 23 dollars. 5 bagels for 3 dollars each will be 5 x 3 = 15 dollars. So she has 23 - 15 dollars left. 23 - 15 is 8. The answer is 8."""
+Olivia had 23 dollars. 5 bagels for 3 dollars each will be 5 x 3 = 15 dollars. So she has 23 - 15 dollars left. 23 - 15 is 8. \
+The answer is 8."""
 
 def _pairs(text):
     lines = text.split('\n')
@@ -72,7 +74,7 @@ def protocol_prompts(name, # of a protocol, or a `Protocol`
     "The prompt of each question, as the harness writes it"
     p, rnd = protocol(name), random.Random(seed)
     if p.n_shots and not p.shots and (train is None or len(train) < p.n_shots):
-        raise ValueError(f'the protocol {p.name} draws {p.n_shots} examples from the training set: give train=, with at least as many problems')
+        raise ValueError(f'the protocol {p.name} draws {p.n_shots} examples from the training set: give train=, at least as many problems')
     out = []
     for q in problems:
         shots = p.shots[:p.n_shots] or [(t.question, t.solution) for t in (rnd.sample(list(train), p.n_shots) if p.n_shots else ())]
@@ -120,7 +122,7 @@ def protocol_rows(model, tokenizer, name, problems, train=None, max_new_tokens:i
 def harness_scores(model:str, # folder of a saved model, or a hub id
                    tasks=('gsm8k_cot',), limit:int=0, # questions of each task, 0 for all
                    batch_size:int=16, device:str='cpu', dtype:str='float32'):
-    "What lm-evaluation-harness says of a model, run as its documentation says: {task: {metric: value}}; needs the extra `harness` and the hub"
+    "What lm-evaluation-harness says of a model: {task: {metric: value}}; needs the extra `harness`, and the hub"
     try: from lm_eval import simple_evaluate
     except ImportError as e: raise ValueError('lm-evaluation-harness is not installed: `pip install yfpo[harness]`') from e
     res = simple_evaluate('hf', model_args=dict(pretrained=str(model), dtype=dtype), tasks=list(tasks), limit=limit or None,
