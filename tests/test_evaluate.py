@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from yfpo.evaluate import (by_question, choice_rows, evaluate_model, mean_interval, pair_accuracy, proportion, repeats, score_answers,
-                           summarise, text_rows)
+from yfpo.evaluate import (by_question, choice_rows, evaluate_model, majority_at_k, mean_interval, pair_accuracy, pass_at_k, proportion,
+                           repeats, sample_rows, score_answers, summarise, text_rows)
 from yfpo.problems import make_problems
 
 def row(arm, i, right, seed=0, **kw):
@@ -63,3 +63,29 @@ def test_probes_by_a_second_way(tiny):
 @pytest.mark.parametrize('text,says', [('', False), ('a b c d e f g h', False), ('x ' * 9, True),
                                        ('So there are 4 of them in each box. So there are 4 of them in each bag.', True)])
 def test_repetition(text, says): assert repeats(text) == says
+
+def test_pass_and_majority_by_drawing():
+    "Against plain simulation: draw k of the samples, look, repeat"
+    g, answers = np.random.default_rng(0), ['4', '4', '5', '6', None, '5', '5']
+    for k in (1, 2, 3, 5, 7):
+        hits, votes = [], []
+        for _ in range(20000):
+            s = [answers[i] for i in g.permutation(7)[:k]]
+            hits.append('4' in s)
+            said = [x for x in s if x]
+            top = max(map(said.count, said), default=0)
+            best = {x for x in said if said.count(x) == top}
+            votes.append(('4' in best)/max(1, len(best)))
+        assert pass_at_k(2, 7, k) == pytest.approx(np.mean(hits), abs=.012)
+        assert majority_at_k(answers, '4', k) == pytest.approx(np.mean(votes), abs=.012)
+    assert majority_at_k(answers*3, '4', 5, most=50) == majority_at_k(answers*3, '4', 5, most=50)      # drawn subsets are seeded
+    assert majority_at_k([None, None], '4', 2) == 0
+
+def test_samples_of_a_model(tiny):
+    ps = make_problems(3, seed=4)
+    kw = dict(n=4, ks=(1, 4), max_new_tokens=5, progress=False)
+    rows_ = sample_rows(*tiny, ps, arm='a', set='t', **kw)
+    assert rows_ == sample_rows(*tiny, ps, arm='a', set='t', **kw) and [r['id'] for r in rows_] == [p.id for p in ps]
+    assert {r['metric'] for r in summarise(rows_)} == {'pass_1', 'pass_4', 'majority_1', 'majority_4'}
+    with pytest.raises(ValueError, match='from 1 to 4'): sample_rows(*tiny, ps, **{**kw, 'ks': (8,)})
+    with pytest.raises(ValueError, match='no questions'): sample_rows(*tiny, [])

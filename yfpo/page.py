@@ -45,7 +45,8 @@ def table_html(df, # frame of strings, as in tables/*.csv
     return (f'<figure class="table" id="table-{name}"><figcaption>{_bold(caption)}</figcaption><div class="wide"><table>'
             f'<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div></figure>')
 
-FIGURES = dict(method='The method', training='Training curves of every arm', margins='Margins of held-out pairs before and after',
+FIGURES = dict(method='The method', contrasts='Differences between arms', training='Training curves of every arm',
+               margins='Margins of held-out pairs before and after',
                ablation='What removing the neurons costs', neurons='Where the selected neurons sit', selectors='Selectors',
                stability='Would other texts have chosen the same neurons?', faithfulness='Does relevance predict removal?',
                worked_problem='Relevance of one worked problem', overoptimisation='When the reward stops meaning anything',

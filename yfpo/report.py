@@ -13,7 +13,7 @@ __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'P
            'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_selectors',
            'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training', 'study_table', 'mediation_table',
            'hacks_table', 'draw_overoptimisation', 'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard',
-           'dashboard', 'draw_method']
+           'dashboard', 'draw_contrasts', 'draw_method']
 
 # %% ../nbs/20_report.ipynb #17_repor-002
 import functools, json, math, re
@@ -1096,6 +1096,36 @@ def dashboard(path=None): # where to save the figure as PNG; None does not save
         if shown: shown[0].update(image)
         else: shown.append(display(image, display_id=True))
     return draw
+
+# %% ../nbs/20_report.ipynb #17_repor-100
+@styled
+def draw_contrasts(contrasts, # frame of contrasts.csv
+                   metrics=('nll_gold', 'accuracy_numeric', 'pair_accuracy')):
+    "One panel a set and measure, one row a contrast: the difference with its interval, a dot a seed, and what could have been detected"
+    df = contrasts[contrasts.metric.isin(metrics) & ~contrasts.set.str.contains(r'-d\d+$')]
+    whole, names = counting(df), [c for c in dict.fromkeys(df.contrast) if 'base' not in c]
+    declared = lambda k: whole[(whole.set == k[0]) & (whole.metric == k[1])].family.any()
+    shown = sorted(dict.fromkeys(zip(df.set, df.metric)), key=lambda k: (not declared(k), metrics.index(k[1])))
+    if not shown: raise ValueError(f"contrasts.csv has no rows of {', '.join(metrics)}: run the `compare` stage")
+    cols = min(3, len(shown)); rows = -(-len(shown)//cols)
+    fig, axs = panels(rows, cols, size=(2.1*cols + 1.9, rows*(.3*len(names) + .85)), sharey=True)
+    for ax, (set_, metric) in zip(axs.flat, shown):
+        scale = _delta_unit(metric)[0]
+        for y, c in enumerate(reversed(names)):
+            own = whole[(whole.contrast == c) & (whole.set == set_) & (whole.metric == metric)]
+            if own.empty: continue
+            r, color = own.iloc[0], RED if own.family.iloc[0] else INK
+            ax.fill_betweenx([y - .36, y + .36], -scale*r.mde, scale*r.mde, color='#ececec', lw=0)
+            seeds = df[(df.contrast == c) & (df.set == set_) & (df.metric == metric) & (df.seed.astype(str) != 'all')]
+            if len(seeds) > 1: ax.plot(scale*seeds.delta, [y]*len(seeds), 'o', ms=2.5, color=GREY, alpha=.8, zorder=3)
+            ax.plot([scale*r.low, scale*r.high], [y, y], color=color, lw=1.6, solid_capstyle='butt', zorder=4)
+            ax.plot([scale*r.delta], [y], 'D', ms=4, color=color, zorder=5)
+        ax.axvline(0, color=INK, lw=.7); ax.grid(False); ax.locator_params(axis='x', nbins=4)
+        ax.set(title=f'{set_label(set_)}', xlabel=MEASURES_OF[metric].replace(', ', ' (') + ')')
+        ax.set_yticks(range(len(names)), [_contrast(c).replace(' neurons)', ')') for c in reversed(names)])
+    for ax in axs.flat[len(shown):]: ax.set_visible(False)
+    return fig
+
 
 # %% ../nbs/20_report.ipynb #17_repor-092
 def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2, body=7.2):
