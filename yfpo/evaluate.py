@@ -81,7 +81,8 @@ def sample_rows(model, tokenizer, problems, n:int=8, ks=(1, 4, 8), temperature:f
     from yfpo.responses import generate
     if not len(problems): raise ValueError(f'there are no questions in the set {set!r}: nothing to evaluate')
     by, kw = {}, dict(max_new_tokens=max_new_tokens, batch_size=batch_size, path=path, restart=restart, progress=progress)
-    for r in generate(model, tokenizer, problems, n=n, temperature=temperature, seed=seed, **kw): by.setdefault(r['id'], []).append(r['text'])
+    for r in generate(model, tokenizer, problems, n=n, temperature=temperature, seed=seed, **kw):
+        by.setdefault(r['id'], []).append(r['text'])
     rows = []
     for p in problems:
         right, said = sum(is_correct(t, p.answer, 'numeric') for t in by[p.id]), [extract_number(t) for t in by[p.id]]

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'MEASURES_OF',
-           'SELECTORS', 'VARIANTS', 'STEPS', 'REJECTED', 'COSTS', 'STUDIES', 'METRICS', 'HUES', 'TOKEN_NAMES', 'CURVES',
-           'MEASURES', 'TERMS', 'MOVES', 'AXES', 'DASHBOARD', 'read_results', 'arm_order', 'arm_label', 'arm_color',
-           'set_label', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table', 'bracket_note',
-           'difficulty_table', 'rates_table', 'counting', 'delta_text', 'level_text', 'contrast_table', 'harm_table',
-           'selector_table', 'capability_table', 'bench_relevance_table', 'bench_step_table', 'shapes_table',
-           'bench_generation_table', 'cost_table', 'draw_p', 'audit_table', 'audit_verdict', 'findings', 'style',
-           'styled', 'panels', 'save_figure', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_selectors',
-           'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training', 'study_table', 'mediation_table',
-           'hacks_table', 'draw_overoptimisation', 'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard',
-           'dashboard', 'draw_contrasts', 'draw_method']
+           'SELECTORS', 'VARIANTS', 'STEPS', 'REJECTED', 'COSTS', 'STUDIES', 'METRICS', 'ANSWERS', 'HUES',
+           'TOKEN_NAMES', 'CURVES', 'MEASURES', 'TERMS', 'MOVES', 'AXES', 'DASHBOARD', 'read_results', 'arm_order',
+           'arm_label', 'arm_color', 'set_label', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot',
+           'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'counting', 'delta_text', 'level_text',
+           'contrast_table', 'harm_table', 'selector_table', 'capability_table', 'bench_relevance_table',
+           'bench_step_table', 'shapes_table', 'bench_generation_table', 'cost_table', 'draw_p', 'audit_table',
+           'audit_verdict', 'finding', 'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons',
+           'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness',
+           'draw_margins', 'draw_training', 'study_table', 'mediation_table', 'hacks_table', 'draw_overoptimisation',
+           'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard', 'dashboard', 'draw_contrasts',
+           'draw_method']
 
 # %% ../nbs/20_report.ipynb #17_repor-002
 import functools, json, math, re
@@ -459,6 +460,19 @@ def _contrast_sentence(contrasts):
             f"{seeds}: {show(first)}.{also} Of the {len(rest)} other differences of these contrasts, exploratory and uncorrected, "
             f"{len(clear)} exclude zero{': ' + more if len(clear) else ''}.")
 
+def _harm_sentence(contrasts):
+    if 'p_equivalent' not in contrasts: return ''
+    df = counting(contrasts[contrasts.p_equivalent.notna() & ~contrasts.contrast.str.contains('base')])
+    if df.empty: return ''
+    def part(set_, own):
+        sure, worst = int((own.p_equivalent < .05).sum()), own.loc[own.delta.abs().idxmax()]
+        value = _interval(worst.delta, worst.low, worst.high, *_delta_unit(worst.metric), sign='+')
+        name = MEASURES_OF.get(own.metric.iloc[0], own.metric.iloc[0])
+        return (f"{set_label(set_)}, {name}: {sure} of {len(own)} contrasts are inside the margin at 5 %, the "
+                f" largest difference is {value} ({_contrast(worst.contrast)})")
+    parts = [part(s, own) for (s, _), own in df.groupby(['set', 'metric'], sort=False)]
+    return f"**No harm.** Tests of equivalence on what no arm was trained for. {'; '.join(parts)}."
+
 
 # %% ../nbs/20_report.ipynb #17_repor-038
 def _milli(r, m='nll'): return _interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], 1000, 1, '+')
@@ -532,19 +546,24 @@ STUDIES = dict(grid=_grid_sentence, overoptimisation=_overoptimisation_sentence,
 # %% ../nbs/20_report.ipynb #17_repor-039
 METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per token)', pair_accuracy='accuracy (points)')
 
+ANSWERS = dict(audit=(audit_verdict, 'audit'), causal=(lambda a, s: _causal_sentence(a, s['k']), 'ablation', 'selection'),
+               selectors=(_selector_sentence, 'selectors'), faithfulness=(_faithfulness_sentence, 'single_neurons', 'hiding'),
+               capability=(_capability_sentence, 'capability'), contrasts=(_contrast_sentence, 'contrasts'),
+               harm=(_harm_sentence, 'contrasts'),
+               **{k: (f, k) for k, f in STUDIES.items()})
+
+def finding(folder, # of results
+            name:str): # a key of `ANSWERS`
+    "What one experiment found, in a few sentences with every number from the results files; '' where it was not run"
+    if name not in ANSWERS: raise ValueError(f"no experiment is called {name!r}: use one of {', '.join(ANSWERS)}")
+    say, *needs = ANSWERS[name]
+    if not all(any(Path(folder).glob(SOURCES[k][0])) for k in needs): return ''
+    return say(*(read_results(folder, k) for k in needs))
+
 def findings(folder): # a folder of results
-    "What the audit, the causal studies and the primary contrast found: one sentence each, every number from the results files"
-    def has(*names): return all(any(Path(folder).glob(SOURCES[n][0])) for n in names)
-    res = [audit_verdict(read_results(folder, 'audit'))] if has('audit') else []
-    if has('ablation'): res.append(_causal_sentence(read_results(folder, 'ablation'), read_results(folder, 'selection')['k']))
-    if has('selectors'): res.append(_selector_sentence(read_results(folder, 'selectors')))
-    if has('single_neurons', 'hiding'):
-        res.append(_faithfulness_sentence(*(read_results(folder, k) for k in ('single_neurons', 'hiding'))))
-    if has('capability'): res.append(_capability_sentence(read_results(folder, 'capability')))
-    if has('contrasts'): res.append(_contrast_sentence(read_results(folder, 'contrasts')))
-    for name, sentence in STUDIES.items():
-        if has(name): res.append(sentence(read_results(folder, name)))
-    return res
+    "What its experiments found, one paragraph each"
+    return [x for x in (finding(folder, k) for k in ANSWERS) if x]
+
 
 # %% ../nbs/20_report.ipynb #17_repor-043
 def style():
