@@ -128,6 +128,35 @@ def test_stage_notebooks_by_themselves_do_what_the_smoke_recipe_does():
         given = {**{k: v for k, v in smoke['shared'].items() if k in known}, **own}
         assert {k: known[k][1] for k in given} == given, stage
 
+COST = 'cost: {parameters: 1e9, question_tokens: 100, solution_tokens: 50, device: a GPU, tflops: 100.0, writing_tflops: 10.0}\n'
+
+@pytest.mark.parametrize('old,new,says', [
+    ('parameters: 1e9', 'parameter: 1e9', "did you mean 'parameters'?"), (', tflops: 100.0', '', "lacks the key 'tflops'"),
+    ('tflops: 100.0', 'tflops: fast', 'must be of type float'), ('solution_tokens: 50', 'solution_tokens: 0', 'not nothing')])
+def test_a_wrong_cost_is_one_sentence(toy, old, new, says):
+    recipe(toy, 'about: toys\n', 'about: toys\n' + COST.replace(old, new))
+    with pytest.raises(ValueError) as e: read_recipe('toy')
+    assert says in str(e.value)
+
+def test_the_estimate_by_hand():
+    "Training and evaluation of the paper recipe, counted without the code; and the totals are sums"
+    from yfpo.run import estimate, estimate_text
+    r = read_recipe('paper')
+    rows = {x['stage']: x for x in estimate(r)}
+    q, s, N = r['cost']['question_tokens'], r['cost']['solution_tokens'], r['cost']['parameters']
+    pairs = 8000*(q + 2*s)
+    again = 5*10                                               # five seeds choose again ten times
+    assert rows['train']['tokens'] == 20*pairs + (1 + again)*pairs + 2*again*64*(q + s)
+    assert rows['train']['pflop'] == pytest.approx((6*20*pairs + 2*(1 + again)*pairs + 4*2*again*64*(q + s))*N/1e15)
+    assert rows['sft']['hours'] == pytest.approx(6*2000*(q + s)*N/(3600e12*r['cost']['tflops']))
+    assert f"{sum(x['hours'] for x in rows.values()):8.2f} h" in estimate_text(r).splitlines()[-1]
+
+def test_a_costly_recipe_says_so_before_it_starts(again):
+    assert yfpo(again, 'cost', 'toy').returncode == 1
+    r = yfpo(ROOT, 'run', 'paper', '--until', 'problems', '--data-dir', '/nowhere', '--run-dir', again/'paper')
+    assert r.returncode == 1 and r.stdout.index('Estimate for paper on one NVIDIA H100') < r.stdout.index('[1/1] problems')
+    assert 'Estimate for paper' in yfpo(ROOT, 'cost', 'paper').stdout
+
 # --- a run ---
 
 def test_run_prints_steps_table_and_figures(finished):

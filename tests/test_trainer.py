@@ -551,7 +551,7 @@ def test_reentrant_checkpointing_is_allowed_at_weight_zero_and_truncation_is_rep
 def test_defaults_that_differ_from_trl(tmp_path):
     ours, trl = YFPOConfig(str(tmp_path)), DPOConfig(str(tmp_path), bf16=False)
     new = {'neuron_weight', 'objective', 'neuron_kappa', 'neuron_margin', 'readout', 'grad_to', 'anchor_weight', 'n_outside',
-           'share_prompts'}
+           'share_prompts', 'reference_dir'}
     a, b = ours.to_dict(), trl.to_dict()
     forced = {'use_cpu', 'dataloader_pin_memory'} if not torch.accelerator.is_available() else set()   # what a CPU means
     assert set(a) - set(b) == new and {k for k in b if a[k] != b[k]} <= {'bf16', 'logging_dir', *forced}

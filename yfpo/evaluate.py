@@ -42,12 +42,12 @@ def evaluate_model(model, tokenizer, problems, # `Problem`s
                    nll_model=None, # scores the gold solutions instead of `model`, say the same weights in float32
                    nll_batch_size:int=8,
                    n_nll:int=0, # gold solutions that are scored, the first ones; 0 for all
-                   progress:bool=True):
+                   progress:bool=True, backend:str='auto'): # of decoding, see `completions`
     "One row per question: greedy answer, three extractions, verdicts, and the gold solution's NLL"
     from yfpo.responses import generate
     if not len(problems): raise ValueError(f'there are no questions in the set {set!r}: nothing to evaluate')
     made = {r['id']: r for r in generate(model, tokenizer, problems, max_new_tokens=max_new_tokens, batch_size=batch_size,
-                                         seed=seed, path=path, restart=restart, progress=progress)}
+                                         seed=seed, path=path, restart=restart, progress=progress, backend=backend)}
     scored = problems[:n_nll or None]
     nll = {p.id: dict(nll_gold=v) for p, v in zip(scored, gold_nll(nll_model or model, tokenizer, scored, nll_batch_size))}
     level = lambda p: dict(difficulty=p.meta['difficulty']) if 'difficulty' in p.meta else {}
@@ -76,11 +76,12 @@ def majority_at_k(answers, # what each sample answered; None counts as no vote
     return total/count
 
 def sample_rows(model, tokenizer, problems, n:int=8, ks=(1, 4, 8), temperature:float=.8, max_new_tokens:int=256, batch_size:int=32,
-                arm:str='', seed:int=0, set:str='', path=None, restart:bool=False, progress:bool=True):
+                arm:str='', seed:int=0, set:str='', path=None, restart:bool=False, progress:bool=True, backend:str='auto'):
     "One row per question: `pass_k` and `majority_k` for each k, from `n` samples under the numeric rule"
     from yfpo.responses import generate
     if not len(problems): raise ValueError(f'there are no questions in the set {set!r}: nothing to evaluate')
-    by, kw = {}, dict(max_new_tokens=max_new_tokens, batch_size=batch_size, path=path, restart=restart, progress=progress)
+    by, kw = {}, dict(max_new_tokens=max_new_tokens, batch_size=batch_size, path=path, restart=restart, progress=progress,
+                  backend=backend)
     for r in generate(model, tokenizer, problems, n=n, temperature=temperature, seed=seed, **kw):
         by.setdefault(r['id'], []).append(r['text'])
     rows = []

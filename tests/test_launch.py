@@ -1,0 +1,64 @@
+"One arm through the recipe's own files, in one process and in two: the same losses, the same files."
+import os, subprocess, sys
+from dataclasses import asdict
+from pathlib import Path
+import pandas as pd
+import pytest
+from yfpo.launch import arm_parameters, launch_arm, train_arm
+from yfpo.models import load_model, save_model
+from yfpo.pairs import pairs_from_corruption, save_pairs
+from yfpo.problems import make_problems, write_jsonl
+from test_trainer import some_neurons
+
+SETTINGS = dict(neuron_weight=.5, learning_rate=1e-3, epochs=1., batch_size=2, precision='float32', every=.3, warmup=.2, n_select=2,
+                per_layer=.5)
+
+@pytest.fixture
+def ready(tiny, tmp_path):
+    "A run folder with what the earlier stages leave"
+    problems = make_problems(12, seed=1)
+    pairs, _ = pairs_from_corruption(problems, 0)
+    write_jsonl(tmp_path/'problems'/'select.jsonl', [asdict(p) for p in problems[:4]])
+    save_pairs(tmp_path/'pairs'/'train.jsonl', pairs[:6])
+    save_model(*tiny, tmp_path/'sft'/'model')
+    some_neurons(tiny[0]).save(tmp_path/'neurons'/'selected')
+    return tmp_path
+
+@pytest.mark.parametrize('arm', ['dpo', 'yfpo', 'yfpo-random', 'yfpo-dynamic'])
+def test_an_arm(ready, arm):
+    log = train_arm(ready, 'smoke', arm, 0, **SETTINGS)
+    seen = pd.read_csv(ready/'results'/'training'/f'{arm}-seed0.csv')
+    assert len(log) == 3 and seen.loss.tolist() == pytest.approx([r['loss'] for r in log], rel=1e-5)
+    model, _ = load_model(str(ready/'train'/f'{arm}-seed0'/'model'))
+    start, _ = load_model(str(ready/'sft'/'model'))
+    assert any((a != b).any() for a, b in zip(model.state_dict().values(), start.state_dict().values()))
+    assert (ready/'results'/'moves').exists() == (arm == 'yfpo-dynamic')
+    assert not list((ready/'train'/f'{arm}-seed0').glob('.model*')) and list((ready/'train'/'reference').glob('*.safetensors'))
+
+def test_two_processes_take_the_same_steps(ready):
+    one = train_arm(ready, 'smoke', 'yfpo', 0, **SETTINGS)
+    first = {k: v.clone() for k, v in load_model(str(ready/'train'/'yfpo-seed0'/'model'))[0].state_dict().items()}
+    two = launch_arm(2, ready, 'smoke', 'yfpo', 0, **SETTINGS)
+    assert [r['loss'] for r in two] == pytest.approx([r['loss'] for r in one], abs=2e-4)
+    for k, v in load_model(str(ready/'train'/'yfpo-seed0'/'model'))[0].state_dict().items(): assert (v - first[k]).abs().max() < 2e-3, k
+
+def test_what_goes_wrong_is_one_sentence(ready):
+    with pytest.raises(ValueError, match='unknown'): train_arm(ready, 'smoke', 'ppo', 0)
+    (ready/'pairs'/'train.jsonl').unlink()
+    with pytest.raises(FileNotFoundError, match='--until pairs'): train_arm(ready, 'smoke', 'dpo', 0)
+    with pytest.raises(ValueError, match=r'2 processes: .*until pairs.*launch.log'): launch_arm(2, ready, 'smoke', 'dpo', 0, **SETTINGS)
+
+def test_by_hand_from_a_recipe(ready):
+    def launch(*args):
+        return subprocess.run([sys.executable, '-m', 'yfpo.launch', '--recipe', 'smoke', '--arm', 'yfpo', *args], capture_output=True,
+                              text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'YFPO_WRITES': str(ready/'writes')})
+    r = launch('--run-dir', str(ready))
+    assert r.returncode == 0, r.stderr[-1500:]
+    assert (ready/'train'/'yfpo-seed0'/'model'/'config.json').exists()
+    assert [Path(l).name for l in (ready/'writes').read_text().splitlines()] == ['model', 'yfpo-seed0.csv']
+    r = launch('--seed', '7')
+    assert r.returncode == 1 and 'trains no seed 7' in r.stderr and 'Traceback' not in r.stderr
+
+def test_uneven_shares_are_refused(ready, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    with pytest.raises(ValueError, match='4 processes cannot share'): train_arm(ready, 'smoke', 'dpo', 0, batch_size=6)
