@@ -701,6 +701,9 @@ def _cmd_list(a):
     for f in sorted((root()/'nbs'/'paper'/'recipes').glob('*.yaml')): print(f'{f.stem:12s} {read_recipe(f.stem)["about"]}')
 
 def _cmd_cost(a): print(estimate_text(read_recipe(a.recipe)))
+def _cmd_docs(a):
+    from yfpo.site import write_site
+    write_site(_folder(a.out))
 def _cmd_env(a): print(json.dumps(dict(versions=versions(), hardware=hardware()), indent=1))
 def _cmd_report(a): show_results(report(a.recipe, _folder(a.results)))
 def _cmd_publish(a): print(publish(a.recipe, _folder(a.run_dir)))
@@ -730,6 +733,7 @@ def _parser():
         (['--results'], dict(default='', help='folder of results, default the committed ones')))
     add('publish', _cmd_publish, 'copy the results of a run to nbs/paper/results', recipe, run_dir)
     add('cost', _cmd_cost, 'estimate what a recipe will take, before it runs', recipe)
+    add('docs', _cmd_docs, 'write every notebook as a page, with navigation', (['--out'], dict(default='', help='folder, default _docs')))
     add('env', _cmd_env, 'print versions and hardware')
     add('readme', _cmd_readme, 'make README.md from nbs/index.ipynb')
     return p
