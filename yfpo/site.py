@@ -83,7 +83,10 @@ def write_site(out='', say=print): # folder, default _docs in the repository
         to = out/path.relative_to(root()/'nbs').with_suffix('.html')
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(page_of(path, pages), encoding='utf-8')
-    for d in (root()/'nbs'/'paper'/'results').glob('*/figures'):       # pictures that pages refer to
-        shutil.copytree(d, out/'paper'/'results'/d.parent.name/'figures', dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.pdf'))
+    for d in (root()/'nbs'/'paper'/'results').iterdir():               # pictures, tables and cards that pages refer to
+        for f in [*d.glob('figures/*.png'), *d.glob('tables/*.md'), *d.glob('cards.html')]:
+            to = out/'paper'/'results'/f.relative_to(d.parent)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(f, to)
     say(f'{len(pages)} pages, from {out/"index.html"}')
     return out
