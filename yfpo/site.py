@@ -61,7 +61,7 @@ def page_of(path, pages):
     import nbformat
     from nbconvert import HTMLExporter
     nb = nbformat.read(path, 4)
-    nb.cells = [c for c in nb.cells if not (c.cell_type == 'code' and c.source.startswith(('#| hide', '#| default_exp')))]
+    nb.cells = [c for c in nb.cells if not (c.cell_type == 'code' and re.match(r'#\| (hide|default_exp)', c.source))]
     for c in nb.cells:
         if c.cell_type == 'code' and c.source.startswith('#| echo: false'): c.metadata['transient'] = dict(remove_source=True)
         if c.cell_type == 'code': c.source = re.sub(r'^#\| .*\n', '', c.source, flags=re.M)
