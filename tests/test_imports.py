@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 
 ORDER = ('problems models decoding responses packing pairs relevance attributors neurons interventions cards reward loss trainer '
-         'dynamic monitors methods evaluate protocols statistics report page run launch site').split()
+         'dynamic monitors methods evaluate protocols statistics report page site run launch').split()
 
 def imports(module):
     "(yfpo modules, top-level packages imported when the module loads, all packages)"

@@ -469,7 +469,7 @@ def _harm_sentence(contrasts):
         value = _interval(worst.delta, worst.low, worst.high, *_delta_unit(worst.metric), sign='+')
         name = MEASURES_OF.get(own.metric.iloc[0], own.metric.iloc[0])
         return (f"{set_label(set_)}, {name}: {sure} of {len(own)} contrasts are inside the margin at 5 %, the "
-                f" largest difference is {value} ({_contrast(worst.contrast)})")
+                f"largest difference is {value} ({_contrast(worst.contrast)})")
     parts = [part(s, own) for (s, _), own in df.groupby(['set', 'metric'], sort=False)]
     return f"**No harm.** Tests of equivalence on what no arm was trained for. {'; '.join(parts)}."
 
