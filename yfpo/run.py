@@ -345,9 +345,16 @@ def _mark(f, run):
     if f.relative_to(run).parts[0] != 'results': return f.stat().st_size
     return hashlib.sha256(f.read_bytes()).hexdigest()[:16]
 
+def _logged(log): return Path(log).read_text(encoding='utf-8', errors='replace').splitlines()
+
+def _questions_read(log):
+    "Names of the files of questions, under problems/, that were opened for reading; what a step also wrote is not news to it"
+    lines = _logged(log)
+    return sorted({Path(l[2:]).name for l in lines if l.startswith('< ') and l[2:] not in lines})
+
 def _files_written(run, log):
     "The files that the paths in `log` stand for, with their marks; checkpoints, notebooks and markers aside"
-    paths = [Path(l) for l in Path(log).read_text(encoding='utf-8', errors='replace').splitlines()]
+    paths = [Path(l) for l in _logged(log) if not l.startswith('< ')]
     files = {f for p in paths for f in (p.rglob('*') if p.is_dir() else [p]) if f.is_file()}
     return {str(f.relative_to(run)): _mark(f, run) for f in sorted(files)
             if f.relative_to(run).parts[0] not in ('done', 'notebooks', 'partial') and 'trainer' not in f.parts
@@ -366,11 +373,12 @@ except papermill.exceptions.PapermillExecutionError as e: sys.exit(f"{e.ename}: 
 _KERNEL = '''import os, runpy, sys
 top, log, seen = os.environ["YFPO_RUN"] + os.sep, os.open(os.environ["YFPO_WRITES"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), set()
 def watch(event, args):
-    if event == "open" and isinstance(args[0], (str, bytes)) and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR): path = args[0]
-    elif event == "os.rename": path = args[1]
+    if event == "open" and isinstance(args[0], (str, bytes)): path, reads = args[0], not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+    elif event == "os.rename": path, reads = args[1], False
     else: return
     path = os.path.abspath(os.fsdecode(path))
-    if path.startswith(top) and path not in seen: seen.add(path); os.write(log, (path + chr(10)).encode())
+    line = "< "*reads + path + chr(10)
+    if path.startswith(top + ("problems" + os.sep)*reads) and line not in seen: seen.add(line); os.write(log, line.encode())
 sys.addaudithook(watch)
 runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
 '''
@@ -387,7 +395,7 @@ def _kernels():
 _ALIVE = set()                                                 # child processes, to be taken along when the runner is interrupted
 
 def execute(step, run, key:str='', threads:int=0): # 0: as many as there are cores
-    "Run one notebook in a process of its own: (seconds, peak memory in MB, what it wrote); a ValueError with its last error if it fails"
+    "Run one notebook in a process of its own: (seconds, peak MB, what it wrote, questions it read); a ValueError with its last error"
     out = run/'notebooks'/f"{step['label']}.ipynb"
     out.parent.mkdir(parents=True, exist_ok=True)
     spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
@@ -412,7 +420,7 @@ def execute(step, run, key:str='', threads:int=0): # 0: as many as there are cor
             log.seek(0)
             last = (log.read().strip().splitlines() or [f'it ended with code {p.returncode}'])[-1]
             raise ValueError(f"{step['label']} failed: {last} (executed notebook: {out})")
-    return time.time() - start, usage.ru_maxrss/1024, _files_written(run, writes)
+    return time.time() - start, usage.ru_maxrss/1024, _files_written(run, writes), _questions_read(writes)
 
 # %% ../nbs/23_run.ipynb #18_run-035
 PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'nbdev', 'numpy', 'scipy',
@@ -448,14 +456,21 @@ def _portable(params):
 def write_manifest(recipe, steps, run):
     "results/manifest.json: what was run, with which settings and versions, on what, for how long"
     done = {s['label']: m for s in steps if (m := _finished(run, s))}
-    stages = {l: {k: m[k] for k in ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'finished', 'resumed') if k in m}
+    stages = {l: {k: m[k] for k in ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'finished', 'resumed', 'reads', 'runs') if k in m}
               for l, m in done.items()}
     text = json.dumps({k: v for k, v in recipe.items() if k != 'shared'} | dict(shared=_portable(recipe['shared'])), sort_keys=True)
     _write_json(run/'results'/'manifest.json',
                 dict(recipe=recipe['name'], about=recipe['about'], recipe_sha=hashlib.sha256(text.encode()).hexdigest()[:16],
                      model=recipe['shared'].get('model'), seeds=recipe['seeds'], arms=recipe['arms'], versions=versions(),
                      hardware=hardware(), git=_git('rev-parse', 'HEAD'), git_dirty=bool(_git('status', '--porcelain')), stages=stages,
-                     jobs=recipe['jobs'], total_seconds=round(_elapsed(done.values()), 1)))
+                     tests=_tests_touched(run, done), jobs=recipe['jobs'], total_seconds=round(_elapsed(done.values()), 1)))
+
+def _tests_touched(run, done):
+    "{test file: its hash, and the steps that opened it in the order in which they ended}: what shows that nothing was chosen on test"
+    order = sorted(done, key=lambda l: done[l]['finished'])
+    return {f.name: dict(sha256=hashlib.sha256(f.read_bytes()).hexdigest(),
+                         opened_by=[l for l in order if f.name in done[l].get('reads', ())])
+            for f in sorted((run/'problems').glob('test-*.jsonl'))}
 
 def _elapsed(markers):
     "Seconds in which at least one step was running"
@@ -492,14 +507,15 @@ def _run_step(step, key, needs, run, afresh=False, threads=0):
     marker = _marker(run, step)
     old = marker.with_suffix('.old')                           # lists what the step made before, and may no longer make
     if marker.exists(): marker.replace(old)
+    runs = 1 + ((_read_marker(old) or {}).get('runs', 1) if old.exists() else 0)
     parts = run/'partial'/step['label']
     if afresh: shutil.rmtree(parts, ignore_errors=True)
     resumed = (parts/key).exists()
-    seconds, memory, files = execute(step, run, key, threads)
+    seconds, memory, files, reads = execute(step, run, key, threads)
     shutil.rmtree(parts, ignore_errors=True)
     if old.exists(): _forget(run, old, files)
     _write_json(marker, dict(key=key, needs=needs, params=_portable(step['params']), seconds=round(seconds, 1),
-        peak_memory_mb=round(memory), resumed=resumed,
+        peak_memory_mb=round(memory), resumed=resumed, reads=reads, runs=runs,
         finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=_git('rev-parse', 'HEAD'), files=files))
     return f"{seconds:.0f} s{', going on from a killed run' if resumed else ''}"
 
