@@ -7,14 +7,14 @@ __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'P
            'SELECTORS', 'VARIANTS', 'STEPS', 'REJECTED', 'COSTS', 'STUDIES', 'METRICS', 'ANSWERS', 'HUES',
            'TOKEN_NAMES', 'CURVES', 'MEASURES', 'TERMS', 'MOVES', 'AXES', 'DASHBOARD', 'read_results', 'arm_order',
            'arm_label', 'arm_color', 'set_label', 'is_smoke', 'caption_for', 'latex_table', 'write_table', 'pivot',
-           'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'counting', 'delta_text', 'level_text',
-           'contrast_table', 'harm_table', 'selector_table', 'capability_table', 'bench_relevance_table',
+           'main_table', 'bracket_note', 'difficulty_table', 'rates_table', 'sampled_table', 'counting', 'delta_text',
+           'level_text', 'contrast_table', 'harm_table', 'selector_table', 'capability_table', 'bench_relevance_table',
            'bench_step_table', 'shapes_table', 'bench_generation_table', 'cost_table', 'draw_p', 'audit_table',
-           'audit_verdict', 'finding', 'findings', 'style', 'styled', 'panels', 'save_figure', 'draw_neurons',
-           'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness',
-           'draw_margins', 'draw_training', 'study_table', 'mediation_table', 'hacks_table', 'draw_overoptimisation',
-           'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard', 'dashboard', 'draw_contrasts',
-           'draw_method']
+           'audit_verdict', 'finding', 'findings', 'style', 'styled', 'panels', 'save_figure', 'small_picture',
+           'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_selectors', 'draw_stability',
+           'draw_faithfulness', 'draw_margins', 'draw_training', 'study_table', 'mediation_table', 'hacks_table',
+           'draw_overoptimisation', 'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard', 'dashboard',
+           'draw_contrasts', 'draw_method']
 
 # %% ../nbs/20_report.ipynb #17_repor-002
 import functools, json, math, re
@@ -77,8 +77,8 @@ BLUE, SKY, GREEN, ORANGE, RED, PURPLE = '#0072B2', '#56B4E9', '#009E73', '#E69F0
 ARMS = {'base': ('base', GREY), 'sft': ('SFT', SKY), 'dpo': ('DPO', BLUE), 'yfpo': ('YFPO', RED),
         'yfpo-random': ('YFPO (random neurons)', PURPLE), 'yfpo-dynamic': ('YFPO (dynamic neurons)', ORANGE)}
 KINDS = {'selected': ('selected', RED), 'layer-matched': ('layer-matched', PURPLE), 'random': ('random', GREY)}
-SETS = {'gsm8k': 'GSM8K', 'gsm8k/test': 'GSM8K', 'svamp': 'SVAMP', 'templates': 'templates', 'pairs': 'held-out pairs', 'prose': 'prose',
-        'agreement': 'verb agreement'}
+SETS = {'gsm8k': 'GSM8K', 'gsm8k/test': 'GSM8K', 'svamp': 'SVAMP', 'templates': 'templates', 'templates-ood': 'unseen templates',
+        'pairs': 'held-out pairs', 'prose': 'prose', 'agreement': 'verb agreement'}
 
 def arm_order(arms):
     "Arms in the order of the method, unknown ones last"
@@ -189,6 +189,18 @@ def rates_table(main):
     parts = [pivot(main[main.set == s], [(h, s, m) for m, h in names.items()]) for s in sets]
     for s, p in zip(sets, parts): p.insert(1, 'set', set_label(s)); p.insert(2, 'n', str(main[main.set == s].n.max()))
     return pd.concat(parts, ignore_index=True)
+
+def sampled_table(main):
+    "pass@k and majority@k of each set that was also answered by sampling; empty where none was"
+    import pandas as pd
+    order = lambda m: (m.startswith('majority'), int(m.rpartition('_')[2]))
+    kinds = sorted((m for m in set(main.metric) if re.fullmatch(r'pass_\d+|majority_\d+', m) and m != 'majority_1'), key=order)
+    sets = [s for s in _plain_sets(main) if any(_has(main, s, m) for m in kinds)]
+    parts = [pivot(main[main.set == s], [(m.replace('_', '@') + ' (%)', s, m) for m in kinds]) for s in sets]
+    for s, p in zip(sets, parts):
+        p.insert(1, 'set', set_label(s)); p.insert(2, 'n', str(main[(main.set == s) & (main.metric == kinds[0])].n.max()))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
 
 # %% ../nbs/20_report.ipynb #17_repor-022
 MEASURES_OF = dict(accuracy_numeric='accuracy, points', nll_gold='NLL, nats/token', pair_accuracy='pair accuracy, points',
@@ -612,6 +624,19 @@ def save_figure(fig, stem, recipe:str, about:str=''):
     for suffix, metadata in (('.pdf', none), ('.png', dict(Software=None))):
         with atomic_write(stem.with_name(stem.name + suffix)) as tmp: fig.savefig(tmp, format=suffix[1:], metadata=metadata)
     return stem.with_name(stem.name + '.png')
+
+# %% ../nbs/20_report.ipynb #17_repor-104
+def small_picture(path, # a saved PNG
+                  pixels:int=600, # width at most
+                  colours:int=20):
+    "A saved figure to show in a notebook, in fewer pixels and colours: the file keeps them all, and stored outputs stay small"
+    import io
+    from IPython.display import Image
+    from PIL import Image as Picture
+    out, im = io.BytesIO(), Picture.open(path).convert('RGB')
+    w = min(im.width, pixels)
+    im.resize((w, im.height*w//im.width), Picture.Resampling.LANCZOS).quantize(colours).save(out, 'PNG', optimize=True)
+    return Image(out.getvalue(), width=w)
 
 # %% ../nbs/20_report.ipynb #17_repor-048
 @styled

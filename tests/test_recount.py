@@ -1,0 +1,125 @@
+"Every number of main.csv and contrasts.csv once more from the per-question files, by code that shares nothing with the package."
+import json, math, re
+from collections import defaultdict
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t as student
+
+RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'paper'/'results'
+RECIPES = sorted(f.parent.name for f in RESULTS.glob('*/contrasts.csv'))
+Z = 1.959963984540054                                          # 97.5 % point of the normal distribution
+SHARES = {'accuracy_strict': 'correct_strict', 'accuracy_flexible': 'correct_flexible', 'accuracy_numeric': 'correct_numeric',
+          'pair_accuracy': 'pair_correct', 'pair_accuracy_mean': 'pair_correct_mean', 'choice_accuracy': 'choice_correct'}
+MEANS = ('nll_gold', 'nll_text', 'choice_margin')
+
+def own_strict(text):
+    "lm-evaluation-harness' strict-match for gsm8k, and its normalisation"
+    m = re.search(r'#### (\-?[0-9\.\,]+)', text)
+    return None if m is None else m[1].replace(',', '').rstrip('.')
+
+def own_flexible(text):
+    "Its flexible-extract: the last thing that looks like a number"
+    found = re.findall(r'(-?[$0-9.,]{2,})|(-?[0-9]+)', text)
+    return re.sub(r'[,$]', '', next(x for x in found[-1] if x)).rstrip('.') if found else None
+
+def loops(text):
+    words = text.split()
+    return any(words[i:i+8] == words[j:j+8] for i in range(len(words) - 7) for j in range(i + 1, len(words) - 7))
+
+@pytest.fixture(scope='module', params=RECIPES)
+def data(request):
+    "(values {(arm, seed, set, metric): {id: value}}, main, contrasts, rows) of one recipe"
+    folder, values, rows = RESULTS/request.param, defaultdict(dict), []
+    for f in sorted((folder/'samples').glob('*.jsonl')): rows += [json.loads(l) for l in f.open(encoding='utf-8')]
+    for r in rows:
+        own = {m: r[k] for m, k in SHARES.items() if k in r} | {m: r[m] for m in MEANS if m in r}
+        own |= {k: v for k, v in r.items() if re.fullmatch(r'(pass|majority)_\d+', k)}
+        if 'text' in r:
+            own |= dict(no_answer=r['numeric'] is None, truncated=not r['finished'], format_rate='#### ' in r['text'] and
+                        own_strict(r['text']) is not None, repetition=loops(r['text']))
+        for m, v in own.items():
+            values[r['arm'], r['seed'], r['set'], m][r['id']] = float(v)
+            if r.get('difficulty') is not None and m in ('accuracy_numeric', 'nll_gold'):
+                values[r['arm'], r['seed'], f"{r['set']}-d{r['difficulty']}", m][r['id']] = float(v)
+    return values, pd.read_csv(folder/'main.csv'), pd.read_csv(folder/'contrasts.csv'), rows
+
+def is_mean(metric): return metric in MEANS or metric.startswith(('pass_', 'majority_'))
+
+def test_the_verdicts(data):
+    "Strict and flexible verdicts from the text alone"
+    answers = [r for r in data[3] if 'text' in r]
+    assert len(answers) > 100
+    for r in answers:
+        gold = r['answer'].replace(',', '')
+        assert r['correct_strict'] == (own_strict(r['text']) == gold), r['id']
+        assert r['correct_flexible'] == (own_flexible(r['text']) == gold), r['id']
+
+def test_every_level(data):
+    values, main = data[:2]
+    assert len(main) == len(values)
+    for r in main.itertuples():
+        x = np.array(list(values[r.arm, r.seed, r.set, r.metric].values()))
+        n, p = len(x), x.mean()
+        if is_mean(r.metric): want = p, p - Z*x.std(ddof=1)/math.sqrt(n), p + Z*x.std(ddof=1)/math.sqrt(n)
+        else:                                                  # Wilson
+            mid, half = (p + Z*Z/2/n)/(1 + Z*Z/n), Z*math.sqrt(p*(1 - p)/n + Z*Z/4/n/n)/(1 + Z*Z/n)
+            want = p, mid - half, mid + half
+        assert n == r.n and (r.value, r.low, r.high) == pytest.approx(want, rel=2e-5, abs=2e-5), (r.arm, r.set, r.metric)
+
+def one_seed(d, metric):
+    "delta, p of one seed, and the interval where it has a formula"
+    n, mean = len(d), d.mean()
+    if is_mean(metric):
+        se = d.std(ddof=1)/math.sqrt(n)
+        return mean, 2*student.sf(abs(mean)/se, n - 1) if se else float(mean == 0), None
+    b, c = int((d > 0).sum()), int((d < 0).sum())
+    p = min(1., 2*sum(math.comb(b + c, k) for k in range(min(b, c) + 1))/2**(b + c))
+    x, y = (b + 1)/(n + 2), (c + 1)/(n + 2)                    # Bonett and Price
+    half = Z*math.sqrt((x + y - (x - y)**2)/(n + 2))
+    return mean, p, (max(-1, x - y - half), min(1, x - y + half))
+
+def all_seeds(d, metric): # (seeds, questions)
+    "delta, p, interval over seeds and questions: the variances of both means add, S - 1 degrees of freedom"
+    delta, S = d.mean(), len(d)
+    if not is_mean(metric): d = np.hstack([d, np.ones((S, 1)), -np.ones((S, 1))])
+    se = math.sqrt(np.var(d.mean(1), ddof=1)/S + np.var(d.mean(0), ddof=1)/d.shape[1])
+    half = student.ppf(.975, S - 1)*se
+    return delta, 2*student.sf(abs(d.mean())/se, S - 1) if se else float(d.mean() == 0), (d.mean() - half, d.mean() + half)
+
+def differences(values, r, seeds):
+    a, b = r.contrast.split(' - ')
+    there = lambda arm, s: (arm, s, r.set, r.metric) if (arm, s, r.set, r.metric) in values else (arm, 0, r.set, r.metric)
+    rows = [(values[there(a, s)], values[there(b, s)]) for s in seeds]
+    return np.array([[x[q] - y[q] for q in x] for x, y in rows])
+
+def test_every_difference(data):
+    values, _, table, _ = data
+    trained = sorted({k[1] for k in values if k[0] == 'yfpo'})
+    for r in table.itertuples():
+        d = differences(values, r, trained if str(r.seed) == 'all' else [int(r.seed)])
+        delta, p, interval = all_seeds(d, r.metric) if str(r.seed) == 'all' else one_seed(d[0], r.metric)
+        where = (r.contrast, r.seed, r.set, r.metric)
+        assert r.n == d.shape[1] and r.delta == pytest.approx(delta, rel=1e-4, abs=2e-6), where
+        assert r.p == pytest.approx(p, rel=5e-3, abs=2e-5), where
+        if interval: assert (r.low, r.high) == pytest.approx(interval, rel=1e-3, abs=2e-5), where
+
+def test_holm_equivalence_and_bootstrap(data):
+    values, _, table, _ = data
+    family = table[table.family].sort_values('p')
+    worst = 0.
+    for i, r in enumerate(family.itertuples()):
+        worst = max(worst, min(1., (len(family) - i)*r.p))
+        assert r.p_holm == pytest.approx(worst, rel=1e-4)
+    for r in table[table.p_equivalent.notna()].itertuples():
+        margin = .05
+        if r.se: want = max(student.sf((r.delta + margin)/r.se, r.df), student.cdf((r.delta - margin)/r.se, r.df))
+        else: want = float(abs(r.delta) >= margin)
+        assert r.p_equivalent == pytest.approx(want, rel=2e-2, abs=2e-4)
+    g, seeds = np.random.default_rng(11), sorted({k[1] for k in values if k[0] == 'yfpo'})
+    for r in family.itertuples():                              # both levels drawn again, by the plain loop
+        d = differences(values, r, seeds)
+        S, n = d.shape
+        draws = [d[g.integers(0, S, S)][:, g.integers(0, n, n)].mean() for _ in range(4000)]
+        assert (r.boot_low, r.boot_high) == pytest.approx(tuple(np.quantile(draws, [.025, .975])), abs=.15*(r.boot_high - r.boot_low))
