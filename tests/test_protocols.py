@@ -75,6 +75,22 @@ def test_a_model_through_both(task, tiny):
     for i, text in zip(requests, lm.generate_until(requests, disable_tqdm=True)):
         assert text.strip() == ours[i.doc_id]['text'], i.doc_id
 
+def test_the_harness_on_a_saved_model(tiny, tmp_path):
+    "`harness_scores` on local files: the harness's own run of a saved model, our answers to the letter, our scores"
+    from yfpo.protocols import harness_scores
+    model, tok = tiny
+    model.save_pretrained(tmp_path/'model'); tok.save_pretrained(tmp_path/'model')
+    train, test = sets()
+    for k, ps in (('train', train), ('test', test)):
+        write_jsonl(tmp_path/'gsm8k'/f'{k}.jsonl', [dict(question=p.question, answer=p.solution) for p in ps])
+    got = harness_scores(tmp_path/'model', ('gsm8k_cot', 'gsm8k_cot_zeroshot'), limit=5, batch_size=5, data_dir=tmp_path, max_new_tokens=8)
+    for name, scores in got.items():
+        ours = protocol_rows(model, tok, name, test[:5], train, max_new_tokens=8, batch_size=5)
+        assert [a.strip() for a in scores['answers']] == [r['text'] for r in ours], name
+        for key, rule in (('strict-match', 'strict'), ('flexible-extract', 'flexible')):
+            assert scores[f'exact_match,{key}'] == sum(r[f'correct_{rule}'] for r in ours)/5
+    with pytest.raises(FileNotFoundError, match='data_dir must hold'): harness_scores(tmp_path/'model', data_dir=tmp_path/'nothing')
+
 def test_cutting_and_bad_input():
     assert cut_at('abc Q: d', ('Q:', '</s>')) == 'abc ' and cut_at('abc', ('Q:',)) == 'abc'
     with pytest.raises(ValueError, match='unknown'): protocol('gsm9k')

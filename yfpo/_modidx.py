@@ -360,6 +360,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'yfpo.problems.write_rows': ('problems.html#write_rows', 'yfpo/problems.py')},
             'yfpo.protocols': { 'yfpo.protocols.Protocol': ('protocols.html#protocol', 'yfpo/protocols.py'),
                                 'yfpo.protocols._bare': ('protocols.html#_bare', 'yfpo/protocols.py'),
+                                'yfpo.protocols._local_tasks': ('protocols.html#_local_tasks', 'yfpo/protocols.py'),
                                 'yfpo.protocols._pairs': ('protocols.html#_pairs', 'yfpo/protocols.py'),
                                 'yfpo.protocols.cut_at': ('protocols.html#cut_at', 'yfpo/protocols.py'),
                                 'yfpo.protocols.harness_scores': ('protocols.html#harness_scores', 'yfpo/protocols.py'),

@@ -7,8 +7,9 @@ __all__ = ['FLEXIBLE', 'IGNORED', 'PROTOCOLS', 'Protocol', 'protocol', 'protocol
            'cut_at', 'protocol_rows', 'harness_scores']
 
 # %% ../nbs/18_protocols.ipynb #18-proto-002
-import random, re
+import json, random, re, tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 # %% ../nbs/18_protocols.ipynb #18-proto-005
 @dataclass(frozen=True)
@@ -119,12 +120,37 @@ def protocol_rows(model, tokenizer, name, problems, train=None, max_new_tokens:i
     return rows
 
 # %% ../nbs/18_protocols.ipynb #18-proto-020
+def _local_tasks(tasks, data_dir, folder):
+    "The harness's own tasks with their questions read from local files; their names there"
+    import lm_eval
+    for t in tasks:
+        protocol(t)
+        files = {k: Path(data_dir).expanduser().resolve()/'gsm8k'/f'{k}.jsonl' for k in ('train', 'test')}
+        for f in files.values():
+            if not f.exists(): raise FileNotFoundError(f'{f} is missing: data_dir must hold gsm8k/train.jsonl and gsm8k/test.jsonl')
+        own = Path(lm_eval.__file__).parent/'tasks'/'gsm8k'/f'{t.replace("_", "-")}.yaml'
+        (Path(folder)/f'{t}.yaml').write_text(f'include: {own}\ntask: {t}_here\ndataset_path: json\ndataset_name: null\n'
+            f'dataset_kwargs: {{data_files: {{train: {json.dumps(str(files["train"]))}, test: {json.dumps(str(files["test"]))}}}}}\n')
+    return [f'{t}_here' for t in tasks]
+
 def harness_scores(model:str, # folder of a saved model, or a hub id
                    tasks=('gsm8k_cot',), limit:int=0, # questions of each task, 0 for all
-                   batch_size:int=16, device:str='cpu', dtype:str='float32'):
-    "What lm-evaluation-harness says of a model: {task: {metric: value}}; needs the extra `harness`, and the hub"
-    try: from lm_eval import simple_evaluate
+                   batch_size:int=16, device:str='cpu', dtype:str='float32',
+                   data_dir:str='', # folder with gsm8k/train.jsonl and gsm8k/test.jsonl; empty: the harness downloads them
+                   max_new_tokens:int=0): # 0 for the harness's own limit
+    "What lm-evaluation-harness says of a model: {task: {metric: value, ..., 'answers': [text of each question]}}; needs the extra `harness`"
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
     except ImportError as e: raise ValueError('lm-evaluation-harness is not installed: `pip install yfpo[harness]`') from e
-    res = simple_evaluate('hf', model_args=dict(pretrained=str(model), dtype=dtype), tasks=list(tasks), limit=limit or None,
-                          batch_size=batch_size, device=device)
-    return {t: {k: v for k, v in r.items() if isinstance(v, float)} for t, r in res['results'].items()}
+    with tempfile.TemporaryDirectory() as d:
+        names = _local_tasks(tasks, data_dir, d) if data_dir else list(tasks)
+        manager = TaskManager(include_path=d, include_defaults=False) if data_dir else None
+        res = simple_evaluate('hf', model_args=dict(pretrained=str(model), dtype=dtype), tasks=names, limit=limit or None,
+                              batch_size=batch_size, device=device, task_manager=manager,
+                              gen_kwargs=dict(max_gen_toks=max_new_tokens) if max_new_tokens else None)
+    out = {}
+    for t, name in zip(tasks, names):
+        said = {s['doc_id']: s['resps'][0][0] for s in res['samples'][name]}
+        out[t] = {k: v for k, v in res['results'][name].items() if isinstance(v, float)} | dict(answers=[said[i] for i in sorted(said)])
+    return out
