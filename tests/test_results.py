@@ -8,14 +8,15 @@ from conftest import ROOT
 ALL = sorted(p.parent.name for p in (ROOT/'nbs'/'paper'/'results').glob('*/manifest.json'))
 RECIPES = [r for r in ALL if (ROOT/'nbs'/'paper'/'results'/r/'main.csv').exists()]     # bench trains nothing
 
-def test_both_recipes_are_there(): assert {'cpu', 'gsm8k-cpu'} <= set(RECIPES)
+def test_the_recipes_are_there(): assert {'cpu', 'templates', 'gsm8k-cpu'} <= set(RECIPES)
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_main_result_and_manifest(recipe):
     folder = ROOT/'nbs'/'paper'/'results'/recipe
     main, manifest = pd.read_csv(folder/'main.csv'), json.loads((folder/'manifest.json').read_text())
     assert list(main.columns) == ['arm', 'seed', 'set', 'n', 'metric', 'value', 'low', 'high']
-    assert set(main.arm) == {'base', 'sft', 'dpo', 'yfpo', 'yfpo-random'} and main.value.notna().all()
+    assert set(main.arm) == {'base', 'sft', *manifest['arms']} and main.value.notna().all()
+    assert {'dpo', 'yfpo', 'yfpo-random'} <= set(manifest['arms'])
     assert manifest['recipe'] == recipe and manifest['git'] and not manifest['git_dirty'] and manifest['versions']['torch']
     assert sum(f.stat().st_size for f in folder.rglob('*') if f.is_file() and f.name != 'report.html') < 8e6
     text = ''.join(f.read_text() for f in folder.rglob('*') if f.suffix in ('.json', '.csv', '.md', '.tex'))
@@ -43,7 +44,7 @@ def test_tables_and_figures_come_out_byte_for_byte(recipe, tmp_path):
     assert len(before) > dict(bench=2, limits=4, neurons=8).get(recipe, 10)
     assert [f.name for f in before if not f.exists() or f.read_bytes() != before[f]] == []
 
-@pytest.mark.parametrize('recipe,seeds', [('cpu', 5), ('gsm8k-cpu', 3)])
+@pytest.mark.parametrize('recipe,seeds', [('cpu', 5), ('templates', 5), ('gsm8k-cpu', 3)])
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     "Every arm has every seed; what the recipe declared is what is corrected, and the numbers follow from the per-question files"
     from yfpo.problems import read_jsonl
@@ -67,6 +68,32 @@ def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
         assert [again[k] for k in ('delta', 'low', 'high', 'p', 'mde')] == pytest.approx([r.delta, r.low, r.high, r.p, r.mde], rel=1e-4)
         assert r.boot_low <= r.delta <= r.boot_high and r.p_holm >= r.p and r.n == len(d[0])
     assert {'prose', 'agreement'} <= set(table[table.p_equivalent.notna()].set)
+
+@pytest.mark.parametrize('recipe', ['cpu', 'templates'])
+def test_the_test_questions_were_opened_once_and_last(recipe):
+    "By the manifest: no step but evaluation and the page opened them, each once, an arm's evaluation after its training"
+    m = json.loads((ROOT/'nbs'/'paper'/'results'/recipe/'manifest.json').read_text())
+    steps, evaluated = m['stages'], {l for l in m['stages'] if l.startswith('evaluate-')}
+    assert set(m['tests']) == {f"test-{s}.jsonl" for s in steps['problems']['params']['test_sets']}
+    for name, t in m['tests'].items():
+        assert len(t['sha256']) == 64 and set(t['opened_by']) == evaluated | {'browse'} and t['opened_by'][-1] == 'browse', name
+    assert all(steps[l]['runs'] == 1 for l in steps if l in evaluated or l.startswith(('train-', 'neurons', 'pairs', 'sft')))
+    for l in evaluated - {'evaluate-reference'}: assert steps[l.replace('evaluate', 'train')]['finished'] < steps[l]['finished']
+    assert 'select.jsonl' in steps['neurons']['reads'] and not any(f.startswith('test-') for f in steps['compare']['reads'])
+
+def test_a_rerun_of_itself_is_the_same(tmp_path):
+    "Every metric of the committed recipes has a tolerance, and a number that moved too far is seen"
+    from yfpo.run import check_text
+    for recipe in ('cpu', 'gsm8k-cpu', 'templates'):
+        folder = ROOT/'nbs'/'paper'/'results'/recipe
+        text, same = check_text(recipe, folder)
+        assert same and 'all are equal' in text
+    main = pd.read_csv(folder/'main.csv')
+    main.loc[main.metric == 'nll_gold', 'value'] += .03
+    for f in ('main.csv', 'contrasts.csv'): shutil.copyfile(folder/f, tmp_path/f)
+    main.to_csv(tmp_path/'main.csv', index=False)
+    text, same = check_text(recipe, tmp_path)
+    assert not same and 'off by 0.03 where 0.02 is allowed' in text
 
 @pytest.mark.parametrize('recipe', ['neurons', 'gsm8k-cpu'])
 def test_selector_card_is_whole(recipe):

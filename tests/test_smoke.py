@@ -30,6 +30,8 @@ def test_tables_figures_manifest(smoke):
     assert m['recipe'] == 'smoke' and len(m['stages']) == 49 and m['versions']['torch']
     assert all(s['peak_memory_mb'] > 0 for s in m['stages'].values())
     assert str(run) not in json.dumps(m)
+    for t in m['tests'].values(): assert t['opened_by'][-1] == 'browse' and all(l.startswith('evaluate-') for l in t['opened_by'][:-1]), t
+    assert {'pass_1', 'pass_2', 'majority_2'} <= set(main.metric) and 'pass@2' in (run/'results'/'tables'/'sampled.md').read_text()
     for d, suffixes in (('tables', ('md', 'tex', 'csv')), ('figures', ('png', 'pdf'))):
         assert all(list((run/'results'/d).glob(f'*.{s}')) for s in suffixes)
 
@@ -78,7 +80,7 @@ def test_missing_upstream_names_the_command(tmp_path):
 @pytest.mark.parametrize('args,says', [
     (['run', 'smok'], "did you mean 'smoke'?"), (['run', 'smoke', '-p', 'neuron_wieght', '0.2'], "did you mean 'neuron_weight'?"),
     (['run', 'smoke', '-p', 'batch_size', 'eight'], 'must be of type int'), (['run', 'smoke', '--until', 'trian'], "did you mean 'train'?"),
-    (['run', 'gsm8k-cpu', '--data-dir', '/nowhere'], '/nowhere')])
+    (['run', 'gsm8k-cpu', '--data-dir', '/nowhere'], '/nowhere'), (['check', 'cpu'], 'main.csv is missing')])
 def test_bad_input_is_one_sentence(args, says, tmp_path):
     r = yfpo(*args, '--run-dir', tmp_path)
     assert r.returncode == 1 and says in r.stderr and 'Traceback' not in r.stderr and r.stderr.count('\n') == 1
