@@ -62,3 +62,29 @@ def test_by_hand_from_a_recipe(ready):
 def test_uneven_shares_are_refused(ready, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
     with pytest.raises(ValueError, match='4 processes cannot share'): train_arm(ready, 'smoke', 'dpo', 0, batch_size=6)
+
+SMALL = dict(k=.1, per_layer=.2, max_new_tokens=12, max_length=512, n_samples=2, ks=[1, 2], processes=2, train_set='templates',
+             test_sets=['templates'],
+             n_sft=16, n_select=12, n_pairs=12, n_general=12, batch_size=4, learning_rate=1e-3, fractions=[.05, .2])
+
+def test_the_paper_recipe_on_the_tiny_model(tmp_path):
+    "The recipe for one GPU and more, scaled down: the same stages and parameters, two processes of accelerate launch, its estimate first"
+    import yaml
+    from yfpo.run import read_recipe
+    r = read_recipe('paper')
+    studies = {'selectors', 'stability', 'faithfulness', 'capability', 'grid', 'dynamic', 'zoo', 'overoptimisation', 'parts', 'hacks',
+               'breakage'}
+    def small(k, v): return SMALL[k] if k in SMALL else min(v, 6) if type(v) is int else v
+    r |= dict(name='scaled', shared=dict(model='tiny', data_dir='', seed=0), arms=['dpo', 'yfpo-dynamic'], seeds=[0], jobs=1,
+              outputs=['table_main', 'table_audit', 'fig_contrasts'],
+              stages={s: {k: small(k, v) for k, v in p.items()} for s, p in r['stages'].items() if s not in studies})
+    r['stages']['compare'] = dict(family=['yfpo-dynamic - dpo'], outcome=['templates', 'nll_gold'])
+    f = tmp_path/'scaled.yaml'
+    f.write_text(yaml.safe_dump(r))
+    done = subprocess.run([Path(sys.executable).parent/'yfpo', 'run', str(f), '--run-dir', str(tmp_path/'run')], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'Estimate for scaled on one NVIDIA H100' in done.stdout and '**Table.**' in done.stdout
+    log = (tmp_path/'run'/'train'/'yfpo-dynamic-seed0'/'launch.json')
+    assert log.exists() and (tmp_path/'run'/'results'/'moves'/'yfpo-dynamic-seed0.csv').exists()
+    assert 'pass@2' in (tmp_path/'run'/'results'/'tables'/'sampled.md').read_text()

@@ -2,7 +2,8 @@
 import pandas as pd
 import pytest
 from yfpo.problems import write_rows
-from yfpo.report import draw_ablation, draw_method, draw_training, main_table, read_results, save_figure, write_table
+from yfpo.figures import draw_ablation, draw_method, draw_training, save_figure
+from yfpo.report import main_table, read_results, write_table
 
 MAIN = pd.DataFrame([dict(arm=a, seed=0, set=s, n=50, metric=m, value=v, low=v-.1, high=v+.1) for a, d in (('yfpo', .02), ('sft', 0.))
                      for s, m, v in (('gsm8k', 'accuracy_numeric', .2 + d), ('gsm8k', 'nll_gold', 1.2 - d),

@@ -138,7 +138,7 @@ def harness_scores(model:str, # folder of a saved model, or a hub id
                    batch_size:int=16, device:str='cpu', dtype:str='float32',
                    data_dir:str='', # folder with gsm8k/train.jsonl and gsm8k/test.jsonl; empty: the harness downloads them
                    max_new_tokens:int=0): # 0 for the harness's own limit
-    "What lm-evaluation-harness says of a model: {task: {metric: value, ..., 'answers': [text of each question]}}; needs the extra `harness`"
+    "What lm-evaluation-harness says of a model: {task: {metric: value, ..., 'answers': [texts]}}; needs the extra `harness`"
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
