@@ -446,8 +446,8 @@ def audit_verdict(audit): # frame of audit.csv
         word += ', more than random neurons do' if beyond else ', but no more than random neurons do'
     others = audit[(audit.kind == 'selected') & (audit.readout != 'standardised')].sort_values('auc')
     best = f'; the best of {len(others)} other read-outs, {others.readout.iloc[-1]}, {100*others.auc.iloc[-1]:.0f} %' if len(others) else ''
-    return (f'**Reward audit.** Before training, the reward {word}: the margin of the selected neurons favours the chosen response in '
-            f'{_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs, {len(m)} layer-matched random sets in '
+    return (f'**Reward audit.** Before preference training, the reward {word}: the margin of the selected neurons favours the chosen '
+            f'response in {_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs, {len(m)} layer-matched random sets in '
             f'{100*m.auc.min():.0f} to {100*m.auc.max():.0f} %, log-probability per token in {100*lp.auc:.0f} %{best}.')
 
 def _causal_sentence(ablation, k):
@@ -462,24 +462,25 @@ def _causal_sentence(ablation, k):
 
 def _selector_sentence(card):
     own = card[(card['mode'] == 'zero') & (card.draws > 0)]
-    ours, best = own[own.selector == 'attnlrp-contrast'].iloc[0], own[own.general > 0].sort_values('selectivity').iloc[-1]
+    ours, gap = own[own.selector == 'attnlrp-contrast'].iloc[0], own.math - own.general
+    name = lambda r: SELECTORS.get(r.selector, r.selector)
     num = lambda v: _interval(v, math.nan, math.nan, digits=2)
-    def ratio(r): return f'{r.selectivity:.1f} [{r.low:.1f}, {r.high:.1f}]'
+    spared = own[(own.math > 1.96*own.math_se) & (own.general.abs() < 1.96*own.general_se)].sort_values('math', ascending=False)
     rank = ('none' if ours.reached == 0 else f'{int(ours.reached)}') + f' of {int(ours.draws)} layer-matched draws reach'
-    word = ('the most selective of' if best.selector == ours.selector else
-            f'{SELECTORS.get(best.selector, best.selector)} is the most selective, {ratio(best)}, of')
-    return (f'**Selectors.** The AttnLRP set at zero adds {num(ours.math)} nats per token on solutions and {num(ours.general)} on prose, '
-            f'a ratio of {ratio(ours)}; {rank} its rise on solutions; {word} {len(own)} selectors.')
+    clean = ', '.join(f'{name(r)} ({num(r.math)})' for r in spared.itertuples()) or 'none'
+    return (f'**Selectors.** The AttnLRP set at zero adds {num(ours.math)} nats per token on solutions and {num(ours.general)} on prose; '
+            f'{rank} its rise on solutions. Of {len(own)} selectors the difference of the two is largest for '
+            f'{name(own.loc[gap.idxmax()])}, {num(gap.max())}; those that cost solutions and nothing measurable on prose: {clean}.')
 
 def _faithfulness_sentence(single, hiding):
-    r = {m: own.score.corr(own.effect) for m, own in single.groupby('method')}
-    area = hiding.groupby(['method', 'text']).area.first().groupby('method').mean()
-    other = max((m for m in r if m != 'attnlrp'), key=r.get)
-    return (f"**Faithfulness.** AttnLRP's neuron scores correlate with the true effect of removing one neuron at {r['attnlrp']:.2f} "
-            f"({TOKEN_NAMES.get(other, other)} {r[other]:.2f}; n={single.groupby('method').size().iloc[0]}); hiding tokens in the order of "
-            f"its map opens an area of {area['attnlrp']:.2f} logits "
-            f"(gradient x input {area['gradient']:.2f}, random order {area['random']:.2f}; "
-            f"n={hiding.text.nunique()}).")
+    r = {k: own.score.corr(own.effect) for k, own in single.groupby(['kind', 'method'])}
+    n = single[single.method == 'attnlrp'].kind.value_counts()
+    area = hiding.groupby(['method', 'text']).area.first().groupby('method').mean().sort_values(ascending=False)
+    def both(kind): return f"{r[kind, 'attnlrp']:.2f} (gradient x activation {r[kind, 'gradient']:.2f})"
+    return (f"**Faithfulness.** AttnLRP's neuron scores correlate with the true effect of removing one neuron at {both('strong')} among "
+            f"{n['strong']} of those it ranks highest, and at {both('free')} among {n['free']} drawn from all, where nearly all effects "
+            f"are small. Hiding tokens in the order of a map opens an area, in logits over {hiding.text.nunique()} answers, of "
+            + ', '.join(f'{v:.2f} ({TOKEN_NAMES.get(k, k)})' for k, v in area.items()) + '.')
 
 def _capability_sentence(rows):
     s = rows[rows.draw == 0].set_index('capability')
@@ -510,9 +511,11 @@ def _contrast_sentence(contrasts):
     def brief(r): return (f'{_contrast(r.contrast)}, {set_label(r.set)} {names[r.metric]} '
                           + _interval(r.delta, r.low, r.high, *_delta_unit(r.metric), sign='+'))
     more = '; '.join(map(brief, clear.itertuples()))
+    moved = df[df.contrast.isin(['dpo - sft', 'yfpo - sft', 'yfpo-random - dpo']) & (df.set == first.set) & (df.metric == first.metric)]
+    alone = ' Beside them, uncorrected: ' + '; '.join(map(brief, moved.itertuples())) + '.' if len(moved) else ''
     return (f"**Primary contrast.** {_contrast(first.contrast)}, {set_label(first.set)} {names[first.metric]}, declared before the run, "
             f"{seeds}: {show(first)}.{also} Of the {len(rest)} other differences of these contrasts, exploratory and uncorrected, "
-            f"{len(clear)} exclude zero{': ' + more if len(clear) else ''}.")
+            f"{len(clear)} exclude zero{': ' + more if len(clear) else ''}.{alone}")
 
 def _harm_sentence(contrasts):
     if 'p_equivalent' not in contrasts: return ''
@@ -525,7 +528,7 @@ def _harm_sentence(contrasts):
         return (f"{set_label(set_)}, {name}: {sure} of {len(own)} contrasts are inside the margin at 5 %, the "
                 f"largest difference is {value} ({_contrast(worst.contrast)})")
     parts = [part(s, own) for (s, _), own in df.groupby(['set', 'metric'], sort=False)]
-    return f"**No harm.** Tests of equivalence on what no arm was trained for. {'; '.join(parts)}."
+    return f"**Equivalence.** Whether what no arm was trained for has stayed within its margin. {'; '.join(parts)}."
 
 
 # %% ../nbs/20_report.ipynb #17_repor-038
@@ -539,37 +542,46 @@ def _grid_sentence(rows):
             f'solutions and {n(own.nll_low > 0)} raise it, between {1000*own.nll_d.min():+.1f} and {1000*own.nll_d.max():+.1f} thousandths '
             'of a nat per token (95 % intervals over items, uncorrected, one seed).')
 
-def _overoptimisation_sentence(rows):
+def _before(grid): return grid[grid.objective == 'reference'].nll.iloc[0]
+
+def _undone(before, dpo, with_term):
+    "Whether a loss below DPO's is a gain, or harm undone"
+    if with_term.min() < before: return 'the lowest is below the loss before preference training'
+    if dpo > before: return 'what the term seems to gain is harm of DPO undone, since none is below the loss before preference training'
+    return 'none is below the loss before preference training'
+
+def _overoptimisation_sentence(rows, grid):
     a, b = (rows.sort_values('weight').iloc[i] for i in (0, -1))
     return (f'**Over-optimisation.** From weight {a.weight:g} to {b.weight:g} the neuron margin on held-out pairs grows by {b.phi_d:.2f} '
             f'spreads [{b.phi_low:.2f}, {b.phi_high:.2f}] and the divergence from the reference from {a.kl_per_token:.3f} to '
             f'{b.kl_per_token:.3f} nats per token, while greedy accuracy on dev questions goes from {100*a.accuracy:.0f} to '
-            f'{100*b.accuracy:.0f} % and the loss on solutions changes by {_milli(b)}, on prose by {_milli(b, "prose")} thousandths of '
-            'a nat per token.')
+            f'{100*b.accuracy:.0f} % and the loss on prose changes by {_milli(b, "prose")} thousandths of a nat per token. On solutions '
+            f'it is {a.nll:.3f} without the term, {b.nll:.3f} at the largest weight, and {_before(grid):.3f} before preference training: '
+            f'{_undone(_before(grid), a.nll, rows[rows.weight > 0].nll)}.')
 
 def _breakage_sentence(rows):
     rate = rows.learning_rate.max()
     top = rows[rows.learning_rate == rate].set_index('arm').loc[['yfpo', 'yfpo-random', 'dpo']]
     def three(m, scale=1, digits=2):
         return ', '.join(_interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], scale, digits, '+') for _, r in top.iterrows())
-    return (f'**Breakage.** The reward alone (weight {top.weight.max():g}), the same on layer-matched random neurons, and DPO, at learning '
-            f'rates up to {rate:g}. There the margin of the selected neurons changes by {three("phi")} spreads, the loss on solutions by '
-            f'{three("nll")} nats per token, the divergence is {", ".join(f"{x:.2f}" for x in top.kl_per_token)} nats per token, and '
+    return (f'**Breakage.** DPO with the neuron term at weight {top.weight.max():g}, the same on layer-matched random neurons, and DPO '
+            f'alone, at learning rates up to {rate:g}. There the margin of the selected neurons changes by {three("phi")} spreads, '
+            f'the loss on solutions by {three("nll")} nats per token, the divergence is '
+            f'{", ".join(f"{x:.2f}" for x in top.kl_per_token)} nats per token, and '
             f'{", ".join(f"{100*x:.0f}" for x in top.accuracy)} % of the problems are solved ({100*rows.iloc[0].accuracy:.0f} % before).')
 
-def _telling(rows):
-    others = rows.drop('dpo')
-    apart = [a for a in others.index if others.loc[a].nll_d < others.nll_low.max() or others.loc[a].nll_d > others.nll_high.min()]
-    return 'none of these can be told from the others' if not apart else f'{", ".join(apart)} can be told from the others'
-
-def _dynamic_sentence(rows):
+def _dynamic_sentence(rows, grid):
     rows = rows.set_index('arm')
     names = dict(static='the set chosen before', dynamic='a set that follows the policy', random='one that swaps as many at random',
                  oracle='the set that a finished DPO model would choose')
-    return ('**Dynamic selection.** Loss on held-out solutions against DPO, in thousandths of a nat per token: '
-            + ', '.join(f'{name} {_milli(rows.loc[k])}' for k, name in names.items() if k in rows.index)
-            + f'; {_telling(rows)}. The selection on the finished dynamic model shares {100*rows.loc["dynamic"].jaccard:.0f} % with the '
-            'one before training.')
+    kept = lambda a: 200*rows.loc[a].jaccard/(1 + rows.loc[a].jaccard)                        # share of sets of one size, from Jaccard
+    with_term = rows.nll.drop('dpo')
+    return (f'**Dynamic selection.** Loss on held-out solutions, nats per token: {_before(grid):.3f} before preference training, '
+            f'{rows.loc["dpo"].nll:.3f} after DPO, and with the neuron term '
+            + ', '.join(f'{rows.loc[k].nll:.3f} ({name})' for k, name in names.items() if k in rows.index)
+            + f': {_undone(_before(grid), rows.loc["dpo"].nll, with_term)}, and among the sets the losses lie within '
+            f'{1000*(with_term.max() - with_term.min()):.0f} thousandths. Choosing again on the finished model keeps '
+            f'{kept("dynamic"):.0f} % of the neurons chosen before training after the dynamic run, {kept("dpo"):.0f} % after DPO.')
 
 def _zoo_sentence(rows):
     own = rows[rows.weight > 0]
@@ -577,22 +589,24 @@ def _zoo_sentence(rows):
             + ', '.join(f'{r.method.upper() if r.method != "simpo" else "SimPO"} {_milli(r)}' for _, r in own.iterrows()) + '.')
 
 def _mediation_sentence(rows):
-    own = rows[rows.arm == 'all weights']
-    s, draws = own[own.set == 'selected'].iloc[0], own[own.set != 'selected']
-    return (f'**Mediation.** The trained activations of the selected neurons alone, put into the old model, give '
-            f'{_interval(s.sufficient, s.sufficient_low, s.sufficient_high, 100, 0)} % of the change in pair margin; those of {len(draws)} '
-            f'layer-matched sets {100*draws.sufficient.min():.0f} to {100*draws.sufficient.max():.0f} %.')
+    def share(arm):
+        s = rows[(rows.arm == arm) & (rows.set == 'selected')].iloc[0]
+        return _interval(s.sufficient, s.sufficient_low, s.sufficient_high, 100, 0)
+    draws = rows[(rows.arm == 'all weights') & (rows.set != 'selected')]
+    return (f'**Mediation.** The trained activations of the selected neurons alone, put into the old model, give {share("all weights")} % '
+            f'of the change in pair margin after YFPO, and {share("dpo")} % after DPO, which never saw them; those of {len(draws)} '
+            f'layer-matched sets {100*draws.sufficient.min():.0f} to {100*draws.sufficient.max():.0f} % after YFPO.')
 
 def _hacks_sentence(rows):
     rows = rows.set_index(['readout', 'trick', 'model']).sort_index().gain
     best = lambda trick, when: rows.xs((trick, when), level=('trick', 'model')).drop('paper-literal')
-    said = [f'{trick} {best(trick, "reference").min():+.2f} to {best(trick, "reference").max():+.2f} before training on it and '
+    said = [f'{trick} {best(trick, "reference").min():+.2f} to {best(trick, "reference").max():+.2f} before preference training and '
             f'{best(trick, "trained").min():+.2f} to {best(trick, "trained").max():+.2f} after'
             for trick in ('digits shuffled', 'calculation repeated')]
     moved = rows.xs('weights rescaled', level='trick')
-    return ('**Hacks.** What a trick gains over the honest solution under the five default read-outs, in spreads of the pairs\' margin: '
-            + '; '.join(said) + f'. Rescaled weights move them by {moved.drop("paper-literal").abs().max():.0e} at most, and the literal '
-            f'read-out by {moved["paper-literal"].abs().max():.1f}.')
+    return ('**Hacks.** What a trick gains over the honest solution under the read-outs other than the literal one, in spreads of the '
+            'margin of the pairs: ' + '; '.join(said) + f'. Rescaled weights move them by '
+            f'{moved.drop("paper-literal").abs().max():.0e} at most, and the literal read-out by {moved["paper-literal"].abs().max():.1f}.')
 
 STUDIES = dict(grid=_grid_sentence, overoptimisation=_overoptimisation_sentence, breakage=_breakage_sentence,
                dynamic=_dynamic_sentence, zoo=_zoo_sentence, mediation=_mediation_sentence, hacks=_hacks_sentence)
@@ -604,7 +618,7 @@ ANSWERS = dict(audit=(audit_verdict, 'audit'), causal=(lambda a, s: _causal_sent
                selectors=(_selector_sentence, 'selectors'), faithfulness=(_faithfulness_sentence, 'single_neurons', 'hiding'),
                capability=(_capability_sentence, 'capability'), contrasts=(_contrast_sentence, 'contrasts'),
                harm=(_harm_sentence, 'contrasts'),
-               **{k: (f, k) for k, f in STUDIES.items()})
+               **{k: (f, k, *(['grid'] if k in ('overoptimisation', 'dynamic') else [])) for k, f in STUDIES.items()})
 
 def finding(folder, # of results
             name:str): # a key of `ANSWERS`
