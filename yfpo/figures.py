@@ -13,8 +13,8 @@ import functools, math, re
 from pathlib import Path
 import numpy as np
 from .problems import atomic_write
-from .report import (BLUE, GREEN, GREY, INK, KINDS, MEASURES_OF, ORANGE, PURPLE, RED, SELECTORS, SKY, TOKEN_NAMES, _contrast, _delta_unit,
-                     arm_color, arm_label, arm_order, counting, is_smoke, set_label)
+from .report import (BLUE, GREEN, GREY, INK, KINDS, MEASURES_OF, ORANGE, PURPLE, RED, SELECTORS, SKY, TOKEN_NAMES, _contrast,
+                         _delta_unit, arm_color, arm_label, arm_order, counting, is_smoke, set_label)
 
 # %% ../nbs/21_figures.ipynb #17_repor-043
 def style():
