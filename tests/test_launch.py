@@ -88,3 +88,4 @@ def test_the_paper_recipe_on_the_tiny_model(tmp_path):
     log = (tmp_path/'run'/'train'/'yfpo-dynamic-seed0'/'launch.json')
     assert log.exists() and (tmp_path/'run'/'results'/'moves'/'yfpo-dynamic-seed0.csv').exists()
     assert 'pass@2' in (tmp_path/'run'/'results'/'tables'/'sampled.md').read_text()
+    assert {'pass_1', 'pass_2', 'majority_2'} <= {l.split(',')[4] for l in (tmp_path/'run'/'results'/'main.csv').read_text().splitlines()}

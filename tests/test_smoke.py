@@ -31,7 +31,6 @@ def test_tables_figures_manifest(smoke):
     assert all(s['peak_memory_mb'] > 0 for s in m['stages'].values())
     assert str(run) not in json.dumps(m)
     for t in m['tests'].values(): assert t['opened_by'][-1] == 'browse' and all(l.startswith('evaluate-') for l in t['opened_by'][:-1]), t
-    assert {'pass_1', 'pass_2', 'majority_2'} <= set(main.metric) and 'pass@2' in (run/'results'/'tables'/'sampled.md').read_text()
     for d, suffixes in (('tables', ('md', 'tex', 'csv')), ('figures', ('png', 'pdf'))):
         assert all(list((run/'results'/d).glob(f'*.{s}')) for s in suffixes)
 
