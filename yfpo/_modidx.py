@@ -531,6 +531,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'yfpo.report.selector_table': ('report.html#selector_table', 'yfpo/report.py'),
                              'yfpo.report.set_label': ('report.html#set_label', 'yfpo/report.py'),
                              'yfpo.report.shapes_table': ('report.html#shapes_table', 'yfpo/report.py'),
+                             'yfpo.report.sizes_note': ('report.html#sizes_note', 'yfpo/report.py'),
                              'yfpo.report.study_table': ('report.html#study_table', 'yfpo/report.py'),
                              'yfpo.report.write_table': ('report.html#write_table', 'yfpo/report.py')},
             'yfpo.responses': { 'yfpo.responses.Example': ('responses.html#example', 'yfpo/responses.py'),

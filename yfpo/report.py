@@ -6,11 +6,11 @@
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'TOKEN_NAMES',
            'MEASURES_OF', 'SELECTORS', 'VARIANTS', 'STEPS', 'REJECTED', 'COSTS', 'MEASURES', 'TERMS', 'STUDIES',
            'METRICS', 'ANSWERS', 'read_results', 'arm_order', 'arm_label', 'arm_color', 'set_label', 'is_smoke',
-           'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table', 'bracket_note', 'difficulty_table',
-           'rates_table', 'sampled_table', 'counting', 'delta_text', 'level_text', 'contrast_table', 'harm_table',
-           'selector_table', 'capability_table', 'bench_relevance_table', 'bench_step_table', 'shapes_table',
-           'bench_generation_table', 'cost_table', 'draw_p', 'audit_table', 'study_table', 'mediation_table',
-           'hacks_table', 'audit_verdict', 'finding', 'findings']
+           'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table', 'bracket_note', 'sizes_note',
+           'difficulty_table', 'rates_table', 'sampled_table', 'counting', 'delta_text', 'level_text', 'contrast_table',
+           'harm_table', 'selector_table', 'capability_table', 'bench_relevance_table', 'bench_step_table',
+           'shapes_table', 'bench_generation_table', 'cost_table', 'draw_p', 'audit_table', 'study_table',
+           'mediation_table', 'hacks_table', 'audit_verdict', 'finding', 'findings']
 
 # %% ../nbs/20_report.ipynb #17_repor-002
 import functools, json, math, re
@@ -171,6 +171,14 @@ def bracket_note(main):
     one = 'Brackets are 95 % intervals over questions'
     several = main.groupby('arm').seed.nunique().max() > 1
     return f'{one}; for arms with several seeds they are the lowest and highest seed.' if several else f'{one}.'
+
+def sizes_note(main):
+    "How many questions and pairs stand behind the numbers, for the caption"
+    def n(s, m): return main[(main.set == s) & (main.metric == m)].n.max()
+    said = [f"{set_label(s)} {n(s, 'accuracy_numeric')} questions" + (f" (NLL {n(s, 'nll_gold')})" if _has(main, s, 'nll_gold') else '')
+            for s in _plain_sets(main) if _has(main, s, 'accuracy_numeric')]
+    said += [f"{set_label(s)} {n(s, 'pair_accuracy')}" for s in _plain_sets(main) if _has(main, s, 'pair_accuracy')]
+    return f"n: {', '.join(said)}."
 
 def difficulty_table(main):
     "Numeric accuracy by difficulty; empty where no set has one"
