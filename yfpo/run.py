@@ -656,7 +656,7 @@ COMPARED = {'main.csv': ('value', ['arm', 'seed', 'set', 'metric']), 'contrasts.
 
 def check(new, # folder of results of a rerun
           old, # folder of results that it is compared with
-          limits): # {metric: largest difference that is no difference}
+          limits): # {file: {metric: largest difference that is no difference}}
     "Rows `file, metric, n, outside, largest, limit`: how far a rerun is from earlier results, over every number of both"
     import pandas as pd
     rows = []
@@ -668,9 +668,10 @@ def check(new, # folder of results of a rerun
         if len(odd): raise ValueError(f'{file}: {len(odd)} rows stand in one of the two only, such as {odd[0]}: they are not of one recipe')
         gap = (a - b.loc[a.index]).abs().where(~(a.isna() & b.loc[a.index].isna()), 0.).fillna(math.inf)
         for metric, own in gap.groupby(level='metric', sort=False):
-            if metric not in limits: raise ValueError(f'tolerances.yaml has no {metric!r}: {_nearest(metric, limits)}')
-            rows.append(dict(file=file, metric=metric, n=len(own), outside=int((own > limits[metric] + 1e-9).sum()),
-                             largest=float(own.max()), limit=limits[metric]))
+            if metric not in limits[file]: raise ValueError(f'{file} in tolerances.yaml lacks {metric!r}: {_nearest(metric, limits[file])}')
+            limit = limits[file][metric]
+            rows.append(dict(file=file, metric=metric, n=len(own), outside=int((own > limit + 1e-9).sum()), largest=float(own.max()),
+                             limit=limit))
     return rows
 
 def check_text(recipe:str, results):
