@@ -386,7 +386,7 @@ def draw_overoptimisation(rows): # frame of overoptimisation.csv
     line(axs[0, 2], 100*rows.accuracy, 'problems solved', GREEN); line(axs[0, 2], 100*rows.pairs, 'pairs told apart', SKY)
     line(axs[0, 3], 1000*rows.nll_d, 'solutions', RED, 1000*rows.nll_low, 1000*rows.nll_high)
     line(axs[0, 3], 1000*rows.prose_d, 'prose', BLUE, 1000*rows.prose_low, 1000*rows.prose_high)
-    titles = (('neuron margin', 'change (s)'), ('read-out of own samples', 'mean \u03c6'), ('outcome', '%'),
+    titles = (('neuron margin', 'change (spreads)'), ('read-out of own samples', 'mean \u03c6'), ('outcome', '%'),
               ('loss', 'change (mnats/token)'))
     for ax, (title, unit) in zip(axs.flat, titles):
         ax.set(title=title, ylabel=unit, xlabel='KL (nats/token)')
@@ -411,7 +411,7 @@ def draw_breakage(rows, # frame of breakage.csv
             err = [scale*(own[y] - own[f'{m}_low']), scale*(own[f'{m}_high'] - own[y])] if m else None
             if y == 'accuracy' and n_questions: err = _wilson(own[y], n_questions, scale)
             ax.errorbar(x, v, yerr=err, fmt='o', color=arm_color(arm), ms=4, mec='white', mew=.5, lw=.9, label=arm_label(arm))
-    titles = (('neuron margin', 'change (s)'), ('problems solved', '%'), ('loss on solutions', 'change (nats/token)'),
+    titles = (('neuron margin', 'change (spreads)'), ('problems solved', '%'), ('loss on solutions', 'change (nats/token)'),
               ('divergence of samples', 'KL (nats/token)'))
     rates = sorted(rows[rows.learning_rate > 0].learning_rate.unique())
     for ax, (title, unit) in zip(axs.flat, titles):
@@ -447,7 +447,7 @@ def draw_dynamic(rows, log, moves): # frames of dynamic.csv, dynamic_log.csv and
     for arm, own in log.groupby('arm', sort=False):
         y = own.get('neurons/margins_start', own['neurons/margins']).fillna(own['neurons/margins'])
         if arm != 'oracle': mid.plot(own.step, y, color=MOVES[arm][1], label=MOVES[arm][0], lw=1.3)
-    mid.set(title='margin of the first set', ylabel='s', xlabel='step')
+    mid.set(title='margin of the first set', ylabel='spreads', xlabel='step')
     rows = rows[rows.arm != 'dpo'].iloc[::-1]
     for j, r in enumerate(rows.itertuples()):
         right.errorbar(1000*r.nll_d, j, xerr=[[1000*(r.nll_d - r.nll_low)], [1000*(r.nll_high - r.nll_d)]], fmt='o', color=MOVES[r.arm][1],

@@ -397,7 +397,7 @@ def audit_table(audit):
 
 # %% ../nbs/20_report.ipynb #17_repor-078
 MEASURES = {'pairs': ('pairs told apart (points)', 100, 1), 'nll': ('solutions (mnats/token)', 1000, 1),
-            'prose': ('prose (mnats/token)', 1000, 1), 'phi': ('neuron margin (s)', 1, 2)}
+            'prose': ('prose (mnats/token)', 1000, 1), 'phi': ('neuron margin (spreads)', 1, 2)}
 TERMS = {'reference': 'before training', 'dpo': 'DPO'}
 
 def study_table(rows, # frame with the columns of `against`
