@@ -564,11 +564,21 @@ def _keys_there(recipe, everything, steps, run):
                              f"`yfpo run {recipe['name']} --until {stage}`")
     return keys
 
-def _alone(steps):
-    "Labels of the steps that nothing could ever run beside: each other step comes before them or after"
+def _below(steps):
+    "{label: labels of all steps that it reads from, directly or not}"
     below = {}
     for s in steps: below[s['label']] = set(s['needs']).union(*(below[n] for n in s['needs']))
+    return below
+
+def _alone(steps):
+    "Labels of the steps that nothing could ever run beside: each other step comes before them or after"
+    below = _below(steps)
     return {l for l in below if all(l in below[m] or m in below[l] for m in below if m != l)}
+
+def _most_awaited(todo, steps):
+    "What most other steps wait for comes first, so that short steps that nobody waits for fill the end"
+    below = _below(steps)
+    return sorted(todo, key=lambda x: -sum(x[1]['label'] in b for b in below.values()))
 
 def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, run_dir:str='', only=(), jobs:int=0, say=print):
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
@@ -591,7 +601,8 @@ def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, ru
         def one(s):
             threads = 0 if jobs == 1 or s['label'] in alone else share
             return _run_step(s, keys[s['label']], {n: keys[n] for n in s['needs']}, run, s['label'] in again, threads)
-        for _ in _run_beside([(l, s) for l, s, d in zip(lines, steps, done) if not d], jobs, one, say):
+        todo = [(l, s) for l, s, d in zip(lines, steps, done) if not d]
+        for _ in _run_beside(_most_awaited(todo, everything) if jobs > 1 else todo, jobs, one, say):
             ran += 1
             write_manifest(recipe, everything, run)
     return ran, run
