@@ -128,6 +128,15 @@ def test_stage_notebooks_by_themselves_do_what_the_smoke_recipe_does():
         given = {**{k: v for k, v in smoke['shared'].items() if k in known}, **own}
         assert {k: known[k][1] for k in given} == given, stage
 
+def test_what_most_steps_wait_for_starts_first(tmp_path):
+    "Short steps that nobody waits for fill the end, when two run beside each other"
+    from yfpo.run import _most_awaited
+    steps = plan(read_recipe('cpu'), str(tmp_path))
+    order = [s['label'] for _, s in _most_awaited([('', s) for s in steps], steps)]
+    at = order.index
+    assert at('evaluate-reference') < at('train-seed0') < at('train-seed4') < at('evaluate-seed0') < at('audit') < at('table_main')
+    assert sorted(order) == sorted(s['label'] for s in steps) and at('problems') == 0
+
 COST = 'cost: {parameters: 1e9, question_tokens: 100, solution_tokens: 50, device: a GPU, tflops: 100.0, writing_tflops: 10.0}\n'
 
 @pytest.mark.parametrize('old,new,says', [
