@@ -71,12 +71,13 @@ def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
 
 @pytest.mark.parametrize('recipe', ['cpu'])
 def test_the_test_questions_were_opened_once_and_last(recipe):
-    "By the manifest: no step but evaluation and the page opened them, each once, an arm's evaluation after its training"
+    "By the manifest: beside the check for overlaps, evaluation and the page alone opened them, once, an arm's after its training"
     m = json.loads((ROOT/'nbs'/'paper'/'results'/recipe/'manifest.json').read_text())
     steps, evaluated = m['stages'], {l for l in m['stages'] if l.startswith('evaluate-')}
     assert set(m['tests']) == {f"test-{s}.jsonl" for s in steps['problems']['params']['test_sets']}
     for name, t in m['tests'].items():
-        assert len(t['sha256']) == 64 and set(t['opened_by']) == evaluated | {'browse'} and t['opened_by'][-1] == 'browse', name
+        assert len(t['sha256']) == 64 and set(t['opened_by']) == evaluated | {'pairs', 'browse'}, name
+        assert t['opened_by'][0] == 'pairs' and t['opened_by'][-1] == 'browse'              # pairs compares questions, and refuses overlaps
     assert all(steps[l]['runs'] == 1 for l in steps if l in evaluated or l.startswith(('train-', 'neurons', 'pairs', 'sft')))
     for l in evaluated - {'evaluate-reference'}: assert steps[l.replace('evaluate', 'train')]['finished'] < steps[l]['finished']
     assert 'select.jsonl' in steps['neurons']['reads'] and not any(f.startswith('test-') for f in steps['compare']['reads'])

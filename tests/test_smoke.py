@@ -30,7 +30,9 @@ def test_tables_figures_manifest(smoke):
     assert m['recipe'] == 'smoke' and len(m['stages']) == 49 and m['versions']['torch']
     assert all(s['peak_memory_mb'] > 0 for s in m['stages'].values())
     assert str(run) not in json.dumps(m)
-    for t in m['tests'].values(): assert t['opened_by'][-1] == 'browse' and all(l.startswith('evaluate-') for l in t['opened_by'][:-1]), t
+    for t in m['tests'].values():                              # pairs compares questions with them and refuses overlaps
+        assert t['opened_by'][0] == 'pairs' and t['opened_by'][-1] == 'browse'
+        assert all(l.startswith('evaluate-') for l in t['opened_by'][1:-1]), t
     for d, suffixes in (('tables', ('md', 'tex', 'csv')), ('figures', ('png', 'pdf'))):
         assert all(list((run/'results'/d).glob(f'*.{s}')) for s in suffixes)
 
