@@ -83,7 +83,8 @@ def test_the_harness_on_a_saved_model(tiny, tmp_path):
     train, test = sets()
     for k, ps in (('train', train), ('test', test)):
         write_jsonl(tmp_path/'gsm8k'/f'{k}.jsonl', [dict(question=p.question, answer=p.solution) for p in ps])
-    got = harness_scores(tmp_path/'model', ('gsm8k_cot', 'gsm8k_cot_zeroshot'), limit=5, batch_size=5, data_dir=tmp_path, max_new_tokens=8)
+    got = harness_scores(tmp_path/'model', ('gsm8k_cot', 'gsm8k_cot_zeroshot'), limit=5, batch_size=5, data_dir=tmp_path, max_new_tokens=8,
+                         max_length=8192)
     for name, scores in got.items():
         ours = protocol_rows(model, tok, name, test[:5], train, max_new_tokens=8, batch_size=5)
         assert [a.strip() for a in scores['answers']] == [r['text'] for r in ours], name

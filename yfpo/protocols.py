@@ -137,7 +137,8 @@ def harness_scores(model:str, # folder of a saved model, or a hub id
                    tasks=('gsm8k_cot',), limit:int=0, # questions of each task, 0 for all
                    batch_size:int=16, device:str='cpu', dtype:str='float32',
                    data_dir:str='', # folder with gsm8k/train.jsonl and gsm8k/test.jsonl; empty: the harness downloads them
-                   max_new_tokens:int=0): # 0 for the harness's own limit
+                   max_new_tokens:int=0, # 0 for the harness's own limit
+                   max_length:int=0): # tokens of prompt and answer, of which the harness cuts the beginning; 0 for the model's own
     "What lm-evaluation-harness says of a model: {task: {metric: value, ..., 'answers': [texts]}}; needs the extra `harness`"
     try:
         from lm_eval import simple_evaluate
@@ -146,7 +147,8 @@ def harness_scores(model:str, # folder of a saved model, or a hub id
     with tempfile.TemporaryDirectory() as d:
         names = _local_tasks(tasks, data_dir, d) if data_dir else list(tasks)
         manager = TaskManager(include_path=d, include_defaults=False) if data_dir else None
-        res = simple_evaluate('hf', model_args=dict(pretrained=str(model), dtype=dtype), tasks=names, limit=limit or None,
+        args = dict(pretrained=str(model), dtype=dtype, **(dict(max_length=max_length) if max_length else {}))
+        res = simple_evaluate('hf', model_args=args, tasks=names, limit=limit or None,
                               batch_size=batch_size, device=device, task_manager=manager,
                               gen_kwargs=dict(max_gen_toks=max_new_tokens) if max_new_tokens else None)
     out = {}
