@@ -66,15 +66,15 @@ def save_figure(fig, stem, recipe:str, about:str=''):
 
 # %% ../nbs/21_figures.ipynb #17_repor-104
 def small_picture(path, # a saved PNG
-                  pixels:int=600, # width at most
-                  colours:int=20):
+                  pixels:int=600): # width at most
     "A saved figure to show in a notebook, in fewer pixels and colours: the file keeps them all, and stored outputs stay small"
     import io
     from IPython.display import Image
     from PIL import Image as Picture
     out, im = io.BytesIO(), Picture.open(path).convert('RGB')
     w = min(im.width, pixels)
-    im.resize((w, im.height*w//im.width), Picture.Resampling.LANCZOS).quantize(colours).save(out, 'PNG', optimize=True)
+    im = im.resize((w, im.height*w//im.width), Picture.Resampling.LANCZOS)
+    im.quantize(64, Picture.Quantize.FASTOCTREE, dither=Picture.Dither.NONE).save(out, 'PNG', optimize=True)     # keeps rare colours
     return Image(out.getvalue(), width=w)
 
 # %% ../nbs/21_figures.ipynb #17_repor-048
