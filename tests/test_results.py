@@ -8,7 +8,7 @@ from conftest import ROOT
 ALL = sorted(p.parent.name for p in (ROOT/'nbs'/'paper'/'results').glob('*/manifest.json'))
 RECIPES = [r for r in ALL if (ROOT/'nbs'/'paper'/'results'/r/'main.csv').exists()]     # bench trains nothing
 
-def test_the_recipes_are_there(): assert {'cpu', 'gsm8k-cpu'} <= set(RECIPES)
+def test_the_recipes_are_there(): assert {'cpu', 'templates', 'gsm8k-cpu'} <= set(RECIPES)
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_main_result_and_manifest(recipe):
@@ -44,7 +44,7 @@ def test_tables_and_figures_come_out_byte_for_byte(recipe, tmp_path):
     assert len(before) > dict(bench=2, limits=4, neurons=8).get(recipe, 10)
     assert [f.name for f in before if not f.exists() or f.read_bytes() != before[f]] == []
 
-@pytest.mark.parametrize('recipe,seeds', [('cpu', 5), ('gsm8k-cpu', 3)])
+@pytest.mark.parametrize('recipe,seeds', [('cpu', 5), ('templates', 5), ('gsm8k-cpu', 3)])
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     "Every arm has every seed; what the recipe declared is what is corrected, and the numbers follow from the per-question files"
     from yfpo.problems import read_jsonl
@@ -69,7 +69,7 @@ def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
         assert r.boot_low <= r.delta <= r.boot_high and r.p_holm >= r.p and r.n == len(d[0])
     assert {'prose', 'agreement'} <= set(table[table.p_equivalent.notna()].set)
 
-@pytest.mark.parametrize('recipe', ['cpu'])
+@pytest.mark.parametrize('recipe', ['cpu', 'templates'])
 def test_the_test_questions_were_opened_once_and_last(recipe):
     "By the manifest: beside the check for overlaps, evaluation and the page alone opened them, once, an arm's after its training"
     m = json.loads((ROOT/'nbs'/'paper'/'results'/recipe/'manifest.json').read_text())
@@ -85,7 +85,7 @@ def test_the_test_questions_were_opened_once_and_last(recipe):
 def test_a_rerun_of_itself_is_the_same(tmp_path):
     "Every metric of the committed recipes has a tolerance, and a number that moved too far is seen"
     from yfpo.run import check_text
-    for recipe in ('cpu', 'gsm8k-cpu'):
+    for recipe in ('cpu', 'gsm8k-cpu', 'templates'):
         folder = ROOT/'nbs'/'paper'/'results'/recipe
         text, same = check_text(recipe, folder)
         assert same and 'all are equal' in text
