@@ -10,13 +10,14 @@ __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'P
            'difficulty_table', 'rates_table', 'sampled_table', 'counting', 'delta_text', 'level_text', 'contrast_table',
            'harm_table', 'selector_table', 'capability_table', 'bench_relevance_table', 'bench_step_table',
            'shapes_table', 'bench_generation_table', 'cost_table', 'draw_p', 'audit_table', 'study_table',
-           'mediation_table', 'hacks_table', 'audit_verdict', 'finding', 'findings']
+           'mediation_table', 'hacks_table', 'audit_verdict', 'before_training', 'finding', 'findings']
 
 # %% ../nbs/20_report.ipynb #17_repor-002
 import functools, json, math, re
 from pathlib import Path
 import numpy as np
 from .problems import atomic_write
+from .statistics import compare, over_seeds
 
 # %% ../nbs/20_report.ipynb #17_repor-005
 SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compare'), audit=('audit.csv', 'audit'), sft=('sft.csv', 'sft'),
@@ -525,6 +526,23 @@ def _contrast_sentence(contrasts):
             f"{seeds}: {show(first)}.{also} Of the {len(rest)} other differences of these contrasts, exploratory and uncorrected, "
             f"{len(clear)} exclude zero{': ' + more if len(clear) else ''}.{alone}")
 
+def _margin_sentence(margins):
+    "What preference training did to the two margins of held-out pairs, arm by arm, against the model it started from"
+    m = margins[margins.split == 'dev']
+    arms, (n, seeds) = arm_order(m.arm), (m.pair.nunique(), m.seed.nunique())
+    def change(arm, col, digits):
+        t = m[m.arm == arm].pivot_table(index='seed', columns=['phase', 'pair'], values=col)
+        d = (t['after'] - t['before']).to_numpy()
+        r = over_seeds(d) if len(d) > 1 else compare(d[0], np.zeros(d.shape[1]), 'nll_gold')
+        return _interval(r['delta'], r['low'], r['high'], 1, digits, '+')
+    def each(say): return ', '.join(f'{say(a)} after {arm_label(a)}' for a in arms)
+    def first(arm): return 100*(m[(m.arm == arm) & (m.phase == 'after')].logp_margin > 0).mean()
+    before = m[m.phase == 'before'].drop_duplicates('pair')
+    return (f'**Margins.** On {n} held-out pairs, {seeds} seed{"s" if seeds > 1 else ""}, the margin of the selected neurons changes, in '
+            f'spreads, by {each(lambda a: change(a, "neuron_margin", 2))}; the margin in log-probability, in nats and from '
+            f'{before.logp_margin.mean():.1f}, by {each(lambda a: change(a, "logp_margin", 1))}. The chosen response is the likelier one '
+            f'in {100*(before.logp_margin > 0).mean():.0f} % of pairs before, {each(lambda a: f"{first(a):.0f}")}.')
+
 def _harm_sentence(contrasts):
     if 'p_equivalent' not in contrasts: return ''
     df = counting(contrasts[contrasts.p_equivalent.notna() & ~contrasts.contrast.str.contains('base')])
@@ -551,6 +569,10 @@ def _grid_sentence(rows):
             'of a nat per token (95 % intervals over items, uncorrected, one seed).')
 
 def _before(grid): return grid[grid.objective == 'reference'].nll.iloc[0]
+
+def before_training(folder): # a folder of results
+    "Loss on held-out solutions before preference training, in nats per token, which the stage `grid` measures; None where it did not run"
+    return float(_before(read_results(folder, 'grid'))) if (Path(folder)/'grid.csv').exists() else None
 
 def _undone(before, dpo, with_term):
     "Whether a loss below DPO's is a gain, or harm undone"
@@ -625,6 +647,7 @@ METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per tok
 ANSWERS = dict(audit=(audit_verdict, 'audit'), causal=(lambda a, s: _causal_sentence(a, s['k']), 'ablation', 'selection'),
                selectors=(_selector_sentence, 'selectors'), faithfulness=(_faithfulness_sentence, 'single_neurons', 'hiding'),
                capability=(_capability_sentence, 'capability'), contrasts=(_contrast_sentence, 'contrasts'),
+               margins=(_margin_sentence, 'margins'),
                harm=(_harm_sentence, 'contrasts'),
                **{k: (f, k, *(['grid'] if k in ('overoptimisation', 'dynamic') else [])) for k, f in STUDIES.items()})
 
