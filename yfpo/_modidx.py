@@ -369,6 +369,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'yfpo.problems._svamp_problem': ('problems.html#_svamp_problem', 'yfpo/problems.py'),
                                'yfpo.problems._template': ('problems.html#_template', 'yfpo/problems.py'),
                                'yfpo.problems._value': ('problems.html#_value', 'yfpo/problems.py'),
+                               'yfpo.problems._wants': ('problems.html#_wants', 'yfpo/problems.py'),
                                'yfpo.problems._worked': ('problems.html#_worked', 'yfpo/problems.py'),
                                'yfpo.problems.agreement_texts': ('problems.html#agreement_texts', 'yfpo/problems.py'),
                                'yfpo.problems.annotations_hold': ('problems.html#annotations_hold', 'yfpo/problems.py'),

@@ -495,17 +495,18 @@ def _draw(t, rng):
     raise ValueError(f'template {t.name!r} found no numbers that make every step whole; widen its ranges')
 
 # %% ../nbs/00_problems.ipynb #00-probl-063
+def _wants(x, sel): return sel is None or x in (sel if isinstance(sel, (list, tuple, set)) else [sel])
+
 def make_problems(n:int, seed:int=0,
                   steps=None, # a number of calculations, or several; None for all
                   difficulty=None, # 1, 2 or 3, or several; None for all
                   templates=None) -> list: # names of templates; None for all
     "`n` different problems from our templates, each template as often as the others"
-    wants = lambda x,sel: sel is None or x in (sel if isinstance(sel, (list, tuple, set)) else [sel])
     if n < 0: raise ValueError(f'{n} problems were asked for; ask for 0 or more')
     names = [t.name for t in globals()['templates']()]
     odd = [t for t in ([templates] if isinstance(templates, str) else templates or []) if t not in names]
     if odd: raise ValueError(f'there is no template {odd[0]!r}; see templates() for what there is')
-    chosen = [t for t in globals()['templates']() if wants(t.steps, steps) and wants(t.difficulty, difficulty) and wants(t.name, templates)]
+    chosen = [t for t in globals()['templates']() if _wants(t.steps, steps) and _wants(t.difficulty, difficulty) and _wants(t.name, templates)]
     if not chosen:
         raise ValueError(f'no template has steps={steps}, difficulty={difficulty}, templates={templates}; '
                          'see templates() for what there is')
@@ -564,9 +565,11 @@ How many dollars does one of them pay in a month?|\
 The rent of one is $[s:a/b].~In all one pays $[r:s+c].
 '''
 
-def make_ood(n:int, seed:int=0) -> list:
+def make_ood(n:int, seed:int=0,
+             difficulty=None) -> list: # 1, 2 or 3, or several; None for all
     "`n` problems from templates that are used for nothing else, half of them with numbers ten times as large as any in training"
-    own = [_template(row) for row in OOD_TEMPLATES.strip().split('\n')]
+    own = [t for row in OOD_TEMPLATES.strip().split('\n') if _wants((t := _template(row)).difficulty, difficulty)]
+    if not own: raise ValueError(f'no template has difficulty={difficulty}; there are 1, 2 and 3')
     def ten(numbers): return {k: list(range(10*min(v), 10*max(v) + 1)) for k,v in numbers.items()}
     large = [t._replace(name=f'{t.name}-large', numbers=ten(t.numbers)) for t in own]
     half = [_drawn(m, ts, f'templates-ood-{seed}', k, 'templates-ood') for m,ts,k in ((n - n//2, own, ''), (n//2, large, '-large'))]
@@ -577,10 +580,12 @@ def make_ood(n:int, seed:int=0) -> list:
 def load_problems(name:str, # 'gsm8k/train', 'gsm8k/test', 'svamp', 'templates', 'templates-ood' or a key of `OTHER_SETS`
                   data_dir:str|Path=None, # folder with the official files; None or '' for the hub
                   n:int=None, # a seeded sample of this many; None for all
-                  seed:int=0) -> list:
+                  seed:int=0,
+                  difficulty=None) -> list: # of templates: 1, 2 or 3, or several; None for all
     "Problems of a named source"
-    if name == 'templates': return make_problems(1000 if n is None else n, seed=seed)
-    if name == 'templates-ood': return make_ood(200 if n is None else n, seed=seed)
+    if name == 'templates': return make_problems(1000 if n is None else n, seed=seed, difficulty=difficulty)
+    if name == 'templates-ood': return make_ood(200 if n is None else n, seed=seed, difficulty=difficulty)
+    if difficulty is not None: raise ValueError(f'{name} has no levels of difficulty, only templates do: leave difficulty out')
     if name.startswith('gsm8k/'): res = load_gsm8k(name.split('/')[1], data_dir)
     elif name == 'svamp': res = load_svamp(data_dir)
     elif name in OTHER_SETS: res = load_other(name, data_dir)
