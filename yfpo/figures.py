@@ -53,15 +53,18 @@ def _settle(fig):
 @styled
 def save_figure(fig, stem, recipe:str, about:str=''):
     "Sign the figure with its recipe and write `stem`.png and `stem`.pdf; the same figure gives the same bytes"
-    from matplotlib.transforms import Bbox
+    from PIL import Image as Picture
     if is_smoke(recipe):
         fig.text(.5, .5, 'SMOKE RUN\nNOT A RESULT', ha='center', va='center', rotation=18, fontsize=5.2*fig.get_figwidth(), color=RED,
                  alpha=.16, weight='bold', zorder=99)
     _settle(fig)
     fig.text(.995, .008, f'recipe: {recipe}', ha='right', va='bottom', fontsize=6.5, color=GREY, in_layout=False)
     stem, none = Path(stem), dict(CreationDate=None, ModDate=None, Creator=None, Producer=None)
-    for suffix, metadata in (('.pdf', none), ('.png', dict(Software=None))):
-        with atomic_write(stem.with_name(stem.name + suffix)) as tmp: fig.savefig(tmp, format=suffix[1:], metadata=metadata)
+    with atomic_write(stem.with_name(stem.name + '.pdf')) as tmp: fig.savefig(tmp, format='pdf', metadata=none)
+    with atomic_write(stem.with_name(stem.name + '.png')) as tmp:
+        fig.savefig(tmp, format='png', metadata=dict(Software=None))
+        few = Picture.open(tmp).convert('RGB').quantize(256, kmeans=3, dither=Picture.Dither.NONE)
+        few.save(tmp, 'PNG', optimize=True)                    # a third of the bytes, and nothing that one can see
     return stem.with_name(stem.name + '.png')
 
 # %% ../nbs/21_figures.ipynb #17_repor-104
@@ -195,7 +198,7 @@ def _hue(name): return HUES.get(re.sub('-(contrast|top)$', '', name) if name != 
 def draw_selectors(card, curves): # frames of selectors.csv and selector_curves.csv
     "What removing each selector's set costs on solutions and on prose; the same as the set grows"
     card = card[card['mode'] == 'zero']
-    fig, _ = panels(size=(8.6, 4.4)); fig.clear()
+    fig, _ = panels(size=(8.6, 4.4)); fig.clear(); fig.get_layout_engine().set(w_pad=.08)
     grid = fig.add_gridspec(2, 2, width_ratios=[1.75, 1])
     left, up = fig.add_subplot(grid[:, 0]), fig.add_subplot(grid[0, 1])
     low = fig.add_subplot(grid[1, 1], sharex=up, sharey=up)
@@ -230,9 +233,9 @@ def _selector_rows(ax, card):
     ax.set_xticks(ticks, [f'{t:g}' for t in ticks]); ax.minorticks_off()
     ax.axvline(0, color='#999999', lw=.7, zorder=0)
     ax.grid(axis='x', color='#eeeeee', lw=.7); ax.grid(False, axis='y')
-    ax.set_yticks(rows, [SELECTORS.get(s, s) for s in card.selector], fontsize=7.5)
+    ax.set_yticks(rows, [SELECTORS.get(s, s) for s in card.selector], fontsize=7)
     ax.tick_params(axis='y', length=0)
-    ax.set(xlabel='added loss (nats per token)', title='each set at zero', ylim=(-.7, len(card) - .3))
+    ax.set(xlabel='added loss (nats per token; scale linear below 0.1)', title='each set at zero', ylim=(-.7, len(card) - .3))
     ax.legend(loc='upper center', bbox_to_anchor=(.4, -.14), ncol=3, fontsize=7, handletextpad=.3, columnspacing=1.)
 
 # %% ../nbs/21_figures.ipynb #17_repor-064
@@ -326,7 +329,9 @@ def draw_margins(margins): # frame of margins/*.csv with `arm` and `seed`
             own = margins[margins.arm == arm]
             _margin_panel(axs[i, j], *[np.clip(own[own.phase == p][col], bins[0], bins[-1]) for p in ('before', 'after')], bins,
                           arm_color(arm))
-            axs[i, j].set(ylabel='pairs (%)' if j == 0 else '', title=arm_label(arm) if j == 0 else '')
+            seeds = own.seed.nunique()
+            axs[i, j].set(ylabel='pairs (%)' if j == 0 else '',
+                          title=arm_label(arm) + (f', {seeds} seeds together' if seeds > 1 else '') if j == 0 else '')
         axs[-1, j].set_xlabel(name)
     return fig
 
@@ -341,7 +346,7 @@ def _margin_panel(ax, before, after, bins, color):
 # %% ../nbs/21_figures.ipynb #17_repor-076
 CURVES = {'loss': ('loss, against step 1', 'nats'), 'rewards/accuracies': ('reward accuracy', 'share of pairs'),
           'rewards/margins': ('implicit reward margin', 'nats'), 'logps/chosen': ('log-probability of chosen', 'nats'),
-          'neurons/margins': ('neuron margin', 'spreads'), 'neurons/clipped': ('clipped read-outs', 'share')}
+          'neurons/margins': ('margin of rewarded neurons', 'spreads'), 'neurons/clipped': ('clipped read-outs', 'share')}
 
 @styled
 def draw_training(training, # frame of training/*.csv with `arm` and `seed`
@@ -568,10 +573,12 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
             ax.fill_betweenx([y - .36, y + .36], -scale*r.mde, scale*r.mde, color='#ececec', lw=0)
             seeds = df[(df.contrast == c) & (df.set == set_) & (df.metric == metric) & (df.seed.astype(str) != 'all')]
             if len(seeds) > 1: ax.plot(scale*seeds.delta, [y]*len(seeds), 'o', ms=2.5, color=GREY, alpha=.8, zorder=3)
-            ax.plot([scale*r.low, scale*r.high], [y, y], color=color, lw=1.6, solid_capstyle='butt', zorder=4)
-            ax.plot([scale*r.delta], [y], 'D', ms=4, color=color, zorder=5)
+            ax.plot([scale*r.low, scale*r.high], [y, y], '|-', color=color, lw=1.6, ms=7, mew=1.2, zorder=4)
+            ax.plot([scale*r.delta], [y], 'D', ms=3, color=color, zorder=5)
         ax.axvline(0, color=INK, lw=.7); ax.grid(False); ax.locator_params(axis='x', nbins=4)
-        ax.set(title=f'{set_label(set_)}', xlabel=MEASURES_OF[metric].replace(', ', ' (') + ')')
+        measure, unit = MEASURES_OF[metric].split(', ')
+        name = set_label(set_) if measure.startswith(set_label(set_).split()[-1][:-1]) else f'{set_label(set_)}, {measure}'
+        ax.set(title=name, xlabel=f'difference ({unit})')
         ax.set_yticks(range(len(names)), [_contrast(c).replace(' neurons)', ')') for c in reversed(names)])
     for ax in axs.flat[len(shown):]: ax.set_visible(False)
     return fig

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE', 'ARMS', 'KINDS', 'SETS', 'TOKEN_NAMES',
-           'MEASURES_OF', 'SELECTORS', 'VARIANTS', 'STEPS', 'REJECTED', 'COSTS', 'MEASURES', 'TERMS', 'STUDIES',
+           'MEASURES_OF', 'SELECTORS', 'VARIANTS', 'STEPS', 'REJECTED', 'COSTS', 'MEASURES', 'TERMS', 'HARM', 'STUDIES',
            'METRICS', 'ANSWERS', 'read_results', 'arm_order', 'arm_label', 'arm_color', 'set_label', 'is_smoke',
            'caption_for', 'latex_table', 'write_table', 'pivot', 'main_table', 'bracket_note', 'sizes_note',
-           'difficulty_table', 'rates_table', 'sampled_table', 'counting', 'delta_text', 'level_text', 'contrast_table',
-           'harm_table', 'selector_table', 'capability_table', 'bench_relevance_table', 'bench_step_table',
-           'shapes_table', 'bench_generation_table', 'cost_table', 'draw_p', 'audit_table', 'study_table',
-           'mediation_table', 'hacks_table', 'audit_verdict', 'before_training', 'finding', 'findings']
+           'difficulty_table', 'rates_table', 'sampled_table', 'counting', 'delta_text', 'boot_text', 'family_table',
+           'level_text', 'contrast_table', 'harm_table', 'selector_table', 'capability_table', 'bench_relevance_table',
+           'bench_step_table', 'shapes_table', 'bench_generation_table', 'cost_table', 'draw_p', 'audit_table',
+           'study_table', 'mediation_table', 'hacks_table', 'audit_verdict', 'before_training', 'finding', 'verdict',
+           'findings']
 
 # %% ../nbs/20_report.ipynb #17_repor-002
 import functools, json, math, re
@@ -140,11 +141,12 @@ def _unit(metric): return (1, 3, 'nats per token') if metric in _NATS else (100,
 def _delta_unit(metric): return (1, 4) if metric in _NATS else (100, 1)   # paired differences are finer than levels
 
 def _cell(df, metric):
-    "One seed: value and interval; several: mean and range over seeds"
+    "One seed: value and interval in brackets; several: mean, and the lowest and highest seed in words"
     if df.empty: return ''
     scale, digits, _ = _unit(metric)
-    low, high = (df.low.iloc[0], df.high.iloc[0]) if len(df) == 1 else (df.value.min(), df.value.max())
-    return _interval(df.value.mean(), low, high, scale, digits)
+    if len(df) == 1: return _interval(df.value.iloc[0], df.low.iloc[0], df.high.iloc[0], scale, digits)
+    mean, low, high = (_interval(v, math.nan, math.nan, scale, digits) for v in (df.value.mean(), df.value.min(), df.value.max()))
+    return f'{mean} ({low} to {high})'
 
 def pivot(main, # frame of main.csv
           columns): # (header, set, metric) of each column
@@ -171,7 +173,7 @@ def bracket_note(main):
     "What the brackets of `pivot` mean, for the caption"
     one = 'Brackets are 95 % intervals over questions'
     several = main.groupby('arm').seed.nunique().max() > 1
-    return f'{one}; for arms with several seeds they are the lowest and highest seed.' if several else f'{one}.'
+    return f'{one}; "(to)" spans the lowest and the highest seed.' if several else f'{one}.'
 
 def sizes_note(main):
     "How many questions and pairs stand behind the numbers, for the caption"
@@ -224,6 +226,26 @@ def delta_text(row, # of contrasts.csv
     if what == 'mde': return _interval(row.mde, math.nan, math.nan, *_delta_unit(row.metric))
     return _interval(row.delta, row.low, row.high, *_delta_unit(row.metric), sign='+')
 
+def boot_text(row):
+    "The two-level bootstrap of a difference over seeds, which is too narrow where seeds are few; '' for one seed"
+    scale, digits = _delta_unit(row.metric)
+    low, high = getattr(row, 'boot_low', math.nan), getattr(row, 'boot_high', math.nan)
+    return '' if math.isnan(low) else f'[{scale*low:.{digits}f}, {scale*high:.{digits}f}]'
+
+def family_table(folders): # of results
+    "The contrasts that recipes declared before their runs, side by side"
+    import pandas as pd
+    rows = []
+    for folder in folders:
+        df = read_results(folder, 'contrasts')
+        for r in sorted(counting(df[df.family]).itertuples(), key=lambda r: not r.primary):
+            n = df[(df.contrast == r.contrast) & (df.seed.astype(str) != 'all')].seed.nunique()
+            rows.append({'recipe': Path(folder).name, 'contrast': _contrast(r.contrast) + (' (primary)' if r.primary else ''),
+                         'outcome': f'{set_label(r.set)} {MEASURES_OF.get(r.metric, r.metric)}', 'seeds x questions': f'{n} x {r.n}',
+                         'difference': delta_text(r), 'bootstrap': boot_text(r), 'p, corrected': _p(r.p_holm),
+                         'detectable': delta_text(r, 'mde')})
+    return pd.DataFrame(rows)
+
 def level_text(df, metric): return _cell(df, metric)
 
 def _p(p): return '' if math.isnan(p) else f'{p:.3f}' if p >= .001 else '<0.001'
@@ -239,7 +261,8 @@ def contrast_table(contrasts, metrics=('accuracy_numeric', 'nll_gold', 'pair_acc
         mark = ' (primary)' if r.primary else ' (declared)' if r.family else ''
         rows.append({'contrast': _contrast(r.contrast) + mark, 'set': set_label(r.set), 'measure': MEASURES_OF.get(r.metric, r.metric),
                      'difference': _interval(r.delta, r.low, r.high, scale, digits, '+', bold=r.low > 0 or r.high < 0),
-                     'p': _p(r.p), 'p, corrected': _p(r.p_holm) if r.family else '',
+                     **({'bootstrap': boot_text(r)} if 'boot_low' in df else {}), 'p': _p(r.p),
+                     'p, corrected': _p(r.p_holm) if r.family else '',
                      'detectable': _interval(r.mde, math.nan, math.nan, scale, digits), 'n': str(r.n)})
     return pd.DataFrame(rows)
 
@@ -463,11 +486,12 @@ def _causal_sentence(ablation, k):
     k = ablation.k.iloc[(ablation.k - k).abs().argmin()]       # the size that was ablated nearest to the one trained on
     df = ablation[(ablation['mode'] == 'mean') & (ablation.k == k)]
     value = lambda kind, text: df[(df['set'] == kind) & (df.text == text)].delta_nll
-    math_, control = value('selected', 'math').iloc[0], value('layer-matched', 'math')
-    general = value('selected', 'general').iloc[0]
+    math_, general = value('selected', 'math').iloc[0], value('selected', 'general').iloc[0]
+    control, aside = value('layer-matched', 'math'), value('layer-matched', 'general')
     num = lambda v: _interval(v, math.nan, math.nan, digits=2)
     return (f'**Causal study.** Setting the top {k} neurons to their mean adds {num(math_)} nats per token on math and {num(general)} on '
-            f'general text; {len(control)} layer-matched sets add {num(control.min())} to {num(control.max())} on math.')
+            f'general text; {len(control)} layer-matched sets add {num(control.min())} to {num(control.max())} on math'
+            + (f' and {num(aside.min())} to {num(aside.max())} on general text.' if len(aside) else '.'))
 
 def _selector_sentence(card):
     own = card[(card['mode'] == 'zero') & (card.draws > 0)]
@@ -504,27 +528,29 @@ def _capability_sentence(rows):
             "effect on its own capability.")
 
 def _contrast_sentence(contrasts):
-    df = counting(contrasts[~contrasts.set.str.contains(r'-d\d+$')])
-    own, names = df[df.family], {**METRICS, 'nll_text': 'NLL (nats per token)', 'choice_accuracy': 'right form (points)'}
+    df = counting(contrasts[~contrasts.set.str.contains(r'-d\d+$') & contrasts.metric.isin(METRICS)])
+    own, single = df[df.family], contrasts[contrasts.seed.astype(str) != 'all']
     if own.empty: return '**Primary contrast.** Not run: it needs the arms yfpo and yfpo-random.'
+    def value(r): return _interval(r.delta, r.low, r.high, *_delta_unit(r.metric), sign='+')
     def show(r):
-        unit = _delta_unit(r.metric)
-        return (f"{_interval(r.delta, r.low, r.high, *unit, sign='+')} (p {_p(r.p_holm)} after Holm, detectable: "
-                f"{_interval(r.mde, math.nan, math.nan, *unit) or 'nothing'})")
+        scale, digits = _delta_unit(r.metric)
+        seeds = scale*single[(single.contrast == r.contrast) & (single.set == r.set) & (single.metric == r.metric)].delta
+        spread = f'single seeds {seeds.min():+.{digits}f} to {seeds.max():+.{digits}f}, ' if len(seeds) > 1 else ''
+        boot = f', two-level bootstrap {boot_text(r)}' if boot_text(r) else ''
+        return f"{value(r)} ({spread}p {_p(r.p_holm)} after Holm, detectable: {delta_text(r, 'mde') or 'nothing'}{boot})"
     first, *others = sorted(own.itertuples(), key=lambda r: not r.primary)
-    n = contrasts[(contrasts.contrast == first.contrast) & (contrasts.seed.astype(str) != 'all')].seed.nunique()
+    n = single[single.contrast == first.contrast].seed.nunique()
     seeds = f'{n} paired seeds' if n > 1 else 'one training seed, so two checkpoints and not two methods'
-    rest = df[df.contrast.isin(own.contrast) & ~df.family & df.metric.isin(names)]
+    rest = df[df.contrast.isin(own.contrast) & ~df.family]
     clear = rest[(rest.low > 0) | (rest.high < 0)]
     also = ''.join(f' {_contrast(r.contrast)}, also declared: {show(r)}.' for r in others)
-    def brief(r): return (f'{_contrast(r.contrast)}, {set_label(r.set)} {names[r.metric]} '
-                          + _interval(r.delta, r.low, r.high, *_delta_unit(r.metric), sign='+'))
+    def brief(r): return f'{_contrast(r.contrast)}, {set_label(r.set)} {METRICS[r.metric]} {value(r)}'
     more = '; '.join(map(brief, clear.itertuples()))
-    moved = df[df.contrast.isin(['dpo - sft', 'yfpo - sft', 'yfpo-random - dpo']) & (df.set == first.set) & (df.metric == first.metric)]
+    moved = df[df.contrast.isin(['dpo - sft', 'yfpo - sft', 'yfpo-random - dpo']) & df.metric.isin([first.metric, 'nll_gold'])]
     alone = ' Beside them, uncorrected: ' + '; '.join(map(brief, moved.itertuples())) + '.' if len(moved) else ''
-    return (f"**Primary contrast.** {_contrast(first.contrast)}, {set_label(first.set)} {names[first.metric]}, declared before the run, "
-            f"{seeds}: {show(first)}.{also} Of the {len(rest)} other differences of these contrasts, exploratory and uncorrected, "
-            f"{len(clear)} exclude zero{': ' + more if len(clear) else ''}.{alone}")
+    return (f"**Primary contrast.** {_contrast(first.contrast)}, {set_label(first.set)} {METRICS[first.metric]}, declared before the run, "
+            f"{seeds}: {show(first)}.{also} Of the {len(rest)} other differences in accuracy, NLL and held-out pairs of these contrasts, "
+            f"exploratory and uncorrected, {len(clear)} exclude zero{': ' + more if len(clear) else ''}.{alone}")
 
 def _margin_sentence(margins):
     "What preference training did to the two margins of held-out pairs, arm by arm, against the model it started from"
@@ -543,18 +569,41 @@ def _margin_sentence(margins):
             f'{before.logp_margin.mean():.1f}, by {each(lambda a: change(a, "logp_margin", 1))}. The chosen response is the likelier one '
             f'in {100*(before.logp_margin > 0).mean():.0f} % of pairs before, {each(lambda a: f"{first(a):.0f}")}.')
 
-def _harm_sentence(contrasts):
+HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of stage_compare where a recipe names no others
+
+def _harm_sentence(contrasts, manifest):
     if 'p_equivalent' not in contrasts: return ''
-    df = counting(contrasts[contrasts.p_equivalent.notna() & ~contrasts.contrast.str.contains('base')])
+    from scipy.stats import t
+    probed = counting(contrasts[contrasts.p_equivalent.notna()])
+    df, single = probed[~probed.contrast.str.contains('base')], contrasts[contrasts.seed.astype(str) != 'all']
     if df.empty: return ''
+    asked = manifest['stages'].get('compare', {}).get('params', {})
+    margins = dict(nll_text=asked.get('harm_nll', HARM['nll_text']), choice_accuracy=asked.get('harm_choice', HARM['choice_accuracy']))
+    def narrow(r):                                             # the 90 % interval, which two one-sided tests at 5 % ask about
+        mid, half = (r.low + r.high)/2, (r.high - r.low)/2*t.ppf(.95, r.df)/t.ppf(.975, r.df)
+        return _interval(r.delta, mid - half, mid + half, *_delta_unit(r.metric), sign='+')
     def part(set_, own):
-        sure, worst = int((own.p_equivalent < .05).sum()), own.loc[own.delta.abs().idxmax()]
-        value = _interval(worst.delta, worst.low, worst.high, *_delta_unit(worst.metric), sign='+')
-        name = MEASURES_OF.get(own.metric.iloc[0], own.metric.iloc[0])
-        return (f"{set_label(set_)}, {name}: {sure} of {len(own)} contrasts are inside the margin at 5 %, the "
-                f"largest difference is {value} ({_contrast(worst.contrast)})")
+        metric, worst = own.metric.iloc[0], own.loc[own.delta.abs().idxmax()]
+        scale, digits = _delta_unit(metric)
+        start = probed[(probed.contrast == 'sft - base') & (probed.set == set_)]
+        scale_note = f'; the warm start changed it by {scale*start.delta.iloc[0]:+.{digits}f}' if len(start) else ''
+        seen = single[(single.set == set_) & (single.metric == metric)].groupby('contrast').delta.agg(lambda d: d.abs().max())
+        same = int((seen[own.contrast] == 0).sum())
+        idle = (f'; in {same} of them no seed differs at all, and the verdict is that of n and the number of seeds' if same else '')
+        return (f"{set_label(set_)}, {MEASURES_OF.get(metric, metric)} (margin {scale*margins[metric]:g}{scale_note}): "
+                f"{int((own.p_equivalent < .05).sum())} of {len(own)} contrasts are inside the margin at 5 %, the largest difference is "
+                f"{narrow(worst)} (90 % interval, {_contrast(worst.contrast)}){idle}")
     parts = [part(s, own) for (s, _), own in df.groupby(['set', 'metric'], sort=False)]
-    return f"**Equivalence.** Whether what no arm was trained for has stayed within its margin. {'; '.join(parts)}."
+    return f"**Equivalence.** Whether what no arm was trained for has stayed within its margin. {'. '.join(parts)}."
+
+def _moves_sentence(moves):
+    last = moves.sort_values('step').groupby('seed').jaccard_start.last()
+    kept = 200*last/(1 + last)                                 # share of sets of one size, from Jaccard
+    span = f'{kept.min():.0f}' if round(kept.min()) == round(kept.max()) else f'{kept.min():.0f} to {kept.max():.0f}'
+    return (f'**The moving set.** After its last re-selection, the set that follows the policy still holds {span} % of the neurons it '
+            f'started with ({len(last)} seed{"s" if len(last) > 1 else ""}). Where that is most of them, dynamic against static compares '
+            'two nearly equal rewards.')
+
 
 
 # %% ../nbs/20_report.ipynb #17_repor-038
@@ -634,8 +683,10 @@ def _hacks_sentence(rows):
             f'{best(trick, "trained").min():+.2f} to {best(trick, "trained").max():+.2f} after'
             for trick in ('digits shuffled', 'calculation repeated')]
     moved = rows.xs('weights rescaled', level='trick')
+    before, after = (rows['standardised', 'calculation repeated', m] for m in ('reference', 'trained'))
     return ('**Hacks.** What a trick gains over the honest solution under the read-outs other than the literal one, in spreads of the '
-            'margin of the pairs: ' + '; '.join(said) + f'. Rescaled weights move them by '
+            'margin of the pairs: ' + '; '.join(said) + f'. Under the default read-out, repeating a calculation gains '
+            f'{before:+.2f} before and {after:+.2f} after. Rescaled weights move them by '
             f'{moved.drop("paper-literal").abs().max():.0e} at most, and the literal read-out by {moved["paper-literal"].abs().max():.1f}.')
 
 STUDIES = dict(grid=_grid_sentence, overoptimisation=_overoptimisation_sentence, breakage=_breakage_sentence,
@@ -648,7 +699,7 @@ ANSWERS = dict(audit=(audit_verdict, 'audit'), causal=(lambda a, s: _causal_sent
                selectors=(_selector_sentence, 'selectors'), faithfulness=(_faithfulness_sentence, 'single_neurons', 'hiding'),
                capability=(_capability_sentence, 'capability'), contrasts=(_contrast_sentence, 'contrasts'),
                margins=(_margin_sentence, 'margins'),
-               harm=(_harm_sentence, 'contrasts'),
+               harm=(_harm_sentence, 'contrasts', 'manifest'), moves=(_moves_sentence, 'moves'),
                **{k: (f, k, *(['grid'] if k in ('overoptimisation', 'dynamic') else [])) for k, f in STUDIES.items()})
 
 def finding(folder, # of results
@@ -658,6 +709,53 @@ def finding(folder, # of results
     say, *needs = ANSWERS[name]
     if not all(any(Path(folder).glob(SOURCES[k][0])) for k in needs): return ''
     return say(*(read_results(folder, k) for k in needs))
+
+def verdict(folders): # of results
+    "What the recipes say together, in a few sentences with every number from their results files"
+    def those(name): return [f for f in map(Path, folders) if any(f.glob(SOURCES[name][0]))]
+    compared = {f: counting(read_results(f, 'contrasts')) for f in those('contrasts')}
+    said = [_removed(those('ablation')), _judged(those('audit')), _trained(compared), _random_trained(compared)]
+    return [x for x in said if x]
+
+def _removed(folders):
+    if not folders: return ''
+    def near(f):                                               # the ablated size nearest to the one trained on, at the mean
+        a = read_results(f, 'ablation')
+        return a[(a['mode'] == 'mean') & (a.k == a.k.iloc[(a.k - read_results(f, 'selection')['k']).abs().argmin()])]
+    tables = [near(f) for f in folders]
+    def rise(kind, text): return [x for a in tables for x in a[(a['set'] == kind) & (a.text == text)].delta_nll]
+    def span(text): return f"{min(rise('selected', text)):.1f} to {max(rise('selected', text)):.1f}"
+    return (f"**Removing the neurons.** Setting the {tables[0].k.iloc[0]} selected to their mean raises the loss of solutions by "
+            f"{span('math')} nats per token and of prose by {span('general')}; layer-matched random neurons raise it by at most "
+            f"{max(rise('layer-matched', 'math')):.2f} and {max(rise('layer-matched', 'general')):.2f}.")
+
+def _judged(folders):
+    if not folders: return ''
+    audits = {f: read_results(f, 'audit') for f in folders}
+    able = [f for f, a in audits.items() if 'carries a signal' in audit_verdict(a)]
+    but = f" (it does in {', '.join(f'`{f.name}`, of {int(audits[f].n.max())} pairs' for f in able)})" if able else ''
+    return (f'**Their margin as a judge.** In {len(audits) - len(able)} of {len(audits)} audits it tells the preferred response no better '
+            f'than a coin does{but}.')
+
+def _trained(compared):
+    every = [(f, r) for f, c in compared.items() for r in c[c.family].itertuples()]
+    if not every: return ''
+    sure, primary = [(f, r) for f, r in every if r.p_holm < .05], [r for _, r in every if r.primary]
+    against = sum((r.delta > 0) == (r.metric in _NATS) for r in primary if r.delta)
+    boot = sum(getattr(r, 'boot_low', 0) > 0 or getattr(r, 'boot_high', 0) < 0 for _, r in every)
+    which = ''.join(f'; `{f.name}`: {_contrast(r.contrast)}, {METRICS[r.metric]}, {delta_text(r)}' for f, r in sure)
+    return (f"**Training on them.** Of {len(every)} declared contrasts in {len(compared)} recipes, {len(sure)} "
+            f"{'has' if len(sure) == 1 else 'have'} a p below 5 % (Holm within each recipe, t over seeds){which}. {against} of "
+            f'{len(primary)} primary estimates point against the selected neurons. The t test errs on the wide side; the two-level '
+            f'bootstrap, too narrow with so few seeds, would leave out zero in {boot}.')
+
+def _random_trained(compared):
+    rows = [r for c in compared.values() for r in c[(c.contrast == 'yfpo-random - dpo') & (c.metric == 'nll_gold')
+                                                    & ~c.set.str.contains(r'-d\d+$')].itertuples()]
+    below = [f'{set_label(r.set)} {delta_text(r)}' for r in rows if r.high < 0]
+    if not rows: return ''
+    return (f'**Training on random ones.** Against plain DPO that lowers the loss of gold solutions on {len(below)} of {len(rows)} sets '
+            f"(exploratory, uncorrected{': ' + ', '.join(below) + ' nats per token' if below else ''}).")
 
 def findings(folder): # a folder of results
     "What its experiments found, one paragraph each"
