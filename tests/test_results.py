@@ -8,7 +8,7 @@ from conftest import ROOT
 ALL = sorted(p.parent.name for p in (ROOT/'nbs'/'paper'/'results').glob('*/manifest.json'))
 RECIPES = [r for r in ALL if (ROOT/'nbs'/'paper'/'results'/r/'main.csv').exists()]     # bench trains nothing
 
-def test_the_recipes_are_there(): assert {'cpu', 'templates', 'gsm8k-cpu'} <= set(RECIPES)
+def test_the_recipes_are_there(): assert {'cpu', 'templates', 'one-step', 'gsm8k-cpu'} <= set(RECIPES)
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_main_result_and_manifest(recipe):
@@ -44,7 +44,7 @@ def test_tables_and_figures_come_out_byte_for_byte(recipe, tmp_path):
     assert len(before) > dict(bench=2, limits=4, neurons=8).get(recipe, 10)
     assert [f.name for f in before if not f.exists() or f.read_bytes() != before[f]] == []
 
-@pytest.mark.parametrize('recipe,seeds', [('cpu', 5), ('templates', 5), ('gsm8k-cpu', 3)])
+@pytest.mark.parametrize('recipe,seeds', [('cpu', 5), ('templates', 5), ('one-step', 5), ('gsm8k-cpu', 3)])
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     "Every arm has every seed; what the recipe declared is what is corrected, and the numbers follow from the per-question files"
     from yfpo.problems import read_jsonl
@@ -61,20 +61,21 @@ def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     rows = [r for f in sorted((folder/'samples').glob('*.jsonl')) for r in read_jsonl(f)]
     arms = {c: c.split(' - ') for c in own.contrast}
     for r in own.itertuples():
-        values = [{s: {x['id']: x['nll_gold'] for x in rows if (x['arm'], x['seed'], x['set']) == (a, s, r.set)
-                       and 'nll_gold' in x} for s in range(seeds)} for a in arms[r.contrast]]
+        key = dict(accuracy_numeric='correct_numeric').get(r.metric, r.metric)
+        values = [{s: {x['id']: float(x[key]) for x in rows if (x['arm'], x['seed'], x['set']) == (a, s, r.set)
+                       and key in x} for s in range(seeds)} for a in arms[r.contrast]]
         d = [[values[0][s][q] - values[1][s][q] for q in values[0][s]] for s in range(seeds)]
-        again = over_seeds(d)
+        again = over_seeds(d, share=key != r.metric)
         assert [again[k] for k in ('delta', 'low', 'high', 'p', 'mde')] == pytest.approx([r.delta, r.low, r.high, r.p, r.mde], rel=1e-4)
         assert r.boot_low <= r.delta <= r.boot_high and r.p_holm >= r.p and r.n == len(d[0])
     assert {'prose', 'agreement'} <= set(table[table.p_equivalent.notna()].set)
 
-@pytest.mark.parametrize('recipe', ['cpu', 'templates'])
+@pytest.mark.parametrize('recipe', ['cpu', 'templates', 'one-step', 'gsm8k-cpu'])
 def test_the_test_questions_were_opened_once_and_last(recipe):
     "By the manifest: beside the check for overlaps, evaluation and the page alone opened them, once, an arm's after its training"
     m = json.loads((ROOT/'nbs'/'paper'/'results'/recipe/'manifest.json').read_text())
     steps, evaluated = m['stages'], {l for l in m['stages'] if l.startswith('evaluate-')}
-    assert set(m['tests']) == {f"test-{s}.jsonl" for s in steps['problems']['params']['test_sets']}
+    assert set(m['tests']) == {f"test-{s.split('/')[0]}.jsonl" for s in steps['problems']['params']['test_sets']}
     for name, t in m['tests'].items():
         assert len(t['sha256']) == 64 and set(t['opened_by']) == evaluated | {'pairs', 'browse'}, name
         assert t['opened_by'][0] == 'pairs' and t['opened_by'][-1] == 'browse'              # pairs compares questions, and refuses overlaps
@@ -82,10 +83,25 @@ def test_the_test_questions_were_opened_once_and_last(recipe):
     for l in evaluated - {'evaluate-reference'}: assert steps[l.replace('evaluate', 'train')]['finished'] < steps[l]['finished']
     assert 'select.jsonl' in steps['neurons']['reads'] and not any(f.startswith('test-') for f in steps['compare']['reads'])
 
+def test_how_many_test_questions_were_dev_questions_of_study():
+    "README names them: the weight of the neuron term was chosen on the dev questions of another recipe"
+    from yfpo.problems import load_problems, split_problems
+    from yfpo.run import read_recipe
+    def splits(recipe):
+        r = read_recipe(recipe)
+        p, seed = r['stages']['problems'], r['shared']['seed']
+        sizes = {k: p[f'n_{k}'] for k in ('select', 'sft', 'pairs', 'dev', 'test')}
+        return split_problems(load_problems('templates', None, 2*sum(sizes.values()), seed, difficulty=p.get('difficulty')), sizes, seed)
+    dev = {p.question for p in splits('study')['dev']}
+    shared = {r: sum(p.question in dev for p in splits(r)['test']) for r in ('cpu', 'templates', 'one-step')}
+    assert shared == {'cpu': 1, 'templates': 4, 'one-step': 0}
+    said = (ROOT/'README.md').read_text()
+    assert f"{shared['templates']} of the 32 test questions of `templates` and {shared['cpu']} of the 32 of `cpu`" in said
+
 def test_a_rerun_of_itself_is_the_same(tmp_path):
     "Every metric of the committed recipes has a tolerance, and a number that moved too far is seen"
     from yfpo.run import check_text
-    for recipe in ('cpu', 'gsm8k-cpu', 'templates'):
+    for recipe in ('cpu', 'one-step', 'templates', 'gsm8k-cpu'):
         folder = ROOT/'nbs'/'paper'/'results'/recipe
         text, same = check_text(recipe, folder)
         assert same and 'all are equal' in text

@@ -555,7 +555,7 @@ def dashboard(path=None): # where to save the figure as PNG; None does not save
 # %% ../nbs/21_figures.ipynb #17_repor-100
 @styled
 def draw_contrasts(contrasts, # frame of contrasts.csv
-                   metrics=('nll_gold', 'accuracy_numeric', 'pair_accuracy')):
+                   metrics=('nll_gold', 'accuracy_numeric', 'pass_1', 'pair_accuracy')):
     "One panel a set and measure, one row a contrast: the difference with its interval, a dot a seed, and what could have been detected"
     df = contrasts[contrasts.metric.isin(metrics) & ~contrasts.set.str.contains(r'-d\d+$')]
     whole, names = counting(df), [c for c in dict.fromkeys(df.contrast) if 'base' not in c]

@@ -211,8 +211,8 @@ def sampled_table(main):
 
 
 # %% ../nbs/20_report.ipynb #17_repor-022
-MEASURES_OF = dict(accuracy_numeric='accuracy, points', nll_gold='NLL, nats/token', pair_accuracy='pair accuracy, points',
-                   nll_text='NLL, nats/token', choice_accuracy='right form, points')
+MEASURES_OF = dict(accuracy_numeric='accuracy, points', pass_1='pass@1, points', nll_gold='NLL, nats/token',
+                   pair_accuracy='pair accuracy, points', nll_text='NLL, nats/token', choice_accuracy='right form, points')
 
 def counting(contrasts):
     "The rows that count: over all seeds where there are several"
@@ -250,7 +250,7 @@ def level_text(df, metric): return _cell(df, metric)
 
 def _p(p): return '' if math.isnan(p) else f'{p:.3f}' if p >= .001 else '<0.001'
 
-def contrast_table(contrasts, metrics=('accuracy_numeric', 'nll_gold', 'pair_accuracy'), by_difficulty=False):
+def contrast_table(contrasts, metrics=('accuracy_numeric', 'pass_1', 'nll_gold', 'pair_accuracy'), by_difficulty=False):
     "Each difference with interval, p (Holm's where it was declared), and what could have been detected; of several seeds the row over all"
     import pandas as pd
     df = contrasts[contrasts.metric.isin(metrics)]
@@ -693,7 +693,8 @@ STUDIES = dict(grid=_grid_sentence, overoptimisation=_overoptimisation_sentence,
                dynamic=_dynamic_sentence, zoo=_zoo_sentence, mediation=_mediation_sentence, hacks=_hacks_sentence)
 
 # %% ../nbs/20_report.ipynb #17_repor-039
-METRICS = dict(accuracy_numeric='accuracy (points)', nll_gold='NLL (nats per token)', pair_accuracy='accuracy (points)')
+METRICS = dict(accuracy_numeric='accuracy (points)', pass_1='pass@1 (points)', nll_gold='NLL (nats per token)',
+               pair_accuracy='accuracy (points)')
 
 ANSWERS = dict(audit=(audit_verdict, 'audit'), causal=(lambda a, s: _causal_sentence(a, s['k']), 'ablation', 'selection'),
                selectors=(_selector_sentence, 'selectors'), faithfulness=(_faithfulness_sentence, 'single_neurons', 'hiding'),
