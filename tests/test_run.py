@@ -403,3 +403,13 @@ def test_a_long_stage_goes_on_from_the_parts_it_finished(toy):
     recipe(toy, 'breaks: 2', 'breaks: 2, n: 2')
     r = yfpo(toy, 'run', 'toy', '--until', 'sft')
     assert 'going on' not in r.stdout and made().endswith(' 0 1 0 1 '), 'parts made under other settings are not used'
+
+def test_the_page_reads_a_seed_that_was_trained():
+    "Whatever seed a recipe shares, for questions and draws, and unless it names another"
+    from yfpo.run import plan, read_recipe
+    r = read_recipe('smoke')
+    r['shared']['seed'], r['seeds'] = 7, [2, 3]
+    def seeds(): return {s['label']: s['params']['seed'] for s in plan(r) if s['label'] in ('browse', 'evaluate-reference', 'audit')}
+    assert seeds() == {'browse': 2, 'evaluate-reference': 2, 'audit': 7}
+    r['stages']['browse'] = dict(seed=3)
+    assert seeds()['browse'] == 3

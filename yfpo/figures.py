@@ -562,7 +562,7 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
     declared = lambda k: whole[(whole.set == k[0]) & (whole.metric == k[1])].family.any()
     shown = sorted(dict.fromkeys(zip(df.set, df.metric)), key=lambda k: (not declared(k), metrics.index(k[1])))
     if not shown: raise ValueError(f"contrasts.csv has no rows of {', '.join(metrics)}: run the `compare` stage")
-    cols = min(3, len(shown)); rows = -(-len(shown)//cols)
+    cols = 2 if len(shown) == 4 else min(3, len(shown)); rows = -(-len(shown)//cols)
     fig, axs = panels(rows, cols, size=(2.1*cols + 1.9, rows*(.3*len(names) + .85)), sharey=True)
     for ax, (set_, metric) in zip(axs.flat, shown):
         scale = _delta_unit(metric)[0]

@@ -175,7 +175,8 @@ def _instances(recipe):
     arms, seeds = recipe['arms'], recipe['seeds']
     for stage in recipe['stages']:
         if stage == 'evaluate': yield stage, 'evaluate-reference', dict(arms=['base', 'sft'], seed=seeds[0])
-        if stage not in ('train', 'evaluate'): yield stage, stage, {}
+        if stage == 'browse': yield stage, stage, {} if 'seed' in (recipe['stages'][stage] or {}) else dict(seed=seeds[0])   # of training
+        elif stage not in ('train', 'evaluate'): yield stage, stage, {}
         elif arms: yield from ((stage, f'{stage}-seed{s}', dict(arms=arms, seed=s)) for s in seeds)
     for o in recipe['outputs']: yield 'outputs', o, {}
 
