@@ -13,7 +13,7 @@ import functools, math, re
 from pathlib import Path
 import numpy as np
 from .problems import atomic_write
-from .report import (BLUE, GREEN, GREY, INK, KINDS, MEASURES_OF, ORANGE, PURPLE, RED, SELECTORS, SKY, TOKEN_NAMES, _contrast,
+from .report import (BLUE, GREEN, GREY, INK, KINDS, MEASURES_OF, ORANGE, PURPLE, RED, SELECTORS, SKY, TOKEN_NAMES, _NATS, _contrast,
                          _delta_unit, arm_color, arm_label, arm_order, counting, is_smoke, set_label)
 
 # %% ../nbs/21_figures.ipynb #17_repor-043
@@ -371,7 +371,8 @@ def _curve(ax, df, col, color, label, smooth):
     if col == 'loss': by = by - by.iloc[0]
     smooth = min(smooth, max(1, len(by)//4))
     ax.plot(by.index, by, color=color, lw=.7, alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label)
+    ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label,
+            ls=(0, (3, 2)) if 'dynamic' in label else '-')     # it often lies on the static one
 
 # %% ../nbs/21_figures.ipynb #17_repor-081
 @styled
@@ -572,13 +573,13 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
             r, color = own.iloc[0], RED if own.family.iloc[0] else INK
             ax.fill_betweenx([y - .36, y + .36], -scale*r.mde, scale*r.mde, color='#ececec', lw=0)
             seeds = df[(df.contrast == c) & (df.set == set_) & (df.metric == metric) & (df.seed.astype(str) != 'all')]
-            if len(seeds) > 1: ax.plot(scale*seeds.delta, [y]*len(seeds), 'o', ms=2.5, color=GREY, alpha=.8, zorder=3)
+            if len(seeds) > 1: ax.plot(scale*seeds.delta, [y - .24]*len(seeds), 'o', ms=3, color=color, alpha=.55, mew=0, zorder=3)
             ax.plot([scale*r.low, scale*r.high], [y, y], '|-', color=color, lw=1.6, ms=7, mew=1.2, zorder=4)
             ax.plot([scale*r.delta], [y], 'D', ms=3, color=color, zorder=5)
         ax.axvline(0, color=INK, lw=.7); ax.grid(False); ax.locator_params(axis='x', nbins=4)
         measure, unit = MEASURES_OF[metric].split(', ')
         name = set_label(set_) if measure.startswith(set_label(set_).split()[-1][:-1]) else f'{set_label(set_)}, {measure}'
-        ax.set(title=name, xlabel=f'difference ({unit})')
+        ax.set(title=name, xlabel=f"{unit}, {'less' if metric in _NATS else 'more'} is better")
         ax.set_yticks(range(len(names)), [_contrast(c).replace(' neurons)', ')') for c in reversed(names)])
     for ax in axs.flat[len(shown):]: ax.set_visible(False)
     return fig

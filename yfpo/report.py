@@ -120,7 +120,7 @@ def write_table(df, # frame of strings, ready to print
     stem, df = Path(stem), df.fillna('').astype(str)
     if df.empty: raise ValueError(f'the table {stem.name} has no rows: nothing was written')
     caption = caption_for(caption, recipe)
-    pipe = lambda cells: '| ' + ' | '.join(cells) + ' |'
+    pipe = lambda cells: '| ' + ' | '.join(c.replace('|', '\\|') for c in cells) + ' |'
     md = '\n'.join([f'**Table.** {caption}', '', pipe(df.columns), pipe([dict(l=':--', r='--:')[c] for c in _sides(df)]),
                     *map(pipe, df.values.tolist()), ''])
     plain = df.apply(lambda c: c.str.replace('**', '')).assign(recipe=recipe)
@@ -477,10 +477,18 @@ def audit_verdict(audit): # frame of audit.csv
         word = 'carries a signal' if s.low > .5 else 'points the wrong way'
         word += ', more than random neurons do' if beyond else ', but no more than random neurons do'
     others = audit[(audit.kind == 'selected') & (audit.readout != 'standardised')].sort_values('auc')
-    best = f'; the best of {len(others)} other read-outs, {others.readout.iloc[-1]}, {100*others.auc.iloc[-1]:.0f} %' if len(others) else ''
-    return (f'**Reward audit.** Before preference training, the reward {word}: the margin of the selected neurons favours the chosen '
-            f'response in {_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs, {len(m)} layer-matched random sets in '
-            f'{100*m.auc.min():.0f} to {100*m.auc.max():.0f} %, log-probability per token in {100*lp.auc:.0f} %{best}.')
+    return (f'**Reward audit.** Before preference training, the default read-out {word}: the margin of the selected neurons favours the '
+            f'chosen response in {_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs, {len(m)} layer-matched random sets '
+            f'in {100*m.auc.min():.0f} to {100*m.auc.max():.0f} %, log-probability per token in {100*lp.auc:.0f} %'
+            f'{_best_other(audit, others)}.')
+
+def _best_other(audit, others):
+    if others.empty: return ''
+    b = others.iloc[-1]
+    control = audit[(audit.kind == 'layer-matched') & (audit.readout == b.readout)].auc
+    rank = '' if control.empty else ', more than' if b.auc > control.max() else ', no more than'
+    return (f'; the best of {len(others)} other read-outs, {b.readout}, in {_interval(b.auc, b.low, b.high, 100, 0)} %'
+            + (f'{rank} its random sets reach' if rank else ''))
 
 def _causal_sentence(ablation, k):
     k = ablation.k.iloc[(ablation.k - k).abs().argmin()]       # the size that was ablated nearest to the one trained on
@@ -568,6 +576,16 @@ def _margin_sentence(margins):
             f'spreads, by {each(lambda a: change(a, "neuron_margin", 2))}; the margin in log-probability, in nats and from '
             f'{before.logp_margin.mean():.1f}, by {each(lambda a: change(a, "logp_margin", 1))}. The chosen response is the likelier one '
             f'in {100*(before.logp_margin > 0).mean():.0f} % of pairs before, {each(lambda a: f"{first(a):.0f}")}.')
+
+def _dose_sentence(training):
+    "How far each arm moved the margin of the neurons it rewards: equal weight is not equal dose"
+    late = training[training.step > .75*training.step.max()]
+    by = late.groupby(['arm', 'seed'])['neurons/margins'].mean()
+    arms = [a for a in arm_order(training.arm) if a != 'dpo' and a in by]
+    if len(arms) < 2: return ''
+    said = ', '.join(f'{by[a].mean():+.2f} ({by[a].min():+.2f} to {by[a].max():+.2f}) for {arm_label(a)}' for a in arms)
+    return ('**Dose.** In the last quarter of training, on its own batches, the margin of the neurons that an arm rewards stands at '
+            f'{said}, in spreads of that set (seeds). Equal weight is not equal dose.')
 
 HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of stage_compare where a recipe names no others
 
@@ -699,7 +717,7 @@ METRICS = dict(accuracy_numeric='accuracy (points)', pass_1='pass@1 (points)', n
 ANSWERS = dict(audit=(audit_verdict, 'audit'), causal=(lambda a, s: _causal_sentence(a, s['k']), 'ablation', 'selection'),
                selectors=(_selector_sentence, 'selectors'), faithfulness=(_faithfulness_sentence, 'single_neurons', 'hiding'),
                capability=(_capability_sentence, 'capability'), contrasts=(_contrast_sentence, 'contrasts'),
-               margins=(_margin_sentence, 'margins'),
+               margins=(_margin_sentence, 'margins'), dose=(_dose_sentence, 'training'),
                harm=(_harm_sentence, 'contrasts', 'manifest'), moves=(_moves_sentence, 'moves'),
                **{k: (f, k, *(['grid'] if k in ('overoptimisation', 'dynamic') else [])) for k, f in STUDIES.items()})
 
@@ -715,7 +733,7 @@ def verdict(folders): # of results
     "What the recipes say together, in a few sentences with every number from their results files"
     def those(name): return [f for f in map(Path, folders) if any(f.glob(SOURCES[name][0]))]
     compared = {f: counting(read_results(f, 'contrasts')) for f in those('contrasts')}
-    said = [_removed(those('ablation')), _judged(those('audit')), _trained(compared), _random_trained(compared)]
+    said = [_removed(those('ablation')), _judged(those('audit')), _trained(compared), _preferred(compared)]
     return [x for x in said if x]
 
 def _removed(folders):
@@ -724,11 +742,13 @@ def _removed(folders):
         a = read_results(f, 'ablation')
         return a[(a['mode'] == 'mean') & (a.k == a.k.iloc[(a.k - read_results(f, 'selection')['k']).abs().argmin()])]
     tables = [near(f) for f in folders]
+    texts = sorted({int(a.n.min()) for a in tables})
     def rise(kind, text): return [x for a in tables for x in a[(a['set'] == kind) & (a.text == text)].delta_nll]
     def span(text): return f"{min(rise('selected', text)):.1f} to {max(rise('selected', text)):.1f}"
     return (f"**Removing the neurons.** Setting the {tables[0].k.iloc[0]} selected to their mean raises the loss of solutions by "
             f"{span('math')} nats per token and of prose by {span('general')}; layer-matched random neurons raise it by at most "
-            f"{max(rise('layer-matched', 'math')):.2f} and {max(rise('layer-matched', 'general')):.2f}.")
+            f"{max(rise('layer-matched', 'math')):.2f} and {max(rise('layer-matched', 'general')):.2f} "
+            f"({len(rise('layer-matched', 'math'))} draws; {' to '.join(map(str, texts))} texts of each kind in a recipe).")
 
 def _judged(folders):
     if not folders: return ''
@@ -739,24 +759,32 @@ def _judged(folders):
             f'than a coin does{but}.')
 
 def _trained(compared):
+    from scipy.stats import binomtest
     every = [(f, r) for f, c in compared.items() for r in c[c.family].itertuples()]
     if not every: return ''
     sure, primary = [(f, r) for f, r in every if r.p_holm < .05], [r for _, r in every if r.primary]
     against = sum((r.delta > 0) == (r.metric in _NATS) for r in primary if r.delta)
-    boot = sum(getattr(r, 'boot_low', 0) > 0 or getattr(r, 'boot_high', 0) < 0 for _, r in every)
+    boot = [r for _, r in every if getattr(r, 'boot_low', 0) > 0 or getattr(r, 'boot_high', 0) < 0]
+    signs = binomtest(against, len(primary)).pvalue if primary else math.nan
     which = ''.join(f'; `{f.name}`: {_contrast(r.contrast)}, {METRICS[r.metric]}, {delta_text(r)}' for f, r in sure)
     return (f"**Training on them.** Of {len(every)} declared contrasts in {len(compared)} recipes, {len(sure)} "
             f"{'has' if len(sure) == 1 else 'have'} a p below 5 % (Holm within each recipe, t over seeds){which}. {against} of "
-            f'{len(primary)} primary estimates point against the selected neurons. The t test errs on the wide side; the two-level '
-            f'bootstrap, too narrow with so few seeds, would leave out zero in {boot}.')
+            f'{len(primary)} primary estimates have the sign that speaks against the selected neurons, which by signs alone has p '
+            f'{_p(signs)}. The t test errs on the wide side; the two-level bootstrap, too narrow with so few seeds, would leave out zero '
+            f'in {len(boot)}, {sum(r.primary for r in boot)} of them primary.')
 
-def _random_trained(compared):
-    rows = [r for c in compared.values() for r in c[(c.contrast == 'yfpo-random - dpo') & (c.metric == 'nll_gold')
-                                                    & ~c.set.str.contains(r'-d\d+$')].itertuples()]
-    below = [f'{set_label(r.set)} {delta_text(r)}' for r in rows if r.high < 0]
-    if not rows: return ''
-    return (f'**Training on random ones.** Against plain DPO that lowers the loss of gold solutions on {len(below)} of {len(rows)} sets '
-            f"(exploratory, uncorrected{': ' + ', '.join(below) + ' nats per token' if below else ''}).")
+def _preferred(compared):
+    def clear(contrast):
+        "(sets where the loss of gold solutions is lower, where it is higher, of how many), by intervals that leave out zero"
+        rows = [r for c in compared.values() for r in c[(c.contrast == contrast) & (c.metric == 'nll_gold')
+                                                        & ~c.set.str.contains(r'-d\d+$')].itertuples()]
+        return sum(r.high < 0 for r in rows), sum(r.low > 0 for r in rows), len(rows)
+    dpo, ours, control = (clear(c) for c in ('dpo - sft', 'yfpo - dpo', 'yfpo-random - dpo'))
+    if not dpo[2] or not control[2]: return ''
+    return (f'**Preference training itself.** Against the warm start, plain DPO makes gold solutions less likely on {dpo[1]} of {dpo[2]} '
+            f'test sets and more likely on {dpo[0]}. Against plain DPO, the reward on the selected neurons makes them more likely on '
+            f'{ours[0]} of {ours[2]} and less likely on {ours[1]}, the reward on random neurons on {control[0]} and {control[1]} '
+            '(exploratory, uncorrected; the others cannot be told from zero).')
 
 def findings(folder): # a folder of results
     "What its experiments found, one paragraph each"
