@@ -506,7 +506,8 @@ def make_problems(n:int, seed:int=0,
     names = [t.name for t in globals()['templates']()]
     odd = [t for t in ([templates] if isinstance(templates, str) else templates or []) if t not in names]
     if odd: raise ValueError(f'there is no template {odd[0]!r}; see templates() for what there is')
-    chosen = [t for t in globals()['templates']() if _wants(t.steps, steps) and _wants(t.difficulty, difficulty) and _wants(t.name, templates)]
+    chosen = [t for t in globals()['templates']()
+              if _wants(t.steps, steps) and _wants(t.difficulty, difficulty) and _wants(t.name, templates)]
     if not chosen:
         raise ValueError(f'no template has steps={steps}, difficulty={difficulty}, templates={templates}; '
                          'see templates() for what there is')
