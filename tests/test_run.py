@@ -23,7 +23,7 @@ TRAIN = (HEAD + "run_dir:str = '' # folder of the run\narms:list = ['dpo'] # arm
 for arm in arms:
     f = Path(run_dir)/'results'/'training'/f'{arm}-seed{seed}.csv'
     f.parent.mkdir(parents=True, exist_ok=True)
-    f.write_text(f'{beta} ' + (Path(run_dir)/'sft'/'model.txt').read_text())
+    f.write_text(f'{beta} ' + (Path(run_dir)/'sft'/'model.txt').read_text() + '\\n1\\n')
 (Path(run_dir)/'results'/'main.csv').write_text('arm\\n')""")
 TABLE = (HEAD + "results_dir:str = '' # folder of results",
          """from pathlib import Path

@@ -579,6 +579,7 @@ def _margin_sentence(margins):
 
 def _dose_sentence(training):
     "How far each arm moved the margin of the neurons it rewards: equal weight is not equal dose"
+    if 'neurons/margins' not in training: return ''
     late = training[training.step > .75*training.step.max()]
     by = late.groupby(['arm', 'seed'])['neurons/margins'].mean()
     arms = [a for a in arm_order(training.arm) if a != 'dpo' and a in by]
