@@ -84,17 +84,29 @@ def test_the_test_questions_were_opened_once_and_last(recipe):
     assert 'select.jsonl' in steps['neurons']['reads'] and not any(f.startswith('test-') for f in steps['compare']['reads'])
 
 def test_how_many_test_questions_were_dev_questions_of_study():
-    "README names them: the weight of the neuron term was chosen on the dev questions of another recipe"
-    from yfpo.problems import load_problems, split_problems
+    "README names them: the weight of the neuron term was chosen on the dev questions of another recipe; and no verdict hangs on them"
+    from yfpo.problems import load_problems, read_jsonl, split_problems
     from yfpo.run import read_recipe
+    from yfpo.statistics import over_seeds
     def splits(recipe):
         r = read_recipe(recipe)
         p, seed = r['stages']['problems'], r['shared']['seed']
         sizes = {k: p[f'n_{k}'] for k in ('select', 'sft', 'pairs', 'dev', 'test')}
         return split_problems(load_problems('templates', None, 2*sum(sizes.values()), seed, difficulty=p.get('difficulty')), sizes, seed)
     dev = {p.question for p in splits('study')['dev']}
-    shared = {r: sum(p.question in dev for p in splits(r)['test']) for r in ('cpu', 'templates', 'one-step')}
+    ids = {r: {p.id for p in splits(r)['test'] if p.question in dev} for r in ('cpu', 'templates', 'one-step')}
+    shared = {r: len(x) for r, x in ids.items()}
     assert shared == {'cpu': 1, 'templates': 4, 'one-step': 0}
+    for recipe in ('cpu', 'templates'):
+        folder = ROOT/'nbs'/'paper'/'results'/recipe
+        def nll(arm, seed):
+            return {x['id']: x['nll_gold'] for x in read_jsonl(folder/'samples'/f'{arm}-seed{seed}.jsonl')
+                    if x['set'] == 'templates' and 'nll_gold' in x and x['id'] not in ids[recipe]}
+        table = pd.read_csv(folder/'contrasts.csv')
+        for r in table[table.family].itertuples():
+            a, b = r.contrast.split(' - ')
+            again = over_seeds([[x - y for x, y in zip(nll(a, s).values(), nll(b, s).values(), strict=True)] for s in range(5)])
+            assert again['delta']*r.delta > 0 and (again['p'] < .05) == (r.p < .05)
     said = (ROOT/'README.md').read_text()
     assert f"{shared['templates']} of the 32 test questions of `templates` and {shared['cpu']} of the 32 of `cpu`" in said
 
