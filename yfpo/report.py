@@ -586,7 +586,7 @@ def _dose_sentence(training):
     if len(arms) < 2: return ''
     said = ', '.join(f'{by[a].mean():+.2f} ({by[a].min():+.2f} to {by[a].max():+.2f}) for {arm_label(a)}' for a in arms)
     return ('**Dose.** In the last quarter of training, on its own batches, the margin of the neurons that an arm rewards stands at '
-            f'{said}, in spreads of that set (seeds). Equal weight is not equal dose.')
+            f'{said}, in spreads of that set (range of seeds): the weight is equal, the dose need not be.')
 
 HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of stage_compare where a recipe names no others
 
@@ -605,11 +605,11 @@ def _harm_sentence(contrasts, manifest):
         metric, worst = own.metric.iloc[0], own.loc[own.delta.abs().idxmax()]
         scale, digits = _delta_unit(metric)
         start = probed[(probed.contrast == 'sft - base') & (probed.set == set_)]
-        scale_note = f'; the warm start changed it by {scale*start.delta.iloc[0]:+.{digits}f}' if len(start) else ''
+        warm = f'; the warm start changed it by {scale*start.delta.iloc[0]:+.{digits}f}' if len(start) else ''
         seen = single[(single.set == set_) & (single.metric == metric)].groupby('contrast').delta.agg(lambda d: d.abs().max())
         same = int((seen[own.contrast] == 0).sum())
         idle = (f'; in {same} of them no seed differs at all, and the verdict is that of n and the number of seeds' if same else '')
-        return (f"{set_label(set_)}, {MEASURES_OF.get(metric, metric)} (margin {scale*margins[metric]:g}{scale_note}): "
+        return (f"{set_label(set_)}, {MEASURES_OF.get(metric, metric)} (margin {scale*margins[metric]:g}{warm}): "
                 f"{int((own.p_equivalent < .05).sum())} of {len(own)} contrasts are inside the margin at 5 %, the largest difference is "
                 f"{narrow(worst)} (90 % interval, {_contrast(worst.contrast)}){idle}")
     parts = [part(s, own) for (s, _), own in df.groupby(['set', 'metric'], sort=False)]
