@@ -10,12 +10,12 @@ __all__ = ['MODES', 'TOKEN_METHODS', 'ablate', 'record', 'patch', 'patch_from', 
 # %% ../nbs/09_interventions.ipynb #08_inter-002
 from contextlib import contextmanager
 import torch
-from tqdm.auto import tqdm
 from transformers import DynamicCache
 from .models import unwrap
 from .packing import shared_logprobs
 from .relevance import answer_mask, down_projs, explained, residual_relevance, seed_gradient, write_matrix
 from .responses import Example, batches, collate, encode, hidden_states
+from .progress import track
 
 # %% ../nbs/09_interventions.ipynb #08_inter-005
 def _positions(args, kwargs):
@@ -211,7 +211,7 @@ def single_effects(model, batch, layer, index, seed:str='centred', digits=None, 
     "Fall of what the seed explains, summed over the batch, when each neuron (`layer`, `index`) alone is zero on the response tokens: (K,)"
     on, downs, out = batch['response_mask'][..., None], down_projs(model), []
     y = explained(model, batch, seed, digits).sum()
-    for l, i in tqdm(list(zip(layer.tolist(), index.tolist())), desc='single neurons', disable=not progress, mininterval=1):
+    for l, i in track(list(zip(layer.tolist(), index.tolist())), desc='removing', unit='neurons', disable=not progress):
         def hook(m, args):
             a = args[0].clone()
             a[..., i:i+1] = torch.where(on, 0., a[..., i:i+1])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['chatml', 'EMBEDDED', 'TINY', 'byte_tokenizer', 'tiny_model', 'embedded_gguf', 'from_gguf', 'load_model',
-           'atomic_folder', 'save_model', 'unwrap', 'head_logits', 'own_attention', 'autocast_pays']
+           'atomic_folder', 'save_model', 'unwrap', 'head_logits', 'own_attention']
 
 # %% ../nbs/01_models.ipynb #01-model-002
 import functools, importlib.util, shutil, sys, tempfile
@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (AttentionInterface, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM,
+from transformers import (AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 from transformers.masking_utils import AttentionMaskInterface
+from .machine import number_format
 
 # %% ../nbs/01_models.ipynb #01-model-005
 chatml = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -78,19 +79,27 @@ def from_gguf(path, **kwargs):
 # %% ../nbs/01_models.ipynb #01-model-018
 EMBEDDED, TINY = 'smollm2-135m-instruct', 'tiny'
 
-def _dtype(dtype):
+def _dtype(dtype, name, revision, device, use):
     if isinstance(dtype, torch.dtype): return dtype
-    if dtype not in ('float32', 'bfloat16', 'float16'):
-        raise ValueError(f"dtype {dtype!r} is unknown: use 'float32', 'bfloat16' or 'float16'")
+    if dtype not in ('float32', 'bfloat16', 'float16', 'auto'):
+        raise ValueError(f"dtype {dtype!r} is unknown: use 'float32', 'bfloat16', 'float16', or 'auto' for the faster one here")
+    if dtype == 'auto': dtype = number_format('auto', _width(name, revision), device, use)
     return getattr(torch, dtype)
 
+def _width(name, revision):
+    "Width of the hidden states of the model called `name`"
+    known = {TINY: 32, EMBEDDED: 576}
+    return known[name] if name in known else AutoConfig.from_pretrained(name, revision=revision).get_text_config().hidden_size
+
 def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', a local folder, or a hub id
-               dtype='float32', # 'float32', 'bfloat16' or 'float16'; evaluation of small models wants float32
+               dtype='float32', # 'float32', 'bfloat16', 'float16', or 'auto' for the faster of the first two here
                device:str=None, # default: cuda if there is one, else cpu
                revision:str=None, # hub revision to pin
-               attn:str='sdpa'): # attention implementation
+               attn:str='sdpa', # attention implementation
+               use:str='reading'): # what for: a word beside what 'auto' chose, in the manifest
     "The model (in eval mode) and tokenizer called `name`"
-    dtype, device = _dtype(dtype), device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    dtype = _dtype(dtype, str(name), revision, device, use)
     kwargs = dict(dtype=dtype, attn_implementation=attn)
     if name == TINY: model, tokenizer = tiny_model().to(dtype), byte_tokenizer()
     elif name == EMBEDDED: model, tokenizer = from_gguf(embedded_gguf(), **kwargs)
@@ -160,15 +169,3 @@ def own_attention(base, make): # a transformers model; the function in place -> 
     base.set_attn_implementation(new)
     try: yield
     finally: base.set_attn_implementation(old); atts.pop(new, None); masks.pop(new, None)
-
-# %% ../nbs/01_models.ipynb #01-model-033
-def autocast_pays(model):
-    "Whether bfloat16 autocast is the faster way to train `model` on this machine, and why, in words"
-    if next(model.parameters()).device.type == 'cuda':
-        ok = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ok, f"the GPU has {'' if ok else 'no '}bfloat16"
-    if next(model.parameters()).device.type != 'cpu': return False, 'not known for this device'
-    if model.config.get_text_config().hidden_size < 256: return False, 'its matrices are too small to gain'
-    for name, there in (('AMX', torch.cpu._is_amx_tile_supported()), ('AVX-512 BF16', torch.cpu._is_avx512_bf16_supported())):
-        if there: return True, f'the processor has {name}'
-    return False, 'the processor has no bfloat16 instructions'

@@ -14,10 +14,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 import torch
-from tqdm.auto import tqdm
 from .decoding import any_batch, odd_attention
 from .models import head_logits, own_attention, unwrap
 from .responses import example_logprobs, hidden_states
+from .progress import track
 
 # %% ../nbs/04_packing.ipynb #03_packi-005
 def _grow(seqs, members, depth, parent, nodes, paths):
@@ -365,7 +365,7 @@ def shared_logprobs(model, examples, pad_id:int, batch_size:int=8, progress:bool
     if not examples or not packs(model, max(len(e.ids) for e in examples)):
         return example_logprobs(model, examples, pad_id, batch_size, progress)
     out = [None]*len(examples)
-    for ix in tqdm(shared_batches(examples, batch_size), desc='log-probs', disable=not progress, mininterval=1):
+    for ix in track(shared_batches(examples, batch_size), desc='scoring', unit='batches', disable=not progress):
         some = [examples[i] for i in ix]
         for i, x in zip(ix, packed_logprobs(model, pack_examples(model, some), some)): out[i] = x
     return out

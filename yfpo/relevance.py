@@ -18,11 +18,11 @@ from typing import Callable
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm.auto import tqdm
 from transformers import DynamicCache
 from .models import head_logits, own_attention, unwrap
 from .problems import atomic_write
 from .responses import batches, collate, encode, fingerprint, hidden_states
+from .progress import track
 
 # %% ../nbs/06_relevance.ipynb #04-relev-007
 FACTORS = dict(query=1/4, key=1/4, value=1/2, gate=1/2)   # the uniform rule's shares
@@ -534,7 +534,7 @@ def accumulate(model, examples, # `Example`s, from `encode`
     n, shape = len(examples), (len(down_projs(model)), width(model))
     key = hashlib.sha256(repr((fingerprint(model), examples, batch_size, desc, settings)).encode()).hexdigest() if path else ''
     sums, todo = _Sums(shape, path, key), batches(examples, batch_size, lambda e: 3*len(e.ids) - 2*e.start)  # the prompt is read once
-    bar = tqdm(todo, desc=desc, disable=not progress, mininterval=1, initial=sums.done)
+    bar = track(todo, desc=desc, unit='batches', disable=not progress, initial=sums.done)
     for ix in todo[sums.done:]:
         R, W, A = per_batch(collate([examples[i] for i in ix], pad_id, device=model.device))
         lengths = torch.tensor([len(examples[i].ids) - examples[i].start for i in ix], device=R.device)

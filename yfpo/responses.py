@@ -11,10 +11,10 @@ import hashlib, json, os
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from tqdm.auto import tqdm
 from .decoding import completions
 from .models import head_logits
 from .problems import atomic_write
+from .progress import track
 
 # %% ../nbs/03_responses.ipynb #02-respo-005
 INSTRUCTION = "Work step by step. End with '#### ' and the number."
@@ -107,7 +107,7 @@ def response_logprobs(model, tokenizer, items, batch_size:int=8, max_length:int=
 def example_logprobs(model, examples, pad_id:int, batch_size:int=8, progress:bool=False):
     "The same for `Example`s"
     out = [None]*len(examples)
-    for ix in tqdm(batches(examples, batch_size), desc='log-probs', disable=not progress, mininterval=1):
+    for ix in track(batches(examples, batch_size), desc='scoring', unit='batches', disable=not progress):
         lp, b, _ = token_logprobs(model, collate([examples[i] for i in ix], pad_id, device=model.device))
         for j, i in enumerate(ix): out[i] = lp[b == j].cpu()
     return out
@@ -151,7 +151,7 @@ def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
     todo = [dict(id=i, sample=s, prompt=prompts[i]) for i, _ in qs for s in range(n) if (i, s) not in done]
     made = completions(model, tokenizer, [r['prompt'] for r in todo], [f"{seed}/{r['id']}/{r['sample']}" for r in todo], temperature, top_p,
                        max_new_tokens, batch_size, stop, backend) if todo else ()
-    with _Appender(path, done.values()) as out, tqdm(total=len(todo), desc='responses', disable=not progress, mininterval=1) as bar:
+    with _Appender(path, done.values()) as out, track(total=len(todo), desc='writing', unit='answers', disable=not progress) as bar:
         for ix, texts in made:
             new = [dict(id=r['id'], sample=r['sample'], text=t, n_tokens=k, finished=f, **(dict(ids=x) if ids else {}), run=run,
                         prompt=short(r['prompt'])) for r, (t, k, f, x) in zip((todo[i] for i in ix), texts)]

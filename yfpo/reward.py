@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 from .neurons import NeuronSet
 from .problems import atomic_write
 from .relevance import digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
 from .packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
 from .responses import batches, collate, encode, hidden_states, token_logprobs
+from .progress import track
 
 # %% ../nbs/11_reward.ipynb #10_rewar-005
 def write_norms(module, index):
@@ -173,8 +173,7 @@ def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logp
     "Yields (index, activations of its response tokens but the last `unread`: (T_i, K)); `logps` gets log-probabilities from that pass"
     shared = bool(examples) and packs(model, max(len(e.ids) for e in examples))
     with NeuronReader(model, neurons) as reader, torch.no_grad():
-        for ix in tqdm((shared_batches if shared else batches)(examples, batch_size), desc='reading neurons', disable=not progress,
-                       mininterval=1):
+        for ix in track((shared_batches if shared else batches)(examples, batch_size), desc='reading neurons', unit='batches', disable=not progress):
             reader.clear()
             if shared:
                 some = [examples[i] for i in ix]
@@ -330,7 +329,7 @@ def set_readouts(model, examples, pad_id, sets, digits=None, # digit tokens, for
         out['raw'][:, i] = sums(a.mean(0))/torch.tensor(sizes)
     if not relevance: return out
     with rule_scope(model, 'attnlrp'):
-        for ix in tqdm(batches(examples, batch_size), desc='relevance', disable=not progress, mininterval=1):
+        for ix in track(batches(examples, batch_size), desc='relevance', unit='batches', disable=not progress):
             R = relevance_sums(model, collate([examples[i] for i in ix], pad_id, device=model.device))[0].cpu()   # (B, L, F)
             for j, i in enumerate(ix): out['relevance'][:, i] = sums(R[j, big.layer, big.index])/(len(examples[i].ids) - examples[i].start)
     return out

@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['FORM', 'ARMS', 'TYPES', 'NEEDS', 'COST', 'WORK', 'PACKAGES', 'COMPARED', 'root', 'run_folder', 'results_folder',
            'need', 'kept', 'check_recipe', 'read_recipe', 'notebook_parameters', 'check_parameter', 'plan', 'estimate',
-           'estimate_text', 'step_key', 'is_done', 'execute', 'versions', 'hardware', 'write_manifest', 'run_recipe',
-           'show_results', 'publish', 'report', 'run_here', 'check', 'check_text', 'readme_text', 'peak_memory',
-           'side_by_side', 'ratio', 'main']
+           'estimate_text', 'step_key', 'is_done', 'execute', 'versions', 'write_manifest', 'expected', 'run_recipe',
+           'cost_text', 'show_results', 'publish', 'report', 'run_here', 'check', 'check_text', 'readme_text',
+           'peak_memory', 'side_by_side', 'ratio', 'main']
 
 # %% ../nbs/24_run.ipynb #18_run-002
 import argparse, ast, difflib, functools, hashlib, importlib.metadata, importlib.util, json, math, os, pickle
 import platform, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
+from .machine import hardware, lanes, large_pages
+from .pace import START, Ticking, below, in_words, makespan, most_awaited, scaled
+from .warm import Template
 
 # %% ../nbs/24_run.ipynb #18_run-005
 def root():
@@ -104,9 +107,9 @@ def check_recipe(res, path):
     for k, v in res.items():
         if k not in FORM: raise ValueError(f'{path} has an unknown key {k!r}: {_nearest(k, FORM)}')
         if type(v) is not FORM[k]: raise ValueError(f'{path}: {k} is {v!r}, a {type(v).__name__}, but must be of type {FORM[k].__name__}')
-    res = dict(dict(about='', jobs=1, shared={}, arms=[], seeds=[0], outputs=[]), **res)
+    res = dict(dict(about='', jobs=0, shared={}, arms=[], seeds=[0], outputs=[]), **res)
     _check_cost(res.get('cost'), path)
-    if res['jobs'] < 1: raise ValueError(f"{path}: jobs is {res['jobs']}, but must be 1 or more")
+    if res['jobs'] < 0: raise ValueError(f"{path}: jobs is {res['jobs']}, but must be 1 or more, or 0 for what suits the machine")
     if res['name'] != path.stem:
         raise ValueError(f"{path} calls itself {res['name']!r}: name and file must agree, because folders are named after it")
     for a in res['arms']:
@@ -363,66 +366,47 @@ def _files_written(run, log):
             and f.name != 'manifest.json'}
 
 # %% ../nbs/24_run.ipynb #18_run-032
-_CHILD = '''import json, os, sys, threading
-import papermill
-spec = json.loads(sys.stdin.readline())
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
-out = spec["out"].replace("{", "{{").replace("}", "}}")
-try: papermill.execute_notebook(spec["notebook"], out, spec["params"], kernel_name="python3", progress_bar=False, cwd=spec["cwd"])
-except papermill.exceptions.PapermillExecutionError as e: sys.exit(f"{e.ename}: {e.evalue}")
-'''
+def _own_files(run, step): return {k: run/'notebooks'/f"{step['label']}.{k}" for k in ('log', 'writes', 'notes', 'progress')}
 
-_KERNEL = '''import os, runpy, sys
-top, log, seen = os.environ["YFPO_RUN"] + os.sep, os.open(os.environ["YFPO_WRITES"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), set()
-def watch(event, args):
-    if event == "open" and isinstance(args[0], (str, bytes)): path, reads = args[0], not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
-    elif event == "os.rename": path, reads = args[1], False
-    else: return
-    path = os.path.abspath(os.fsdecode(path))
-    line = "< "*reads + path + chr(10)
-    if path.startswith(top + ("problems" + os.sep)*reads) and line not in seen: seen.add(line); os.write(log, line.encode())
-sys.addaudithook(watch)
-runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
-'''
-
-@contextmanager
-def _kernels():
-    "A folder for JUPYTER_PATH whose `python3` kernel is this very interpreter"
-    import tempfile
-    with tempfile.TemporaryDirectory() as d:
-        argv = [sys.executable, '-c', _KERNEL, '-f', '{connection_file}']
-        _write_json(Path(d)/'kernels'/'python3'/'kernel.json', dict(argv=argv, display_name='python3', language='python'))
-        yield os.pathsep.join([d, *filter(None, [os.environ.get('JUPYTER_PATH')])])
-
-_ALIVE = set()                                                 # child processes, to be taken along when the runner is interrupted
-
-def execute(step, run, key:str='', threads:int=0): # 0: as many as there are cores
-    "Run one notebook in a process of its own: (seconds, peak MB, what it wrote, questions it read); a ValueError with its last error"
-    out = run/'notebooks'/f"{step['label']}.ipynb"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
+def _surroundings(run, step, key, own, threads):
+    "Environment variables of a step's processes"
     quiet = dict(TQDM_DISABLE='1', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TOKENIZERS_PARALLELISM='false',
                  PYTHONWARNINGS='ignore')
-    quiet['GLIBC_TUNABLES'] = os.environ.get('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')       # large pages: had sooner
-    if threads: quiet['OMP_NUM_THREADS'] = str(threads)
-    start, writes = time.time(), run/'notebooks'/f"{step['label']}.writes"
-    if not (run/'partial'/step['label']/key).exists() or not key: writes.write_text('')     # else what a killed run has written counts too
-    quiet.update(YFPO_RUN=str(run), YFPO_WRITES=str(writes))
-    with _kernels() as path, open(run/'notebooks'/f"{step['label']}.log", 'w+') as log:
-        p = subprocess.Popen([sys.executable, '-c', _CHILD], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True,
-                             env={**os.environ, **quiet, 'JUPYTER_PATH': path, 'YFPO_STEP': f"{step['label']}/{key}" if key else ''})
-        _ALIVE.add(p)
-        p.stdin.write(json.dumps(spec) + '\n'); p.stdin.flush()  # stays open: when it breaks, the child and its kernel end
-        try: _, status, usage = os.wait4(p.pid, 0)             # memory of the kernel too, which the child has waited for
-        except BaseException: p.kill(); raise
-        finally: _ALIVE.discard(p)
-        p.returncode = os.waitstatus_to_exitcode(status)
-        p.stdin.close()
-        if p.returncode:
-            log.seek(0)
-            last = (log.read().strip().splitlines() or [f'it ended with code {p.returncode}'])[-1]
-            raise ValueError(f"{step['label']} failed: {last} (executed notebook: {out})")
-    return time.time() - start, usage.ru_maxrss/1024, _files_written(run, writes), _questions_read(writes)
+    return {**quiet, **(dict(OMP_NUM_THREADS=str(threads)) if threads else {}), 'YFPO_RUN': str(run), 'YFPO_WRITES': str(own['writes']),
+            'YFPO_NOTES': str(own['notes']), 'YFPO_PROGRESS': str(own['progress']), 'YFPO_STEP': f"{step['label']}/{key}" if key else ''}
+
+def _noted(path):
+    "What the processes of a step wrote about it: (peak MB, {what: choice and reason})"
+    rows = [json.loads(l) for l in Path(path).read_text(encoding='utf-8').splitlines()] if Path(path).exists() else []
+    peak = max((r.pop('peak_memory_mb') for r in rows if 'peak_memory_mb' in r), default=0)
+    return peak, {k: v for r in rows for k, v in r.items()}
+
+def execute(step, run, template, key:str='', threads:int=0): # a `Template`; 0: as many as there are cores
+    "Run one notebook in processes of its own: `seconds, memory, files, reads, chosen`; a ValueError with its last error"
+    out, own = run/'notebooks'/f"{step['label']}.ipynb", _own_files(run, step)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not (run/'partial'/step['label']/key).exists() or not key: own['writes'].write_text('')     # else what a killed run has written counts too
+    for k in ('log', 'notes', 'progress'): own[k].write_text('')
+    spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
+    start = time.time()
+    code = template.run(spec, _surroundings(run, step, key, own, threads), own['log'], run)
+    if code:
+        last = (own['log'].read_text(encoding='utf-8', errors='replace').strip().splitlines() or [f'it ended with code {code}'])[-1]
+        raise ValueError(f"{step['label']} failed: {last} (executed notebook: {out})")
+    memory, chosen = _noted(own['notes'])
+    return dict(seconds=time.time() - start, memory=memory, files=_files_written(run, own['writes']), reads=_questions_read(own['writes']),
+                chosen=chosen)
+
+def _preload(todo):
+    "Modules that two or more of these steps import, for their template; a process that may use a GPU is no copy, so there none of ours"
+    always = ['papermill', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'IPython']
+    if sys.platform != 'linux' or hardware()['gpus']: return always
+    names = []
+    for nb in {s['notebook'] for s in todo}:
+        code = '\n'.join(''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code')
+        names += [nb]*0 + sorted({*re.findall(r'^(?:from|import) ([\w.]+)', code, re.M)})*sum(s['notebook'] == nb for s in todo)
+    return always + [m for m in dict.fromkeys(names) if names.count(m) > 1 and importlib.util.find_spec(m.split('.')[0])]
+
 
 # %% ../nbs/24_run.ipynb #18_run-035
 PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'nbdev', 'numpy', 'scipy',
@@ -434,17 +418,6 @@ def versions():
         try: return importlib.metadata.version(p)
         except importlib.metadata.PackageNotFoundError: return None
     return dict(python=platform.python_version(), **{p: version(p) for p in PACKAGES})
-
-def hardware():
-    "Processor, its bfloat16 instructions, cores, memory and GPUs"
-    info = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
-    cpu = re.search(r'model name\s*:\s*(.*)', info)
-    memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else None
-    gpus = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True,
-                          text=True).stdout.split('\n')[:-1] if shutil.which('nvidia-smi') else []
-    return dict(system=platform.system(), machine=platform.machine(), cpu=cpu[1] if cpu else platform.processor(), cores=os.cpu_count(),
-                bfloat16=sorted(set(re.findall(r'\b(?:amx_bf16|avx512_bf16)\b', info))),
-                memory_gib=memory and round(memory, 1), gpus=gpus)
 
 def _git(*args):
     r = subprocess.run(['git', '-C', str(root()), *args], capture_output=True, text=True)
@@ -458,13 +431,14 @@ def _portable(params):
 def write_manifest(recipe, steps, run):
     "results/manifest.json: what was run, with which settings and versions, on what, for how long"
     done = {s['label']: m for s in steps if (m := _finished(run, s))}
-    stages = {l: {k: m[k] for k in ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'finished', 'resumed', 'reads', 'runs') if k in m}
+    stages = {l: {k: m[k] for k in ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'finished', 'resumed', 'reads', 'runs', 'chosen') if k in m}
               for l, m in done.items()}
     text = json.dumps({k: v for k, v in recipe.items() if k != 'shared'} | dict(shared=_portable(recipe['shared'])), sort_keys=True)
     _write_json(run/'results'/'manifest.json',
                 dict(recipe=recipe['name'], about=recipe['about'], recipe_sha=hashlib.sha256(text.encode()).hexdigest()[:16],
                      model=recipe['shared'].get('model'), seeds=recipe['seeds'], arms=recipe['arms'], versions=versions(),
                      hardware=hardware(), git=_git('rev-parse', 'HEAD'), git_dirty=bool(_git('status', '--porcelain')), stages=stages,
+                     speed=_speed(run),
                      tests=_tests_touched(run, done), jobs=recipe['jobs'], total_seconds=round(_elapsed(done.values()), 1)))
 
 def _tests_touched(run, done):
@@ -504,7 +478,7 @@ def _forget(run, marker, but=()):
         if f.startswith('results/') and f not in but: (run/f).unlink(missing_ok=True)
     marker.unlink()
 
-def _run_step(step, key, needs, run, afresh=False, threads=0):
+def _run_step(step, key, needs, run, template, afresh=False, threads=0):
     "Execute one step and leave its marker, which is written last; returns what there is to say"
     marker = _marker(run, step)
     old = marker.with_suffix('.old')                           # lists what the step made before, and may no longer make
@@ -513,36 +487,35 @@ def _run_step(step, key, needs, run, afresh=False, threads=0):
     parts = run/'partial'/step['label']
     if afresh: shutil.rmtree(parts, ignore_errors=True)
     resumed = (parts/key).exists()
-    seconds, memory, files, reads = execute(step, run, key, threads)
+    m = execute(step, run, template, key, threads)
     shutil.rmtree(parts, ignore_errors=True)
-    if old.exists(): _forget(run, old, files)
-    _write_json(marker, dict(key=key, needs=needs, params=_portable(step['params']), seconds=round(seconds, 1),
-        peak_memory_mb=round(memory), resumed=resumed, reads=reads, runs=runs,
-        finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=_git('rev-parse', 'HEAD'), files=files))
-    return f"{seconds:.0f} s{', going on from a killed run' if resumed else ''}"
+    if old.exists(): _forget(run, old, m['files'])
+    _write_json(marker, dict(key=key, needs=needs, params=_portable(step['params']), seconds=round(m['seconds'], 1),
+        peak_memory_mb=round(m['memory']), resumed=resumed, reads=m['reads'], runs=runs, chosen=m['chosen'],
+        finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=_git('rev-parse', 'HEAD'), files=m['files']))
+    return f"{m['seconds']:.0f} s{', going on from a killed run' if resumed else ''}"
 
-def _run_beside(todo, jobs, run_one, say):
+def _run_beside(todo, jobs, run_one, board, template):
     "Run steps as soon as what they read is there, `jobs` at a time; the first failure lets those that are running finish"
     from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-    waiting, running, open_, failed = list(todo), {}, {s['label'] for _, s in todo}, None
+    waiting, running, open_, failed = list(todo), {}, {s['label'] for s in todo}, None
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while running or waiting and not failed:
-                for line, s in [] if failed else list(waiting):
+                for s in [] if failed else list(waiting):
                     if len(running) >= jobs: break
                     if open_ & set(s['needs']): continue
-                    waiting.remove((line, s)); running[pool.submit(run_one, s)] = (line, s)
-                    if jobs == 1: say(line, end=' ', flush=True)
+                    waiting.remove(s); board.starts(s['label'], s['line']); running[pool.submit(run_one, s)] = s
                 for f in wait(running, return_when=FIRST_COMPLETED)[0]:
-                    line, s = running.pop(f)
-                    line = '' if jobs == 1 else f'{line} '
-                    try: say(f'{line}{f.result()}', flush=True); open_.discard(s['label'])
-                    except ValueError as e: say(f'{line}failed', flush=True); failed = failed or e
+                    s = running.pop(f)
+                    try: board.ends(s['label'], f"{s['line']} ... {f.result()}"); open_.discard(s['label'])
+                    except ValueError as e: board.ends(s['label'], f"{s['line']} ... failed"); failed = failed or e
                     yield s
         except BaseException:
-            for p in list(_ALIVE): p.kill()
+            template.kill()
             raise
     if failed: raise failed
+
 
 # %% ../nbs/24_run.ipynb #18_run-039
 def _chosen(recipe, steps, until, force, only):
@@ -565,48 +538,99 @@ def _keys_there(recipe, everything, steps, run):
                              f"`yfpo run {recipe['name']} --until {stage}`")
     return keys
 
-def _below(steps):
-    "{label: labels of all steps that it reads from, directly or not}"
-    below = {}
-    for s in steps: below[s['label']] = set(s['needs']).union(*(below[n] for n in s['needs']))
-    return below
-
 def _alone(steps):
     "Labels of the steps that nothing could ever run beside: each other step comes before them or after"
-    below = _below(steps)
-    return {l for l in below if all(l in below[m] or m in below[l] for m in below if m != l)}
+    under = below(steps)
+    return {l for l in under if all(l in under[m] or m in under[l] for m in under if m != l)}
 
-def _most_awaited(todo, steps):
-    "What most other steps wait for comes first, so that short steps that nobody waits for fill the end"
-    below = _below(steps)
-    return sorted(todo, key=lambda x: -sum(x[1]['label'] in b for b in below.values()))
+def _speed_here():
+    "This machine's `speed`, measured in a process of its own, since the runner imports no torch"
+    r = subprocess.run([sys.executable, '-c', 'from yfpo.machine import speed; print(speed())'], capture_output=True, text=True)
+    return float(r.stdout) if r.returncode == 0 else None
+
+def _speed(run):
+    "This machine's speed as the run has noted it"
+    try: return json.loads((run/'machine.json').read_text())['speed']
+    except (FileNotFoundError, json.JSONDecodeError, KeyError): return None
+
+def _note_speed(run):
+    "Measure the speed and keep it with the run; the next run of another machine notes its own"
+    try: known = json.loads((run/'machine.json').read_text())
+    except (FileNotFoundError, json.JSONDecodeError): known = {}
+    if (now := _speed_here()) is not None: _write_json(run/'machine.json', dict(known, speed=now))
+    return now
+
+def expected(recipe, steps, run, speed=None): # billions of operations a second of this machine; None leaves committed times as they are
+    "({label: seconds}, where they come from): of this run's own earlier steps, else of the committed ones, scaled to this machine"
+    own = {s['label']: m['seconds'] for s in steps if (m := _read_marker(_marker(run, s).with_suffix('.old')) or _finished(run, s))}
+    path = root()/'nbs'/'paper'/'results'/recipe['name']/'manifest.json'
+    if not path.exists(): return (own, 'earlier runs here') if len(own) == len(steps) else ({}, '')
+    m = json.loads(path.read_text())
+    ratio = m['speed']/speed if speed and m.get('speed') else 1.
+    there = {l: scaled(x['seconds'], ratio) for l, x in m['stages'].items()}
+    if any(s['label'] not in there for s in steps): return {}, ''
+    where = m['hardware']['cpu'] + (f", {m['speed']:.0f} GFLOP/s, scaled to {speed:.0f} here" if ratio != 1. else '')
+    return {s['label']: own.get(s['label'], there[s['label']]) for s in steps}, where
+
+def _promise(recipe, todo, seconds, where, jobs):
+    "What is said before a run starts"
+    beside = f", {jobs} beside each other" if jobs > 1 else ''
+    if not seconds: return f"{len(todo)} steps{beside}; no earlier run tells how long they take"
+    return f"{len(todo)} steps{beside}, about {in_words(makespan(todo, seconds, jobs))} here (times from {where})"
 
 def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, run_dir:str='', only=(), jobs:int=0, say=print):
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
     recipe = read_recipe(name)
     if data_dir: recipe['shared']['data_dir'] = str(Path(data_dir).expanduser().resolve())
-    if jobs < 0: raise ValueError(f'jobs is {jobs}: give at least 1, or 0 for what the recipe says')
-    recipe['jobs'] = jobs = jobs or recipe['jobs']
+    recipe['jobs'] = jobs = lanes(jobs or recipe['jobs'])
     everything, run, ran, keys = plan(recipe, run_dir, overrides), run_folder(recipe['name'], run_dir), 0, {}
     steps, again = _chosen(recipe, everything, until, force, only)
     if recipe.get('cost') and not only: say(estimate_text(recipe), flush=True)
     with _locked(run):
         _retire(run, everything)
         if only: keys = _keys_there(recipe, everything, steps, run)
-        for s in steps: keys[s['label']] = step_key(s, keys)
-        lines = [f"[{i+1}/{len(steps)}] {s['label']} ..." for i, s in enumerate(steps)]
+        for i, s in enumerate(steps):
+            keys[s['label']] = step_key(s, keys)
+            s['line'] = f"[{i+1}/{len(steps)}] {s['label']}"
         done = [is_done(run, s, keys[s['label']]) and s['label'] not in again for s in steps]
-        for l, d in zip(lines, done):
-            if d and not all(done): say(f'{l} up to date')
-        alone, share = _alone(everything), max(1, (os.cpu_count() or 1)//jobs)
-        def one(s):
-            threads = 0 if jobs == 1 or s['label'] in alone else share
-            return _run_step(s, keys[s['label']], {n: keys[n] for n in s['needs']}, run, s['label'] in again, threads)
-        todo = [(l, s) for l, s, d in zip(lines, steps, done) if not d]
-        for _ in _run_beside(_most_awaited(todo, everything) if jobs > 1 else todo, jobs, one, say):
-            ran += 1
-            write_manifest(recipe, everything, run)
+        for s, d in zip(steps, done):
+            if d and not all(done): say(f"{s['line']} ... up to date")
+        todo = [s for s, d in zip(steps, done) if not d]
+        if todo:
+            for s in _run_all(recipe, everything, todo, keys, run, again, jobs, say):
+                ran += 1
+                write_manifest(recipe, everything, run)
     return ran, run
+
+def cost_text(recipe): # a dict from `read_recipe`
+    "What a recipe takes here, stage by stage, from committed times and the speed of the two machines"
+    steps, run, jobs = plan(recipe), run_folder(recipe['name']), lanes(recipe['jobs'])
+    seconds, where = expected(recipe, steps, run, _speed_here())
+    if not seconds:
+        seconds, where = {s['label']: START for s in steps}, f'{START:g} s to start each notebook; no finished run tells what they take beyond it'
+    rows = {}
+    for s in steps: rows[s['stage']] = rows.get(s['stage'], 0.) + seconds[s['label']]
+    lines = [f'{stage:18s} {in_words(x):>12s}' for stage, x in rows.items()]
+    total = in_words(makespan(most_awaited(steps, steps), seconds, jobs))
+    return '\n'.join([f"{recipe['name']}, {jobs} steps beside each other (times from {where}):", *lines, f"{'in all':18s} {total:>12s}"])
+
+def _run_all(recipe, everything, todo, keys, run, again, jobs, say):
+    "Run the steps `todo`; yields each that has ended"
+    todo = most_awaited(todo, everything) if jobs > 1 else todo
+    alone, share = _alone(everything), max(1, (os.cpu_count() or 1)//jobs)
+    tunables = os.environ.get('GLIBC_TUNABLES') or large_pages()
+    template = Template(_preload(todo), dict(MPLBACKEND='module://matplotlib_inline.backend_inline',
+                                             **(dict(GLIBC_TUNABLES=tunables) if tunables else {})))
+    def one(s):
+        threads = 0 if jobs == 1 or s['label'] in alone else share
+        return _run_step(s, keys[s['label']], {n: keys[n] for n in s['needs']}, run, template, s['label'] in again, threads)
+    try:
+        committed = (root()/'nbs'/'paper'/'results'/recipe['name']/'manifest.json').exists()
+        seconds, where = expected(recipe, todo, run, _note_speed(run) if committed else None)
+        say(_promise(recipe, todo, seconds, where, jobs), flush=True)
+        def file_of(label): return run/'notebooks'/f'{label}.progress'
+        with Ticking(todo, seconds, jobs, say, file_of=file_of) as board: yield from _run_beside(todo, jobs, one, board, template)
+    finally: template.close()
 
 def show_results(results, say=print):
     "Print the main table and where the figures are"
@@ -759,8 +783,9 @@ def _cmd_run(a):
     given = {k: _value(v) for k, v in a.p or []}
     ran, run = run_recipe(a.recipe, a.data_dir, a.until, a.force or (), given, _folder(a.run_dir), a.only or (), a.jobs)
     if not ran: print(f'nothing to do: {run} is up to date (use --force to run it again)')
-    if a.until or a.only: return
+    if a.until or a.only: return print(f"results so far in {run/'results'}, executed notebooks in {run/'notebooks'}")
     show_results(run/'results')
+    print(f"results in {run/'results'}, executed notebooks in {run/'notebooks'}")
     if (f := _committed(a.recipe, run)): print(check_text(f, run/'results')[0])
 
 def _committed(recipe, run):
@@ -778,7 +803,9 @@ def _cmd_check(a):
 def _cmd_list(a):
     for f in sorted((root()/'nbs'/'paper'/'recipes').glob('*.yaml')): print(f'{f.stem:12s} {read_recipe(f.stem)["about"]}')
 
-def _cmd_cost(a): print(estimate_text(read_recipe(a.recipe)))
+def _cmd_cost(a):
+    recipe = read_recipe(a.recipe)
+    print(estimate_text(recipe) if recipe.get('cost') else cost_text(recipe))
 def _cmd_docs(a):
     from yfpo.site import write_site
     write_site(root(), _folder(a.out))
