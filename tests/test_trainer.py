@@ -94,6 +94,7 @@ def test_shared_prompts_change_nothing_but_the_work(tiny, tmp_path, extra):
     loose = 1e-1 if extra.get('bf16') else 2e-4
     for key in METRICS + ('eval_loss', 'eval_neurons/margins'):
         a, b = column(on, key), column(off, key)
+        if key == 'rewards/accuracies': a, b = a[1:], b[1:]      # at step 1 the policy is the reference: the sign of its margin is rounding
         least = 1e-2 if extra.get('bf16') and key == 'neurons/clipped' else 1e-6             # one value at the edge of the clip
         assert len(a) == len(b) and a == pytest.approx(b, rel=loose, abs=loose*max(map(abs, b)) + least), key
     assert column(on, 'neurons/share')[1:] == pytest.approx(column(off, 'neurons/share')[1:], abs=5e-2 if extra.get('bf16') else 2e-3)

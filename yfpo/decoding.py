@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 import torch
 from transformers import Cache, DynamicCache, DynamicLayer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from .machine import decode_batch
 from .models import head_logits, own_attention, save_model, unwrap
 
 # %% ../nbs/02_decoding.ipynb #02-decod-005
@@ -231,6 +232,13 @@ def _ending(model, tokenizer, stop):
         return bool(stop) and any(s in tokenizer.decode(ids[-reach:]) for s in stop)
     return over
 
+def _row_bytes(model, tokens):
+    "Bytes of keys and values of one response of that length, with its prompt"
+    c = model.config.get_text_config()
+    heads = getattr(c, 'num_key_value_heads', None) or c.num_attention_heads
+    width = getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads
+    return 2*c.num_hidden_layers*heads*width*tokens*model.dtype.itemsize
+
 def _cut(row, over): return row[:next((n for n in range(1, len(row) + 1) if over(row[:n])), len(row))]
 
 def _said(tokenizer, row, ends, stop):
@@ -242,15 +250,16 @@ def _said(tokenizer, row, ends, stop):
 
 def completions(model, tokenizer, prompts, # texts
                 keys=None, # one a prompt, seeds of its noise; needed where `temperature` is above 0
-                temperature:float=0., top_p:float=1., max_new_tokens:int=256, batch_size:int=32,
+                temperature:float=0., top_p:float=1., max_new_tokens:int=256,
+                batch_size:int=32, # 0 for as many as fit
                 stop=(), # texts that end a response and are cut off
                 backend:str='auto'): # 'auto' is this page's loop where the model allows it; 'transformers'; 'vllm'
     "Yields batches (places in `prompts`, their (text, tokens, finished, token ids)), longest prompts first"
     if backend not in BACKENDS: raise ValueError(f"backend {backend!r} is unknown: use one of {', '.join(BACKENDS)}")
-    if batch_size < 1: raise ValueError(f'batch_size is {batch_size}: give at least 1')
     ids, ends, stop = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts], set(stop_ids(model, tokenizer)), tuple(stop)
     if empty := [i for i, x in enumerate(ids) if not x]: raise ValueError(f'prompt {empty[0]} is empty: there is nothing to go on from')
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    batch_size = decode_batch(batch_size, _row_bytes(model, max(map(len, ids)) + max_new_tokens))
     if backend == 'vllm':
         yield order, vllm_decode(model, tokenizer, [ids[i] for i in order], keys and [keys[i] for i in order], temperature, top_p,
                                  max_new_tokens, stop)

@@ -62,7 +62,8 @@ def _save(trainer, tokenizer, folder):
     trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero(): return
     tokenizer.save_pretrained(new)
-    with atomic_folder(folder) as tmp: shutil.copytree(new, tmp, dirs_exist_ok=True)
+    with atomic_folder(folder) as tmp:
+        for f in new.iterdir(): f.rename(tmp/f.name)
     shutil.rmtree(new)
 
 # %% ../nbs/25_launch.ipynb #23-launch-009

@@ -132,10 +132,11 @@ def lanes(asked:int=0): # 0: what suits the machine
     return asked or (1 if h['gpus'] else max(1, min(h['cores'] or 1, int((h['memory_gib'] or 8)//8))))
 
 def speed():
-    "Billions of operations a second in a product of a small model's size, in the faster format: what run times are compared by"
+    "Billions of operations a second of one core in a product of a small model's size, in the faster format: what run times are compared by"
     import torch
+    torch.set_num_threads(1)                                   # for this process: whatever runs beside it has the other cores
     dtype = torch.bfloat16 if bfloat16_pays(576)[0] else torch.float32
-    return round(2*512*576*4*576/product_seconds(dtype)/1e9, 1)
+    return round(2*512*576*4*576/product_seconds(dtype, repeats=40)/1e9, 1)
 
 def large_pages():
     "The tunable that has glibc ask for large pages, where the system gives them to who asks"

@@ -33,7 +33,7 @@ def makespan(todo, seconds, jobs): # steps in the order in which they may start;
     return now
 
 # %% ../nbs/29_pace.ipynb #29-pace-008
-START = 3.                                                     # seconds of a step that do not depend on the processor's speed: files, drawing
+START = 3.  # seconds of a step that do not depend on the processor's speed: files, drawing
 
 def scaled(seconds, ratio): # of a step there; speed there over speed here
     "Seconds of a step here: only what goes beyond `START` depends on the speed"

@@ -173,7 +173,8 @@ def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logp
     "Yields (index, activations of its response tokens but the last `unread`: (T_i, K)); `logps` gets log-probabilities from that pass"
     shared = bool(examples) and packs(model, max(len(e.ids) for e in examples))
     with NeuronReader(model, neurons) as reader, torch.no_grad():
-        for ix in track((shared_batches if shared else batches)(examples, batch_size), desc='reading neurons', unit='batches', disable=not progress):
+        chosen = (shared_batches if shared else batches)(examples, batch_size)
+        for ix in track(chosen, desc='reading neurons', unit='batches', disable=not progress):
             reader.clear()
             if shared:
                 some = [examples[i] for i in ix]

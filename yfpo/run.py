@@ -385,7 +385,7 @@ def execute(step, run, template, key:str='', threads:int=0): # a `Template`; 0: 
     "Run one notebook in processes of its own: `seconds, memory, files, reads, chosen`; a ValueError with its last error"
     out, own = run/'notebooks'/f"{step['label']}.ipynb", _own_files(run, step)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not (run/'partial'/step['label']/key).exists() or not key: own['writes'].write_text('')     # else what a killed run has written counts too
+    if not (run/'partial'/step['label']/key).exists() or not key: own['writes'].write_text('')     # what a killed run wrote counts too
     for k in ('log', 'notes', 'progress'): own[k].write_text('')
     spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
     start = time.time()
@@ -431,7 +431,8 @@ def _portable(params):
 def write_manifest(recipe, steps, run):
     "results/manifest.json: what was run, with which settings and versions, on what, for how long"
     done = {s['label']: m for s in steps if (m := _finished(run, s))}
-    stages = {l: {k: m[k] for k in ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'finished', 'resumed', 'reads', 'runs', 'chosen') if k in m}
+    kept = ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'finished', 'resumed', 'reads', 'runs', 'chosen')
+    stages = {l: {k: m[k] for k in kept if k in m}
               for l, m in done.items()}
     text = json.dumps({k: v for k, v in recipe.items() if k != 'shared'} | dict(shared=_portable(recipe['shared'])), sort_keys=True)
     _write_json(run/'results'/'manifest.json',
@@ -607,7 +608,8 @@ def cost_text(recipe): # a dict from `read_recipe`
     steps, run, jobs = plan(recipe), run_folder(recipe['name']), lanes(recipe['jobs'])
     seconds, where = expected(recipe, steps, run, _speed_here())
     if not seconds:
-        seconds, where = {s['label']: START for s in steps}, f'{START:g} s to start each notebook; no finished run tells what they take beyond it'
+        seconds = {s['label']: START for s in steps}
+        where = f'{START:g} s to start each notebook; no finished run tells what they take beyond it'
     rows = {}
     for s in steps: rows[s['stage']] = rows.get(s['stage'], 0.) + seconds[s['label']]
     lines = [f'{stage:18s} {in_words(x):>12s}' for stage, x in rows.items()]

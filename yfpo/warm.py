@@ -144,7 +144,8 @@ class Template:
 
     def run(self, spec, env, log, cwd):
         "Run one notebook in a copy and wait for it; returns the exit code"
-        if not self.ready(): raise ValueError('the process that starts the notebooks could not import what they use; its error stands above')
+        if not self.ready():
+            raise ValueError('the process that starts the notebooks could not import what they use; its error stands above')
         env = {**os.environ, **env, 'JUPYTER_PATH': self.jupyter, 'YFPO_LOG': str(log)}
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(str(self.path))
