@@ -84,7 +84,7 @@ LOOKED_UP = {
     'trl.DPOTrainer._compute_loss': 'if self.precompute_ref_logps:', 'trl.DPOTrainer.log': 'self._metrics[mode]',
     'trl.DPOTrainer.compute_ref_log_probs': 'fused_lm_head=True', 'transformers.Trainer.save_model': '_internal_call'}
 OURS = {'_attnlrp', '_yfpo_packs'}                             # set on models of others
-PYTHON = {'_asdict', '_replace', '_abc_impl'}                  # a named tuple's public methods, and what every abstract class has
+PYTHON = {'_asdict', '_replace', '_abc_impl', '_exit', '_run_exitfuncs'}      # of named tuples, abstract classes, os and atexit
 NAMES = {n for names in TOUCHED.values() for n in names}
 
 def found(where):

@@ -6,7 +6,7 @@
 __all__ = ['serve', 'Template', 'template']
 
 # %% ../nbs/28_warm.ipynb #28-warm-002
-import importlib, json, os, runpy, select, signal, socket, subprocess, sys, tempfile
+import importlib, json, os, runpy, select, signal, socket, subprocess, sys, tempfile, threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,7 +127,7 @@ class Template:
         start = f'from yfpo.warm import serve; serve({str(self.path)!r}, {list(modules)!r})'
         self.process = subprocess.Popen([sys.executable, '-c', start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         env={**os.environ, **(env or {})}, start_new_session=True)
-        self.jupyter = self._kernelspec()
+        self.jupyter, self.said, self.lock = self._kernelspec(), None, threading.Lock()
 
     def _kernelspec(self):
         "A folder for JUPYTER_PATH whose `python3` kernel is a copy of this template"
@@ -139,8 +139,9 @@ class Template:
 
     def ready(self):
         "Wait until it has imported; False where it could not"
-        if not hasattr(self, '_ready'): self._ready = self.process.stdout.readline() == 'ready\n'
-        return self._ready
+        with self.lock:
+            if self.said is None: self.said = self.process.stdout.readline()
+        return self.said == 'ready\n'
 
     def run(self, spec, env, log, cwd):
         "Run one notebook in a copy and wait for it; returns the exit code"
