@@ -117,6 +117,6 @@ def test_vllm_gets_what_was_asked(tiny, monkeypatch):
     generate(model, tok, qs, n=2, temperature=1., max_new_tokens=3, backend='vllm', progress=False)
     assert len({p.seed for p in seen['params']}) == 6
 
-@pytest.mark.parametrize('kw,says', [(dict(backend='vlm'), "'vlm' is unknown"), (dict(batch_size=0), 'batch_size is 0')])
+@pytest.mark.parametrize('kw,says', [(dict(backend='vlm'), "'vlm' is unknown"), (dict(batch_size=-1), 'batch_size is -1')])
 def test_bad_input(tiny, kw, says):
     with pytest.raises(ValueError, match=says): list(completions(*tiny, ['a'], **kw))

@@ -3,8 +3,8 @@ import ast, subprocess, sys
 import pytest
 from conftest import ROOT
 
-ORDER = ('problems models decoding responses packing pairs relevance attributors neurons interventions cards reward loss trainer '
-         'dynamic monitors methods evaluate protocols statistics report figures page site run launch').split()
+ORDER = ('machine progress pace warm problems models decoding responses packing pairs relevance attributors neurons interventions '
+         'cards reward loss trainer dynamic monitors methods evaluate protocols statistics report figures page site run launch').split()
 
 def imports(module):
     "(yfpo modules, top-level packages imported when the module loads, all packages)"
@@ -46,5 +46,5 @@ def loaded(code):
                        text=True, check=True)
     return ast.literal_eval(r.stdout.strip().splitlines()[-1])
 
-@pytest.mark.parametrize('module', ['yfpo', 'yfpo.run', 'yfpo.problems', 'yfpo.report', 'yfpo.figures'])
+@pytest.mark.parametrize('module', ['yfpo', 'yfpo.run', 'yfpo.machine', 'yfpo.progress', 'yfpo.problems', 'yfpo.report', 'yfpo.figures'])
 def test_start_up_is_light(module): assert loaded(f'import {module}') == []

@@ -11,4 +11,6 @@ def said():
     return r.stdout + r.stderr
 
 @pytest.mark.parametrize('path', [*sorted((ROOT/'nbs').glob('[0-9]*.ipynb')), ROOT/'nbs'/'index.ipynb'], ids=lambda p: p.stem)
-def test_runs(path, said): assert f'- Completed {path}' in said, said.partition(f'Starting {path}')[2].partition('Starting ')[0][-3000:] or said[-3000:]
+def test_runs(path, said):
+    own = said.partition(f'Starting {path}')[2].partition('Starting ')[0]
+    assert f'- Completed {path}' in said, own[-3000:] or said[-3000:]

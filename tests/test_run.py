@@ -130,11 +130,11 @@ def test_stage_notebooks_by_themselves_do_what_the_smoke_recipe_does():
 
 def test_what_most_steps_wait_for_starts_first(tmp_path):
     "Short steps that nobody waits for fill the end, when two run beside each other"
-    from yfpo.run import _most_awaited
+    from yfpo.pace import most_awaited
     steps = plan(read_recipe('cpu'), str(tmp_path))
-    order = [s['label'] for _, s in _most_awaited([('', s) for s in steps], steps)]
+    order = [s['label'] for s in most_awaited(steps, steps)]
     at = order.index
-    assert at('evaluate-reference') < at('train-seed0') < at('train-seed4') < at('evaluate-seed0') < at('audit') < at('table_main')
+    assert at('evaluate-reference') < at('train-seed0') < at('train-seed1') < at('evaluate-seed0') < at('audit') < at('table_main')
     assert sorted(order) == sorted(s['label'] for s in steps) and at('problems') == 0
 
 COST = 'cost: {parameters: 1e9, question_tokens: 100, solution_tokens: 50, device: a GPU, tflops: 100.0, writing_tflops: 10.0}\n'
@@ -161,10 +161,21 @@ def test_the_estimate_by_hand():
     assert f"{sum(x['hours'] for x in rows.values()):8.2f} h" in estimate_text(r).splitlines()[-1]
 
 def test_a_costly_recipe_says_so_before_it_starts(again):
-    assert yfpo(again, 'cost', 'toy').returncode == 1
     r = yfpo(ROOT, 'run', 'paper', '--until', 'problems', '--data-dir', '/nowhere', '--run-dir', again/'paper')
     assert r.returncode == 1 and r.stdout.index('Estimate for paper on one NVIDIA H100') < r.stdout.index('[1/1] problems')
     assert 'Estimate for paper' in yfpo(ROOT, 'cost', 'paper').stdout
+
+def test_every_recipe_has_a_cost(again, tmp_path):
+    "Where nothing has run, what starting takes; after a run, what its steps took"
+    out = yfpo(make(tmp_path/'fresh'), 'cost', 'toy').stdout
+    assert 'no finished run tells' in out and out.splitlines()[-1].split()[:2] == ['in', 'all']
+    out = yfpo(again, 'cost', 'toy').stdout
+    assert 'times from earlier runs here' in out and {'sft', 'train', 'outputs'} <= {l.split()[0] for l in out.splitlines()}
+
+def test_what_a_left_out_stage_reads_is_still_waited_for(toy):
+    "The toy has no pairs and no neurons; what those read, training reads too: the two may never run beside each other"
+    needs = {s['label']: s['needs'] for s in plan(read_recipe('toy'))}
+    assert needs == {'sft': [], 'train-seed0': ['sft'], 'train-seed1': ['sft'], 'table_main': ['sft', 'train-seed0', 'train-seed1']}
 
 # --- a run ---
 
@@ -261,7 +272,7 @@ def test_only_one_stage_runs_on_what_is_there(again, tmp_path):
     nb.write_text(nb.read_text().replace('optimiser is upset', 'optimiser is cross'))
     assert 'nothing to do' in yfpo(again, 'run', 'toy', '--only', 'train').stdout
     r = yfpo(again, 'run', 'toy', '--only', 'train', '--force', 'train')
-    assert r.stdout.count('...') == 2 and 'train-seed1' in r.stdout and 'sft ...' not in r.stdout
+    assert r.stdout.count('] train-seed') == 4 and 'train-seed1' in r.stdout and 'sft ...' not in r.stdout
     assert yfpo(again, 'run', 'toy', '--only', 'outputs').returncode == 0 and yfpo(again, 'publish', 'toy').returncode == 0
     r = yfpo(again, 'run', 'toy', '--only', 'trian')
     assert r.returncode == 1 and "did you mean 'train'?" in r.stderr
@@ -331,8 +342,10 @@ def test_a_step_that_nothing_can_run_beside_has_all_cores():
     assert _alone(steps) == {'a', 'd', 'e', 'f'} and _alone(steps[:3]) == {'a'} and _alone(steps[:2]) == {'a', 'b'}
 
 def test_jobs_must_be_a_number_of_steps(toy):
-    recipe(toy, 'about: toys', 'about: toys\njobs: 0')
-    with pytest.raises(ValueError, match='jobs is 0'): read_recipe('toy')
+    recipe(toy, 'about: toys', 'about: toys\njobs: -1')
+    with pytest.raises(ValueError, match='jobs is -1'): read_recipe('toy')
+    recipe(toy, 'jobs: -1', 'jobs: 0')
+    assert read_recipe('toy')['jobs'] == 0, 'as many as suit the machine'
 
 # --- failing and killed ---
 

@@ -701,6 +701,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'yfpo.run._promise': ('run.html#_promise', 'yfpo/run.py'),
                           'yfpo.run._questions_read': ('run.html#_questions_read', 'yfpo/run.py'),
                           'yfpo.run._read_marker': ('run.html#_read_marker', 'yfpo/run.py'),
+                          'yfpo.run._reads': ('run.html#_reads', 'yfpo/run.py'),
                           'yfpo.run._refuse_fixed': ('run.html#_refuse_fixed', 'yfpo/run.py'),
                           'yfpo.run._resident': ('run.html#_resident', 'yfpo/run.py'),
                           'yfpo.run._retire': ('run.html#_retire', 'yfpo/run.py'),

@@ -214,9 +214,14 @@ def plan(recipe, # a dict from `read_recipe`
         if k not in used: raise ValueError(f"no stage of recipe {recipe['name']!r} has a parameter {k!r}: {_nearest(k, sorted(used))}")
     return steps
 
+def _reads(stage, there):
+    "Stages among `there` that `stage` reads from, through those that the recipe leaves out; None: all before it"
+    if stage not in NEEDS: return None
+    return {m for n in NEEDS[stage] for m in ({n} if n in there else _reads(n, there))}
+
 def _needs(stage, label, extra, before):
     "Labels of the earlier steps that this one reads from"
-    names = NEEDS.get(stage)
+    names = _reads(stage, {s['stage'] for s in before})
     res = [s['label'] for s in before if s['stage'] != 'outputs' and (names is None or s['stage'] in names)]
     own = (f"train-seed{extra['seed']}", 'evaluate-reference') if stage == 'evaluate' and label != 'evaluate-reference' else ()
     return res + [s['label'] for s in before if s['label'] in own]
