@@ -42,12 +42,9 @@ TOUCHED = {
         _set_signature_columns_if_needed='keep the column `ref_row` in the batches',
         compute_ref_log_probs='share prompts in the reference pass', create_model_card='add our sections to the model card'),
     'trl.DPOTrainer()': dict(
-        _tokenizer='know the special tokens and padding', _metrics="log neuron metrics beside TRL's",
+        _metrics="log neuron metrics beside TRL's",
         precompute_ref_logps="have the loss take the reference's log-probabilities from the batch",
-        aux_loss_enabled='leave a mixture of experts with an auxiliary loss alone', ref_model='read the reference',
-        use_weighting='know whether the loss needs `log_sum_sq_probs`', beta='rebuild the reward of a pair',
-        ld_alpha='weigh tokens as the loss does', loss_types='rebuild the loss of a pair', loss_weights='rebuild the loss of a pair',
-        label_smoothing='rebuild the loss of a pair'),
+        aux_loss_enabled='leave a mixture of experts with an auxiliary loss alone', ref_model='read the reference'),
     'trl.DPOTrainer().train_dataset': dict(prompt_ids='read neurons on the tokens of the pairs', chosen_ids='read neurons on the pairs',
                                            rejected_ids='read neurons on the tokens of the pairs'),
     'trl.DPOTrainer().data_collator()': dict(input_ids='pack a batch', attention_mask='pack a batch',
@@ -82,7 +79,7 @@ LOOKED_UP = {
     'transformers.modeling_gguf_pytorch_utils.get_gguf_hf_weights_map': 'get_tensor_name_map(',
     'trl.trainer.utils.add_fused_lm_head': '_use_triton(', 'trl.kernels.ChunkedLogProbFunction': 'range(0, N, TOKEN_CHUNK_SIZE)',
     'trl.DPOTrainer._compute_loss': 'if self.precompute_ref_logps:', 'trl.DPOTrainer.log': 'self._metrics[mode]',
-    'trl.DPOTrainer.compute_ref_log_probs': 'fused_lm_head=True', 'transformers.Trainer.save_model': '_internal_call'}
+    'trl.DPOTrainer.compute_ref_log_probs': 'fused_lm_head=True'}
 OURS = {'_attnlrp', '_yfpo_packs'}                             # set on models of others
 PYTHON = {'_asdict', '_replace', '_abc_impl', '_exit', '_run_exitfuncs'}      # of named tuples, abstract classes, os and atexit
 NAMES = {n for names in TOUCHED.values() for n in names}

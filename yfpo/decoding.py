@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'GumbelNoise', 'stop_ids', 'left_padded', 'plain_decode', 'RoomyLayer', 'common_beginning', 'Beginning',
-           'read_beginning', 'shared_attention', 'decode', 'odd_attention', 'why_plain_decoding', 'any_batch',
+           'read_beginning', 'shared_attention', 'alike', 'decode', 'odd_attention', 'why_plain_decoding', 'any_batch',
            'decodes', 'completions', 'vllm_decode']
 
 # %% ../nbs/02_decoding.ipynb #02-decod-002
@@ -12,6 +12,7 @@ import hashlib, tempfile, warnings
 from dataclasses import dataclass
 from itertools import takewhile
 import torch
+import torch.nn.functional as F
 from transformers import Cache, DynamicCache, DynamicLayer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 from .machine import decode_batch
 from .models import head_logits, own_attention, save_model, unwrap
@@ -133,28 +134,62 @@ def shared_attention(beginning, tile:int=2**23): # scores held at a time
         return torch.cat(parts).view(B, Q, T, -1).transpose(1, 2).contiguous(), None
     return attend
 
-# %% ../nbs/02_decoding.ipynb #02-decod-019
+# %% ../nbs/02_decoding.ipynb #02-decod-034
+def alike(lengths, # own tokens of each row
+          slack:float=.8, tokens:int=256): # of a group's longest row; tokens that are worth a pass of their own
+    "Rows, longest first, in groups of like length"
+    groups = []
+    for r in sorted(range(len(lengths)), key=lambda r: -lengths[r]):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if not groups or lengths[r] < slack*longest and len(groups[-1])*longest >= tokens: groups.append([])
+        groups[-1].append(r)
+    return groups
+
 def _step(model, ids, mask, positions, cache):
     "Last hidden state of each row (B, D), after `ids` went through the model onto the cache"
     return unwrap(model).base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
                                     use_cache=True).last_hidden_state[:, -1]
 
+def _roomy_cache(model, room): return Cache(layers=[RoomyLayer(room) for _ in range(model.config.get_text_config().num_hidden_layers)])
+
+def _read_rows(model, prompts, beginning, copied, room):
+    "One pass over rows: last hidden states (b, D), cache, which of its columns are real (b, columns), last positions (b, 1)"
+    P = len(beginning.ids)
+    ids, real = left_padded([p[P:] for p in prompts], 0, model.device)
+    (b, S), at = ids.shape, P + (real.cumsum(1) - 1).clamp(min=0)
+    mask = real[:, None, None] & real.new_ones(S, S).tril()
+    cache = _roomy_cache(model, room + S*copied)
+    if copied:
+        for layer, kv in zip(cache.layers, beginning.layers): layer.update(*(x.expand(b, *x.shape) for x in kv))
+        mask, real = torch.cat([mask.new_ones(b, 1, S, P), mask], -1), torch.cat([real.new_ones(b, P), real], 1)
+    return _step(model, ids, mask, at, cache), cache, real, at[:, -1:]
+
+def _read_prompts(model, prompts, beginning, copied, room):
+    "`_read_rows` of groups of like length, put together; and the order of the rows"
+    groups = alike([len(p) - len(beginning.ids) for p in prompts])
+    if len(groups) == 1: return *_read_rows(model, [prompts[r] for r in groups[0]], beginning, copied, room), groups[0]
+    hs, caches, reals, ats = zip(*[_read_rows(model, [prompts[r] for r in g], beginning, copied, 0) for g in groups])
+    width, cache = max(r.shape[1] for r in reals), _roomy_cache(model, room)
+    def join(parts, at=0): return torch.cat([F.pad(x, (0,)*at + (width - r.shape[1], 0)) for x, r in zip(parts, reals)])
+    for i, layer in enumerate(cache.layers):
+        layer.update(join([c.layers[i].keys for c in caches], 2), join([c.layers[i].values for c in caches], 2))
+        for c in caches: c.layers[i] = None                    # one layer twice, not all of them
+    return torch.cat(hs), cache, join(reals), torch.cat(ats), sum(groups, [])
+
+# %% ../nbs/02_decoding.ipynb #02-decod-019
 @torch.no_grad()
 def decode(model, prompts, # token ids of each, all beginning with `beginning`
            beginning, # a `Beginning`, perhaps empty
            ended, # function of the tokens so far: is it over?
            max_new_tokens:int, noise=None, # a `GumbelNoise`
-           trace=None): # a list that gets (rows, hidden states) of every step
+           trace=None, # a list that gets (rows, hidden states) of every step
+           copied:int=64): # longest beginning that is copied to every row
     "What follows each prompt, as token ids, with the token that ended it"
-    P, layers = len(beginning.ids), model.config.get_text_config().num_hidden_layers
-    ids, real = left_padded([p[P:] for p in prompts], 0, model.device)
-    S, rows, out = ids.shape[1], list(range(len(prompts))), [[] for _ in prompts]
-    real = torch.cat([real, real.new_ones(len(rows), max_new_tokens)], 1)
-    cache, at = Cache(layers=[RoomyLayer(max_new_tokens) for _ in range(layers)]), P + (real[:, :S].cumsum(1) - 1).clamp(min=0)
-    causal = torch.ones(S, S, dtype=torch.bool, device=ids.device).tril()
-    over = set()
-    with own_attention(unwrap(model), lambda old: shared_attention(beginning)):
-        h = _step(model, ids, real[:, None, None, :S] & causal, at, cache)
+    copy, out, over = len(beginning.ids) <= copied, [[] for _ in prompts], set()
+    with own_attention(unwrap(model), lambda old: shared_attention(Beginning([], []) if copy else beginning)):
+        h, cache, real, at, rows = _read_prompts(model, prompts, beginning, copy, max_new_tokens)
+        real, width = torch.cat([real, real.new_ones(len(rows), max_new_tokens)], 1), real.shape[1]
+        if noise: noise.keep(rows)
         for n in range(1, max_new_tokens + 1):
             if trace is not None: trace.append((list(rows), h))
             z = head_logits(model, h)
@@ -166,11 +201,11 @@ def decode(model, prompts, # token ids of each, all beginning with `beginning`
             left = [j for j, r in enumerate(rows) if r not in over]
             if not left or n == max_new_tokens: return out
             if len(left) <= .8*len(rows):
-                i = torch.tensor(left, device=ids.device)
+                i = torch.tensor(left, device=t.device)
                 cache.batch_select_indices(i); t, at, real, rows = t[i], at[i], real[i], [rows[j] for j in left]
                 if noise: noise.keep(left)
-            at = at[:, -1:] + 1
-            h = _step(model, t[:, None], real[:, None, None, :S + n], at, cache)
+            at = at + 1
+            h = _step(model, t[:, None], real[:, None, None, :width + n], at, cache)
     return out
 
 # %% ../nbs/02_decoding.ipynb #02-decod-024
@@ -196,7 +231,7 @@ def why_plain_decoding(model):
     draws = torch.randint(0, model.config.get_text_config().vocab_size, (14,), generator=torch.Generator().manual_seed(0)).tolist()
     prompts, steps = [draws[:9], draws[:6] + draws[9:11]], []
     try:
-        out = decode(model, prompts, read_beginning(model, draws[:6]), lambda x: False, 3, trace=steps)
+        out = decode(model, prompts, read_beginning(model, draws[:6]), lambda x: False, 3, trace=steps, copied=0)
         own = torch.cat([h for _, h in steps[1:]]).float()
         ref = []
         for n in (1, 2):

@@ -6,8 +6,8 @@
 __all__ = ['FORM', 'ARMS', 'TYPES', 'NEEDS', 'COST', 'WORK', 'PACKAGES', 'COMPARED', 'root', 'run_folder', 'results_folder',
            'need', 'kept', 'check_recipe', 'read_recipe', 'notebook_parameters', 'check_parameter', 'plan', 'estimate',
            'estimate_text', 'step_key', 'is_done', 'execute', 'versions', 'write_manifest', 'expected', 'run_recipe',
-           'cost_text', 'show_results', 'publish', 'report', 'run_here', 'check', 'check_text', 'readme_text',
-           'peak_memory', 'side_by_side', 'ratio', 'main']
+           'cost_text', 'show_results', 'publish', 'report', 'run_here', 'check', 'tolerances', 'check_text',
+           'save_agreement', 'readme_text', 'peak_memory', 'side_by_side', 'ratio', 'main']
 
 # %% ../nbs/24_run.ipynb #18_run-002
 import argparse, ast, difflib, functools, hashlib, importlib.metadata, importlib.util, json, math, os, pickle
@@ -673,14 +673,23 @@ def _draw(output, recipe, folder):
     import contextlib, io
     with contextlib.redirect_stdout(io.StringIO()): run_here(root()/'nbs'/'paper'/f'{output}.ipynb', recipe=recipe, results_dir=folder)
 
+def _drawing_time(outputs, folder, jobs):
+    "How long they took when they were first drawn, in words; nothing where no manifest tells"
+    try: stages = json.loads((folder/'manifest.json').read_text())['stages']
+    except FileNotFoundError: return ''
+    if any(o not in stages for o in outputs): return ''
+    return f", about {in_words(makespan([dict(label=o, needs=[]) for o in outputs], {o: stages[o]['seconds'] for o in outputs}, jobs))}"
+
 def report(name:str, results_dir:str='', say=print):
     "Draw every table and figure of a recipe again from its results files, in place, on all cores, and the page that holds them all"
     from concurrent.futures import ProcessPoolExecutor
     recipe = read_recipe(name)
     folder = results_folder(recipe['name'], results_dir)
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(recipe['outputs']) or 1)) as pool:
-        made = {o: pool.submit(_draw, o, recipe['name'], str(folder)) for o in reversed(recipe['outputs'])}    # figures take longer
-        for o in recipe['outputs']: made[o].result(); say(f'{o} ... drawn', flush=True)
+    outputs, jobs = recipe['outputs'], min(os.cpu_count() or 1, len(recipe['outputs']) or 1)
+    say(f'{len(outputs)} tables and figures{_drawing_time(outputs, folder, jobs)} ...', flush=True)
+    with ProcessPoolExecutor(jobs) as pool:
+        made = {o: pool.submit(_draw, o, recipe['name'], str(folder)) for o in reversed(outputs)}    # figures take longer
+        for i, o in enumerate(outputs, 1): made[o].result(); say(f'[{i}/{len(outputs)}] {o} ... drawn', flush=True)
     from yfpo.page import write_page
     if (folder/'manifest.json').exists(): say(write_page(folder, recipe['name']), flush=True)
     return folder
@@ -717,17 +726,36 @@ def check(new, # folder of results of a rerun
                              limit=limit))
     return rows
 
+def tolerances():
+    "{file: {metric: largest difference that is no difference}} from nbs/paper/tolerances.yaml"
+    import yaml
+    return yaml.load((root()/'nbs'/'paper'/'tolerances.yaml').read_text(encoding='utf-8'), Loader=_loader())
+
 def check_text(recipe:str, results):
     "What `check` finds of a rerun against the committed results, in a sentence, and whether all is inside"
-    import yaml
-    limits = yaml.load((root()/'nbs'/'paper'/'tolerances.yaml').read_text(encoding='utf-8'), Loader=_loader())
-    rows = check(results, results_folder(recipe), limits)
+    rows = check(results, results_folder(recipe), tolerances())
     bad, same = [r for r in rows if r['outside']], sum(r['largest'] == 0 for r in rows)
     n, worst = sum(r['n'] for r in rows), max(rows, key=lambda r: r['largest']/r['limit'])
     text = (f"{n - sum(r['outside'] for r in rows)} of {n} numbers agree with the committed results within nbs/paper/tolerances.yaml; "
             + ("all are equal" if same == len(rows) else
                f"the furthest is {worst['metric']} in {worst['file']}, off by {worst['largest']:.3g} where {worst['limit']:g} is allowed"))
     return text, not bad
+
+def _maker(results):
+    "What made a folder of results: processor, formats and the hash of the numbers that `check` compares"
+    m = json.loads((Path(results)/'manifest.json').read_text())
+    numbers = b''.join((Path(results)/f).read_bytes() for f in COMPARED)
+    chosen = {k: v for s in m['stages'].values() for k, v in s.get('chosen', {}).items()}
+    return dict(hardware=m['hardware'], chosen=chosen, seconds=m['total_seconds'], numbers=hashlib.sha256(numbers).hexdigest()[:16])
+
+def save_agreement(recipe:str, results): # of a run of the same recipe on another kind of processor
+    "Write to nbs/paper/agreement.json how far two kinds of processor are apart, metric by metric: what the tolerances are set from"
+    old = results_folder(recipe)
+    rows = [{k: r[k] for k in ('file', 'metric', 'n', 'largest')} for r in check(results, old, tolerances())]
+    path = root()/'nbs'/'paper'/'agreement.json'
+    known = json.loads(path.read_text()) if path.exists() else {}
+    _write_json(path, {**known, recipe: dict(committed=_maker(old), rerun=_maker(results), rows=rows)})
+    return path
 
 # %% ../nbs/24_run.ipynb #18_run-043
 def readme_text():
@@ -803,8 +831,10 @@ def _committed(recipe, run):
 
 def _cmd_check(a):
     name = read_recipe(a.recipe)['name']
-    text, same = check_text(name, run_folder(name, _folder(a.run_dir))/'results')
+    results = run_folder(name, _folder(a.run_dir))/'results'
+    text, same = check_text(name, results)
     print(text)
+    if a.save: print(save_agreement(name, results))
     if not same: sys.exit(1)
 
 def _cmd_list(a):
@@ -844,7 +874,8 @@ def _parser():
     add('report', _cmd_report, 'draw tables and figures again from results files', recipe,
         (['--results'], dict(default='', help='folder of results, default the committed ones')))
     add('publish', _cmd_publish, 'copy the results of a run to nbs/paper/results', recipe, run_dir)
-    add('check', _cmd_check, 'compare a run with the committed results, within nbs/paper/tolerances.yaml', recipe, run_dir)
+    add('check', _cmd_check, 'compare a run with the committed results, within nbs/paper/tolerances.yaml', recipe, run_dir,
+        (['--save'], dict(action='store_true', help='keep the differences in nbs/paper/agreement.json, from which tolerances are set')))
     add('cost', _cmd_cost, 'estimate what a recipe will take, before it runs', recipe)
     add('docs', _cmd_docs, 'write every notebook as a page, with navigation', (['--out'], dict(default='', help='folder, default _docs')))
     add('env', _cmd_env, 'print versions and hardware')

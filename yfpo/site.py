@@ -6,8 +6,10 @@
 __all__ = ['KINDS', 'SITE_STYLE', 'OPEN', 'site_pages', 'page_of', 'write_site']
 
 # %% ../nbs/23_site.ipynb #24-site-002
-import html, json, re, shutil
+import html, json, os, re, shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from .pace import told
 
 # %% ../nbs/23_site.ipynb #24-site-004
 KINDS = dict(library='The library, in the order the data flows', fig='Figures', table='Tables', stage='Stages', other='Experiments')
@@ -79,11 +81,13 @@ def write_site(top, # the repository
                say=print):
     "Write every notebook as a page into `out`; returns the folder"
     top, pages = Path(top), site_pages(top)
-    out = Path(out) if out else top/'_docs'
-    for kind, path, *_ in pages:
-        to = out/path.relative_to(top/'nbs').with_suffix('.html')
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(page_of(path, pages), encoding='utf-8')
+    out, paths = Path(out) if out else top/'_docs', [p[1] for p in pages]
+    say(f'{len(pages)} pages ...')
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for path, text in zip(paths, told(pool.map(page_of, paths, [pages]*len(pages)), len(pages), 'pages', say)):
+            to = out/path.relative_to(top/'nbs').with_suffix('.html')
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_text(text, encoding='utf-8')
     for d in (top/'nbs'/'paper'/'results').iterdir():               # pictures, tables and cards that pages refer to
         for f in [*d.glob('figures/*.png'), *d.glob('tables/*.md'), *d.glob('cards.html')]:
             to = out/'paper'/'results'/f.relative_to(d.parent)

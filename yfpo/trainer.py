@@ -209,6 +209,7 @@ class YFPOTrainer(DPOTrainer):
             ref_model = copy.deepcopy(tidy(model)).requires_grad_(False)
         super().__init__(model=model, ref_model=ref_model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if model.device.type == 'cpu': keep_memory()
+        self.text_tokenizer = getattr(self.processing_class, 'tokenizer', self.processing_class)     # of a processor, its tokenizer
         if args.share_prompts: packs(self.accelerator.unwrap_model(self.model), 1)           # tried out, and said, before training
         if neurons is not None: self._read_reference()
 
@@ -249,7 +250,7 @@ class ReferenceCollator:
 
 def _read_reference(self):
     "Number the pairs of all datasets, and read the reference on them"
-    self.ro, tok = READOUTS[self.args.readout], self._tokenizer
+    self.ro, tok = READOUTS[self.args.readout], self.text_tokenizer
     self.special, self.texts, self.whole = torch.tensor(sorted({*tok.all_special_ids, tok.eos_token_id, tok.pad_token_id})), {}, {}
     self.train_dataset = self._numbered(self.train_dataset, 'train_dataset')
     self.eval_dataset = _each(self.eval_dataset, self._numbered)
@@ -304,7 +305,7 @@ def _read_logps(self):
     longest = max(len(e.ids) for ex in self.whole.values() for e in ex)
     if self.precompute_ref_logps or not self.args.share_prompts or self.args.sync_ref_model or self.args.ld_alpha is not None: return None
     if self.aux_loss_enabled or not packs(model, longest): return None
-    size, pad = 2*self.args.per_device_train_batch_size, self._tokenizer.pad_token_id
+    size, pad = 2*self.args.per_device_train_batch_size, self.text_tokenizer.pad_token_id
     def read(ex): return dict(logps=torch.stack([x.sum() for x in shared_logprobs(model, ex, pad, size)]).view(2, -1).T.contiguous())
     out = []
     for ex in self.whole.values():
@@ -321,7 +322,7 @@ def _reference(self):
 
 def _read_pairs(self, model, examples, fit):
     "Reference read-outs (n, 2) and, with `fit`, the statistics of the set and of the sample outside it, from one pass over the texts"
-    pad, size, K = self._tokenizer.pad_token_id, 2*self.args.per_device_train_batch_size, len(self.neurons)
+    pad, size, K = self.text_tokenizer.pad_token_id, 2*self.args.per_device_train_batch_size, len(self.neurons)
     with torch.random.fork_rng(), self.accelerator.autocast():
         if not fit:
             phi = read_examples(model, examples, pad, self.neurons, self.reward_stats, self.ro, batch_size=size)
@@ -399,7 +400,7 @@ def _packed(self, model, inputs):
     known = {'input_ids', 'attention_mask', 'completion_mask', 'ref_chosen_logps', 'ref_rejected_logps', 'ref_row'}
     if not self.args.share_prompts or self.aux_loss_enabled or set(inputs) - known: return None
     inner = self.accelerator.unwrap_model(model)
-    return PackedForward(model, inner, self.use_weighting) if packs(inner, inputs['input_ids'].shape[1]) else None
+    return PackedForward(model, inner, self.args.use_weighting) if packs(inner, inputs['input_ids'].shape[1]) else None
 
 def _with_reference(self, inputs, row=None):
     "`inputs` with the reference's log-probabilities, from the table if these pairs are in it"
@@ -468,15 +469,15 @@ def _rewards(self, logps, inputs):
     policy = (logps[0][:, -T:]*weight).sum(1)
     if 'ref_chosen_logps' in inputs: ref = torch.cat([inputs['ref_chosen_logps'], inputs['ref_rejected_logps']]).to(policy)
     else: ref = (logps[1][:, -T:]*weight).sum(1).detach()
-    r = self.beta*(policy - ref)
+    r = self.args.beta*(policy - ref)
     return dict(sum=r.view(2, -1).T, mean=(r/mask.sum(1).clamp(min=1)).view(2, -1).T)
 
 def _token_weight(self, mask):
     "1, or with TRL's `ld_alpha` that number on tokens beyond the length of the shorter response"
-    if self.ld_alpha is None: return 1.
+    if self.args.ld_alpha is None: return 1.
     place, n = mask[:, 1:].cumsum(1), mask[:, 1:].sum(1)
     short = torch.minimum(*n.chunk(2)).repeat(2)
-    return torch.where(place > short[:, None], self.ld_alpha, 1.)
+    return torch.where(place > short[:, None], self.args.ld_alpha, 1.)
 
 def _neuron_loss(self, rewards, rel, ref):
     "What the objective adds to TRL's loss: the term itself (Y1, Y2), or the yoked, offset or weighted loss minus the plain one (Y3 to Y5)"
@@ -486,10 +487,10 @@ def _neuron_loss(self, rewards, rel, ref):
         extra = (args.neuron_kappa, args.neuron_margin) if args.objective == 'add-logistic' else ()
         return o.join(torch.zeros_like(phi[0]), phi[0] - phi[1], args.neuron_weight, *extra).mean()
     total = 0.
-    for name, weight in zip(self.loss_types, self.loss_weights, strict=True):
+    for name, weight in zip(args.loss_type, args.loss_weights or [1.]*len(args.loss_type), strict=True):
         if name not in PREFERENCE_LOSSES: continue             # 'sft' has no reward to yoke
         w, l = rewards['mean' if name in PER_TOKEN else 'sum'].unbind(1)
-        base = lambda *r: preference_loss(name, *r, self.beta, self.label_smoothing, args.discopop_tau)
+        base = lambda *r: preference_loss(name, *r, args.beta, args.label_smoothing, args.discopop_tau)
         plain = base(w, l)
         if o.form == 'weigh': new = reweight(plain, ref[:, 0] - ref[:, 1], args.neuron_weight, self.mean_weight)
         else: new = base(*o.join(w, l, *(phi if o.live else ref.unbind(1)), args.neuron_weight))
@@ -544,9 +545,9 @@ def _evaluate(self, eval_dataset=None, *args, **kwargs):
     if eval_dataset is not None and not isinstance(eval_dataset, str): eval_dataset = _each(eval_dataset, preference_dataset)
     return super(YFPOTrainer, self).evaluate(eval_dataset, *args, **kwargs)
 
-def _save_model(self, output_dir=None, _internal_call=False):
+def _save_model(self, output_dir=None, *args, **kwargs):
     "The model, and what its training depended on: `neurons/` and `reward/` beside the weights"
-    super(YFPOTrainer, self).save_model(output_dir, _internal_call)
+    super(YFPOTrainer, self).save_model(output_dir, *args, **kwargs)
     if self.neurons is None or not self.args.should_save: return
     folder = Path(output_dir or self.args.output_dir)
     self.neurons.save(folder/'neurons'); self.reward_stats.save(folder/'reward')
