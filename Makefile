@@ -15,8 +15,8 @@ help: ## this list
 reproduce: $(STAMP) ## run a recipe and print its main table: make reproduce [RECIPE=cpu] [DATA_DIR=folder]
 	@$(BIN)/yfpo run $(RECIPE) $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
 
-test: $(STAMP) ## run all tests
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## run all tests, two files beside each other
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 report: $(STAMP) ## draw the committed tables and figures again: make report [RECIPE=cpu]
 	@$(BIN)/yfpo report $(RECIPE)

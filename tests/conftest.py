@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 os.environ.update(HF_HUB_DISABLE_TELEMETRY='1', TQDM_DISABLE='1', TOKENIZERS_PARALLELISM='false')
+if workers := os.environ.get('PYTEST_XDIST_WORKER_COUNT'):    # files beside each other share the cores
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//int(workers))))
 ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope='session')
