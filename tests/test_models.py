@@ -165,11 +165,14 @@ def test_folder_with_the_suffix(tmp_path, cache):
     model, _ = load_model(save_model(tiny_model(), byte_tokenizer(), tmp_path/'folder.gguf'))
     assert model.name == 'folder.gguf' and not cache.exists()
 
-def test_the_embedded_model_needs_no_cache(cache):
+def test_the_embedded_model_is_kept_too_and_needs_no_cache(cache, monkeypatch, tmp_path):
+    filed, filed_tok = load_model()
+    assert cache.exists() and filed.name == 'smollm2-135m-instruct'
+    (tmp_path/'full').write_text('')                           # a cache that cannot be written
+    monkeypatch.setenv('YFPO_CACHE', str(tmp_path/'full'))
     model, tok = load_model()
-    assert model.name == 'smollm2-135m-instruct' and not cache.exists()
+    assert model.name == 'smollm2-135m-instruct'
     assert (tok.pad_token, tok.eos_token, model.config.pad_token_id) == ('<|endoftext|>', '<|im_end|>', 0)
-    filed, filed_tok = load_model(embedded_gguf())
     assert filed_tok.special_tokens_map == tok.special_tokens_map
     a, b = model.state_dict(), filed.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -225,6 +225,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'yfpo.models._converted': ('models.html#_converted', 'yfpo/models.py'),
                              'yfpo.models._digest': ('models.html#_digest', 'yfpo/models.py'),
                              'yfpo.models._dtype': ('models.html#_dtype', 'yfpo/models.py'),
+                             'yfpo.models._embedded': ('models.html#_embedded', 'yfpo/models.py'),
                              'yfpo.models._from_folder': ('models.html#_from_folder', 'yfpo/models.py'),
                              'yfpo.models._from_hub': ('models.html#_from_hub', 'yfpo/models.py'),
                              'yfpo.models._local': ('models.html#_local', 'yfpo/models.py'),

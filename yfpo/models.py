@@ -104,6 +104,7 @@ def _width(name, revision):
 
 def _local(name):
     "Where the weights called `name` are read from, and what the model is called"
+    if name == EMBEDDED: return _embedded(), EMBEDDED
     path = Path(name)
     if path.suffix.lower() == '.gguf' and not path.is_dir(): return _converted(path.expanduser()), path.stem
     return name, path.name if path.is_dir() else str(name)
@@ -121,7 +122,7 @@ def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', 
     dtype = _dtype(dtype, str(source), revision, device, use)
     kwargs = dict(dtype=dtype, attn_implementation=attn)
     if name == TINY: model, tokenizer = tiny_model().to(dtype), byte_tokenizer()
-    elif name == EMBEDDED: model, tokenizer = from_gguf(embedded_gguf(), **kwargs)
+    elif source == EMBEDDED: model, tokenizer = from_gguf(embedded_gguf(), **kwargs)
     elif Path(source).is_dir(): model, tokenizer = _from_folder(Path(source), **kwargs)
     else: model, tokenizer = _from_hub(str(name), revision, **kwargs)
     if name == TINY: model.set_attn_implementation(attn)
@@ -232,6 +233,12 @@ def _convert(path, folder):
     with atomic_folder(folder) as tmp:
         save_model(model, tokenizer, tmp)
         (tmp/'.made.json').write_text(json.dumps(_made(tmp)), encoding='utf-8')
+
+def _embedded():
+    "The converted embedded model, or its name where no cache can be written"
+    path = embedded_gguf()
+    try: return _converted(path)
+    except OSError: return EMBEDDED
 
 def _converted(path):
     "The folder with the model of the GGUF file `path`, converted now unless it was; a second process waits for the first"
