@@ -7,7 +7,7 @@ from yfpo.problems import Problem, calc, extract_strict, is_correct, load_gsm8k,
 from yfpo.pairs import (ERRORS, check_no_test_overlap, clean_response, corrupt, filter_pairs, is_degenerate, load_pairs, make_pair,
                         match_lengths, pair_card,
                         pairs_from_corruption, pairs_from_samples, read_chain, refuse_test_solutions, response_text, save_pairs,
-                        words_difference)
+                        seeded_order, words_difference)
 
 DATA = Path(os.environ.get('YFPO_DATA_DIR') or Path(__file__).resolve().parents[2]/'shared'/'data')
 real = pytest.mark.skipif(not (DATA/'gsm8k'/'train.jsonl').is_file(),
@@ -54,6 +54,16 @@ def test_match_lengths():
     matched = match_lengths(pairs, seed=1, buckets=3)
     assert abs(statistics.mean(map(words_difference, matched))) <= 0.25 < abs(statistics.mean(map(words_difference, pairs)))
     assert matched == match_lengths(pairs, seed=1, buckets=3) and match_lengths([]) == []
+
+def test_one_pair_less_moves_no_other():
+    "Samples differ by a rounding from one processor to the next; the training set must not be another one for that"
+    pairs,_ = pairs_from_corruption(make_problems(60, seed=0), seed=0)
+    order = seeded_order(pairs, 'train-0')
+    ids = lambda rs: [r['id'] for r in rs]
+    assert ids(order) != ids(pairs) and ids(seeded_order(pairs[::-1], 'train-0')) == ids(order)
+    assert ids(seeded_order(pairs, 'train-1')) != ids(order)
+    for gone in (0, 17, len(pairs)-1):
+        assert ids(seeded_order(pairs[:gone] + pairs[gone+1:], 'train-0')) == [i for i in ids(order) if i != pairs[gone]['id']]
 
 def visible_equations(text):
     "Every `a op b (op c) = d` in plain sight, as (left, right)"

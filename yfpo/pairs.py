@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NUM', 'ERRORS', 'EQUATION', 'clean_response', 'response_text', 'is_degenerate', 'why_no_pair', 'make_pair',
-           'refuse_test_solutions', 'check_no_test_overlap', 'filter_pairs', 'words_difference', 'match_lengths',
-           'pairs_from_samples', 'Num', 'Step', 'Chain', 'read_chain', 'Edit', 'write_like', 'recompute', 'render',
-           'slips', 'operator_swaps', 'operand_swaps', 'dropped_steps', 'wrong_copies', 'corrupt', 'false_equations',
-           'consistent', 'pairs_from_corruption', 'save_pairs', 'load_pairs', 'pair_card']
+           'refuse_test_solutions', 'check_no_test_overlap', 'filter_pairs', 'words_difference', 'seeded_order',
+           'match_lengths', 'pairs_from_samples', 'Num', 'Step', 'Chain', 'read_chain', 'Edit', 'write_like',
+           'recompute', 'render', 'slips', 'operator_swaps', 'operand_swaps', 'dropped_steps', 'wrong_copies',
+           'corrupt', 'false_equations', 'consistent', 'pairs_from_corruption', 'save_pairs', 'load_pairs', 'pair_card']
 
 # %% ../nbs/05_pairs.ipynb #03-pairs-002
 import random, re, statistics
@@ -114,18 +114,27 @@ def words_difference(pair) -> int:
     "Words of the chosen minus words of the rejected response"
     return len(response_text(pair['chosen']).split()) - len(response_text(pair['rejected']).split())
 
+# %% ../nbs/05_pairs.ipynb #03-pairs-020a
+def _place(pair, seed):
+    return random.Random(f'{seed}-{_question(pair)}-{response_text(pair["chosen"])}-{response_text(pair["rejected"])}').random()
+
+def seeded_order(pairs, seed=0) -> list: # what tells this order from others, a number or a name
+    "`pairs` in a seeded order; each place follows from the pair's own text, so that one pair more or less moves no other"
+    return sorted(pairs, key=lambda r: _place(r, seed))
+
+
 # %% ../nbs/05_pairs.ipynb #03-pairs-020
 def match_lengths(pairs, seed:int=0, buckets:int=4, # groups of similar chosen length, each matched by itself
                   tol:float=0.25, # mean difference that is close enough
                   difference=words_difference) -> list: # length of chosen minus length of rejected
     "A seeded part of `pairs`, by random removal of what tips the balance, whose mean length difference is within `tol` in every bucket"
     if buckets < 1: raise ValueError(f'buckets is {buckets}; use 1 or more')
-    rng,drop = random.Random(f'lengths-{seed}'),set()
+    place,drop = {i: _place(r, f'lengths-{seed}') for i,r in enumerate(pairs)},set()
     order = sorted(range(len(pairs)), key=lambda i: len(response_text(pairs[i]['chosen']).split()))
     size = -(-len(order)//buckets) or 1
     for bucket in (order[i:i+size] for i in range(0, len(order), size)):
         d = {i: difference(pairs[i]) for i in bucket}
-        total,left = sum(d.values()),rng.sample(bucket, len(bucket))
+        total,left = sum(d.values()),sorted(bucket, key=place.get)
         while abs(total) > tol*len(left):
             tipping = [i for i in left if d[i]*total > 0]
             i = next((i for i in tipping if abs(d[i]) < 2*abs(total)), None)
