@@ -22,6 +22,15 @@ def test_main_result_and_manifest(recipe):
     text = ''.join(f.read_text() for f in folder.rglob('*') if f.suffix in ('.json', '.csv', '.md', '.tex'))
     assert str(ROOT) not in text and '/tmp/' not in text
 
+def test_tolerances_come_from_two_kinds_of_processor():
+    "agreement.json is of the committed numbers, of two number formats, and each limit has room for half as much again as was seen"
+    from yfpo.run import _maker, tolerances
+    two, limits = json.loads((ROOT/'nbs'/'paper'/'agreement.json').read_text())['cpu'], tolerances()
+    assert two['committed']['numbers'] == _maker(ROOT/'nbs'/'paper'/'results'/'cpu')['numbers'] != two['rerun']['numbers']
+    assert two['committed']['chosen']['training'].split(':')[0] == 'bfloat16' and two['rerun']['chosen']['training'].split(':')[0] == 'float32'
+    assert {(r['file'], r['metric']) for r in two['rows']} <= {(f, m) for f in limits for m in limits[f]}
+    assert all(1.5*r['largest'] <= limits[r['file']][r['metric']] for r in two['rows']) and any(r['largest'] for r in two['rows'])
+
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_main_csv_follows_from_the_answers(recipe):
     "The intervals of main.csv once more, from the per-question files"
