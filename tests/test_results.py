@@ -27,7 +27,7 @@ def test_tolerances_come_from_two_kinds_of_processor():
     from yfpo.run import _maker, tolerances
     two, limits = json.loads((ROOT/'nbs'/'paper'/'agreement.json').read_text())['cpu'], tolerances()
     assert two['committed']['numbers'] == _maker(ROOT/'nbs'/'paper'/'results'/'cpu')['numbers'] != two['rerun']['numbers']
-    assert two['committed']['chosen']['training'].split(':')[0] == 'bfloat16' and two['rerun']['chosen']['training'].split(':')[0] == 'float32'
+    assert [two[k]['chosen']['training'].split(':')[0] for k in ('committed', 'rerun')] == ['bfloat16', 'float32']
     assert {(r['file'], r['metric']) for r in two['rows']} <= {(f, m) for f in limits for m in limits[f]}
     assert all(1.5*r['largest'] <= limits[r['file']][r['metric']] for r in two['rows']) and any(r['largest'] for r in two['rows'])
 
@@ -53,7 +53,7 @@ def test_tables_and_figures_come_out_byte_for_byte(recipe, tmp_path):
     assert len(before) > dict(bench=2, limits=4, neurons=8).get(recipe, 10)
     assert [f.name for f in before if not f.exists() or f.read_bytes() != before[f]] == []
 
-@pytest.mark.parametrize('recipe,seeds', [('cpu', 5), ('templates', 5), ('one-step', 5), ('gsm8k-cpu', 3)])
+@pytest.mark.parametrize('recipe,seeds', [('cpu', 2), ('templates', 5), ('one-step', 5), ('gsm8k-cpu', 3)])
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     "Every arm has every seed; what the recipe declared is what is corrected, and the numbers follow from the per-question files"
     from yfpo.problems import read_jsonl
@@ -131,11 +131,11 @@ def test_a_rerun_of_itself_is_the_same(tmp_path):
         text, same = check_text(recipe, folder)
         assert same and 'all are equal' in text
     main = pd.read_csv(folder/'main.csv')
-    main.loc[main.metric == 'nll_gold', 'value'] += .03
+    main.loc[main.metric == 'nll_gold', 'value'] += .04
     for f in ('main.csv', 'contrasts.csv'): shutil.copyfile(folder/f, tmp_path/f)
     main.to_csv(tmp_path/'main.csv', index=False)
     text, same = check_text(recipe, tmp_path)
-    assert not same and 'off by 0.03 where 0.02 is allowed' in text
+    assert not same and 'off by 0.04 where 0.035 is allowed' in text
 
 @pytest.mark.parametrize('recipe', ['neurons', 'gsm8k-cpu'])
 def test_selector_card_is_whole(recipe):

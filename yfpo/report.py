@@ -497,9 +497,10 @@ def _causal_sentence(ablation, k):
     math_, general = value('selected', 'math').iloc[0], value('selected', 'general').iloc[0]
     control, aside = value('layer-matched', 'math'), value('layer-matched', 'general')
     num = lambda v: _interval(v, math.nan, math.nan, digits=2)
+    span = lambda v: num(v.min()) + (f' to {num(v.max())}' if len(v) > 1 else '')
     return (f'**Causal study.** Setting the top {k} neurons to their mean adds {num(math_)} nats per token on math and {num(general)} on '
-            f'general text; {len(control)} layer-matched sets add {num(control.min())} to {num(control.max())} on math'
-            + (f' and {num(aside.min())} to {num(aside.max())} on general text.' if len(aside) else '.'))
+            f'general text; {len(control)} layer-matched {"sets add" if len(control) > 1 else "set adds"} {span(control)} on math'
+            + (f' and {span(aside)} on general text.' if len(aside) else '.'))
 
 def _selector_sentence(card):
     own = card[(card['mode'] == 'zero') & (card.draws > 0)]
