@@ -15,6 +15,6 @@ setup(
     long_description_content_type="text/markdown", author=cfg["author"], license="Apache-2.0", keywords=cfg["keywords"].split(),
     packages=find_packages(include=["yfpo", "yfpo.*"]),
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[name].split() for name in ("notebooks", "peft", "harness", "dev")},
+    extras_require={name: cfg[name].split() for name in ("notebooks", "peft", "harness", "math", "dev")},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["yfpo=yfpo._modidx:d"]},
 )

@@ -3,6 +3,7 @@ import json, os, re
 from fractions import Fraction
 from pathlib import Path
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 from yfpo.problems import (OTHER_SETS, Problem, annotations_hold, atomic_write, calc, check_disjoint, equation_solution, extract_flexible,
                            extract_number, extract_strict,
                            general_texts, is_correct, load_gsm8k, load_other, load_problems, load_svamp, make_ood, make_problems,
@@ -32,6 +33,182 @@ GOLD = 'Ada has 3 + 4 = <<3+4=7>>7 pens.\n#### 7'
     ('no number here', None, None, None)])
 def test_extraction(text, strict, flexible, number):
     assert (extract_strict(text), extract_flexible(text), extract_number(text)) == (strict, flexible, number)
+
+REPLIES = [                # reply, strict, flexible, numeric, gold, whether math-verify finds the gold
+    ('#### 72', '72', '72', '72', '72', True),
+    ('#### 1,072.', '1,072.', '1,072.', '1072', '1072', True),
+    ('#### -5', '-5', '-5', '-5', '-5', True),
+    ('#### $18', None, '$18', '18', '18', True),
+    ('####18', None, '18', '18', '18', True),
+    ('#### **18**', None, '18', '18', '18', True),
+    ('#### \\$18', None, '$18', '18', '18', True),
+    ('#### \\(18\\)', None, '18', '18', '18', True),
+    ('#### = 18', None, '18', '18', '18', True),
+    ('#### 18 dollars', '18', '18', '18', '18', False),
+    ('#### 18.00', '18.00', '18.00', '18', '18', True),
+    ('#### 1/2', '1', '2', '0.5', '0.5', True),
+    ('#### 3 1/2', '3', '2', '3.5', '3.5', False),
+    ('#### 1e3', '1', '3', '1000', '1000', False),
+    ('#### 1.5e3', '1.5', '3', '1500', '1500', False),
+    ('#### 2.5 million', '2.5', '2.5', '2500000', '2500000', False),
+    ('#### 1 234', '1', '234', None, '1234', False),
+    ('#### 10\u202f000', '10', '000', '10000', '10000', False),
+    ('#### 1,00,000', '1,00,000', '1,00,000', '100000', '100000', False),
+    ('#### 1,5', '1,5', '1,5', None, '1.5', False),
+    ('#### 3,50', '3,50', '3,50', None, '3.5', False),
+    ('#### 5:30', '5', '30', None, '5.5', False),
+    ('#### 3*2=6', '3', '6', '6', '6', True),
+    ('#### 18\nI checked it 3 times.', '18', '3', '18', '18', True),
+    ('#### $18\nI checked it 3 times.', None, '3', '18', '18', True),
+    ('#### **18** of 20', None, '20', '18', '18', False),
+    ('#### 5 #### 6', '5', '6', '5', '5', False),
+    ('#### ...', '...', '...', None, '1', False),
+    ('####', None, None, None, '1', False),
+    ('#### -\xa05', None, '5', '-5', '-5', False),
+    ('#### –3', None, '3', '-3', '-3', True),
+    ('#### 12/25/2020', '12', '2020', None, '12', False),
+    ('#### Step 1: add\nIt is 7.', None, '7.', '7', '7', True),
+    ('The answer is \\boxed{1{,}234}.', None, '234', '1234', '1234', True),
+    ('so \\boxed{18} in 3 steps', None, '3', '18', '18', True),
+    ('\\boxed{\\frac{1}{2}}', None, '2', '0.5', '0.5', True),
+    ('\\boxed{\\text{18 dollars}}', None, '18', '18', '18', False),
+    ('\\boxed{x = 5}', None, '5', '5', '5', True),
+    ('\\boxed{3, 4}', None, '4', None, '4', False),
+    ('\\boxed{7} or rather \\boxed{8}', None, '8', '8', '8', False),
+    ('It is \\frac{3}{4}.', None, '4', '0.75', '0.75', True),
+    ('It is \\dfrac12.', None, '12.', '0.5', '0.5', True),
+    ('It is -\\frac{1}{2}.', None, '2', '-0.5', '-0.5', True),
+    ('It is 3\\frac{1}{2}.', None, '2', '3.5', '3.5', False),
+    ('It is 1\\,234.', None, ',234.', '1234', '1234', False),
+    ('That is 1,\\!234.', None, '234.', '1234', '1234', True),
+    ('It costs $18.00', None, '$18.00', '18', '18', True),
+    ('It costs $1,234.50.', None, '$1,234.50.', '1234.5', '1234.5', True),
+    ('18 eggs...', None, '...', '18', '18', True),
+    ('so 10-5 = 5', None, '5', '5', '5', True),
+    ('10-5', None, '-5', '5', '5', True),
+    ('It is −4 degrees', None, '4', '-4', '-4', True),
+    ('It fell to –3.', None, '3.', '-3', '-3', True),
+    ('about 1, 2 or 3', None, '3', '3', '3', True),
+    ('1,2,3', None, '1,2,3', None, '3', False),
+    ('50%', None, '50', '50', '50', True),
+    ('x = .5', None, '.5', '0.5', '0.5', True),
+    ('3½ cups', None, '3', '3.5', '3.5', False),
+    ('¾', None, None, '0.75', '0.75', True),
+    ('10²', None, '10', None, '100', False),
+    ('2^10', None, '10', None, '1024', True),
+    ('1e3', None, '3', '1000', '1000', False),
+    ('2 x 10^3', None, '3', '2000', '2000', False),
+    ('6.02 \\times 10^{2}', None, '2', '602', '602', False),
+    ('3 million', None, '3', '3000000', '3000000', False),
+    ('5k', None, '5', None, '5000', False),
+    ('v1.2.3', None, '1.2.3', None, '3', False),
+    ('at 5:30', None, '30', None, '5', True),
+    ('0x1F', None, '1', None, '31', False),
+    ('1_000', None, '000', None, '1000', False),
+    ("5'10", None, '10', None, '5', True),
+    ('no number', None, None, None, '1', False),
+    ('', None, None, None, '1', False),
+    ('£20', None, '20', '20', '20', True),
+    ('€1,5', None, '1,5', None, '1.5', True),
+    ('7.', None, '7.', '7', '7', True),
+    ('(8)', None, '8', '8', '8', False),
+    ('It is 12.', None, '12.', '12', '12', True),
+    ('5 1/2', None, '2', '5.5', '5.5', False),
+    ('1 200 + 300 = 500', None, '500', '500', '500', True),
+    ('-$5', None, '-$5', '-5', '-5', False),
+    ('$-5', None, '-5', '-5', '-5', True),
+    ('12 345', None, '345', None, '12345', True),
+    ('1.000.000', None, '1.000.000', None, '1000000', False)]
+
+def test_sixty_replies_under_all_rules():
+    "The numeric rule reads a number whole or not at all; strict and flexible stay to the letter, oddities included"
+    assert len(REPLIES) >= 60
+    for text, strict, flexible, number, gold, math in REPLIES:
+        assert (extract_strict(text), extract_flexible(text), extract_number(text)) == (strict, flexible, number), text
+        assert is_correct(text, gold) == (number == gold), text
+        assert is_correct(text, gold, 'math') == math, text
+    assert extract_number('9'*5000) is None and extract_number('#### ' + '9'*5000) is None and to_number('1e999999999') is None
+
+@pytest.mark.parametrize('gold,value', [('1/2', '0.5'), ('1e3', '1000'), ('$1,234.50', '1234.5'), ('1/3', '1/3'), ('-7', '-7'),
+    ('3 1/2', '3.5'), ('2.5 million', '2500000'), ('10\u202f000', '10000'), ('1,00,000', '100000'), ('18.', '18'), ('.5', '0.5')])
+def test_golds_are_read_whole(tmp_path, gold, value):
+    write_jsonl(tmp_path/'train.jsonl', [dict(question='How many?', answer=f'So it is.\n#### {gold}')])
+    assert load_gsm8k('train', tmp_path)[0].answer == value
+
+@pytest.mark.parametrize('gold', ['10 000', '5:30', '1 or 2', '1,5', '3,50', '3*2=6', '5 #### 6', '9'*5000, '1e999', '50%',
+                                  '1.000.000', '12/25/2020', '18 dollars', 'eighteen', '1/0', '- ', '10²', '5k'])
+def test_golds_that_are_not_one_number_are_refused(tmp_path, gold):
+    write_jsonl(tmp_path/'train.jsonl', [dict(question='a', answer='#### 1'), dict(question='How many?', answer=f'So it is.\n#### {gold}')])
+    with pytest.raises(ValueError, match='row 2: .*####') as e: load_gsm8k('train', tmp_path)
+    assert len(str(e.value)) < 300 and '\n' not in str(e.value)
+
+@real
+def test_the_official_golds_are_what_they_were():
+    "On the official files the new reader gives what lm-evaluation-harness's strict pattern gives"
+    for p in load_gsm8k('train', DATA) + load_gsm8k('test', DATA):
+        assert to_number(p.answer) == Fraction(extract_strict(p.solution.rpartition('\n')[2]).replace(',', '').rstrip('.'))
+
+plainly = st.tuples(st.integers(-10**9, 10**9), st.integers(0, 3))
+
+@settings(max_examples=1500, deadline=None)
+@given(plainly, st.sampled_from(['{}', '{} apples', 'It is {}.', '#### {}', '#### **{}**', 'so \\boxed{{{}}}, 7 times', 'a = 5, b = {}']),
+       st.sampled_from(['plain', 'commas', 'dollar', 'thin', 'latex', 'dash']))
+def test_a_number_is_found_however_it_is_written(number, frame, how):
+    n, places = number
+    x = Fraction(n, 10**places)
+    digits = f'{abs(n)//10**places:,}' + (f'.{abs(n) % 10**places:0{places}d}' if places else '')
+    said = dict(plain=digits.replace(',', ''), commas=digits, dollar='$' + digits, thin=digits.replace(',', '\u202f'),
+                latex=digits.replace(',', '{,}'), dash=digits)[how]
+    minus = '' if n >= 0 else '–' if how == 'dash' else '-'
+    assert to_number(extract_number(frame.format(minus + said))) == x
+
+@settings(max_examples=1500, deadline=None)
+@given(st.text(alphabet='0123456789.,:/ -–$#*\\{}()=eEkx^½\u202f\nab', max_size=40))
+def test_never_a_part_of_a_number(text):
+    "What is read is a run of characters that touches no other digit, comma, point, colon or stroke with a digit behind it"
+    from yfpo.problems import _stated, plain_text
+    m, plain = _stated(plain_text(text)), plain_text(text)
+    assert extract_number(text) is None or show_number(to_number(extract_number(text))) or '/' in extract_number(text)
+    if m is None or extract_number(text) is None: return
+    assert not re.match(r'\d|[.,:/]\d', m.string[m.end():]) and not re.search(r'\d[.,:/]?$', m.string[:m.start()])
+
+@settings(max_examples=1500, deadline=None)
+@given(st.text(max_size=60))
+def test_parsers_answer_or_refuse(text):
+    "Any text has an answer or none; annotations and expressions are read or refused by a ValueError"
+    assert extract_number(text) is None or to_number(extract_number(text)) is not None
+    extract_flexible(text), extract_strict(text)
+    for f in (calc, parse_annotations, annotations_hold, lambda t: annotations_hold(f'<<{t}>>'), equation_solution):
+        try: f(text)
+        except ValueError as e: assert str(e)
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda t: t.encode('utf-8', 'surrogatepass')),
+                 st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=8), lambda x: st.lists(x, max_size=3) |
+                              st.dictionaries(st.text(max_size=4), x, max_size=3), max_leaves=8).map(lambda x: json.dumps(x).encode())))
+def test_jsonl_is_read_or_refused(tmp_path, content):
+    (tmp_path/'x.jsonl').write_bytes(content)
+    try: rows = read_jsonl(tmp_path/'x.jsonl')
+    except ValueError as e: assert 'x.jsonl' in str(e) and len(str(e)) < 500
+    else: assert all(isinstance(r, dict) for r in rows); write_jsonl(tmp_path/'y.jsonl', rows)
+
+@pytest.mark.parametrize('line,says', [('{"a": 1, "a": 2}', "the key 'a' stands twice"), ('['*10**5, 'nested too deep'),
+    ('{"a": ' + '['*10**5, 'nested too deep'), (r'{"a": "\ud800"}', 'surrogate'), ('{"a": ' + '9'*5000 + '}', 'thousands of digits'),
+    ('[1]', 'not list'), ('{"a": 1', 'not valid JSON')])
+def test_jsonl_says_which_line(tmp_path, line, says):
+    (tmp_path/'x.jsonl').write_text('{"a": 0}\n' + line + '\n')
+    with pytest.raises(ValueError, match=f'x.jsonl, line 2.*{re.escape(says)}'): read_jsonl(tmp_path/'x.jsonl')
+
+@pytest.mark.parametrize('change,says', [(dict(Body=None), 'Body is None'), (dict(Equation=7), 'Equation is 7'),
+                                         (dict(Question=['a']), 'Question is'), (dict(Answer=None), 'not a number'),
+                                         (dict(Answer='5:30'), 'not a number')])
+def test_svamp_rows_of_wrong_types(tmp_path, change, says):
+    row = dict(ID='chal-1', Body='There are 3 pens.', Question='How many?', Equation='3', Answer=3.0, Type='x')
+    (tmp_path/'SVAMP.json').write_text(json.dumps([row, dict(row, **change)]))
+    with pytest.raises(ValueError, match=f'row 2: .*{says}'): load_svamp(tmp_path)
+    for whole in ('7', '"x"', '{"a": 1}', '[1, 2]', 'null', '[[]]'):
+        (tmp_path/'SVAMP.json').write_text(whole)
+        with pytest.raises(ValueError, match='SVAMP.json'): load_svamp(tmp_path)
 
 def harness(text, pattern, which):
     "RegexFilter of lm-evaluation-harness, restated as an oracle"
@@ -100,7 +277,7 @@ def test_load_gsm8k(tmp_path):
     ('{"question": "a", "answer": "#### 1"}\n{"question": "b", "ans', r'train\.jsonl, line 2: not valid JSON'),
     ('{"question": "a", "answer": "#### 1"}\n{"question": "b", "answer": "It is 2."}',
      r'train\.jsonl, row 2: the gold answer does not end in a "#### number" line'),
-    ('{"question": "a", "answer": "#### ..."}', r'row 1: .* is not a number'),
+    ('{"question": "a", "answer": "#### ..."}', r'row 1: .* is not one number'),
     ('{"question": "a"}', r'row 1: the answer is missing or empty'),
     ('{"question": "", "answer": "#### 1"}', r'row 1: the question is missing or empty'),
     ('[1]', r'line 1: a JSON object was expected'),
@@ -174,7 +351,8 @@ ROWS = {
                   dict(question='How?', solution='', answer='None', perturbation_type='critical thinking', seed_question='1+1?')], '4'),
     'gsm-symbolic-p2': ([dict(question='Half of 65?', answer='65/2 = 32.5\n#### 32.5', original_id=473, canary='GUID')], '32.5'),
     'math-500': ([dict(problem='$1+1$?', solution='', answer='2', subject='Algebra', level=1),
-                  dict(problem='?', solution='', answer='\\frac{1}{2}', subject='Algebra', level=2)], '2')}
+                  dict(problem='?', solution='', answer='\\frac{1}{2}', subject='Algebra', level=2),
+                  dict(problem='?', solution='', answer='\\frac{\\sqrt3}{2}', subject='Algebra', level=2)], '2')}
 
 @pytest.mark.parametrize('name', ROWS)
 def test_a_set_made_elsewhere(tmp_path, name):
@@ -187,11 +365,21 @@ def test_a_set_made_elsewhere(tmp_path, name):
     assert f'{len(got)} of {len(rows)*len(OTHER_SETS[name].files)}' in said[0]
     assert load_problems(name, tmp_path, 1, 0)[0] in got
 
+def test_math_500_under_the_math_rule(tmp_path):
+    for f in OTHER_SETS['math-500'].files: write_jsonl(tmp_path/f, ROWS['math-500'][0])
+    numbers, all_ = (load_other('math-500', tmp_path, say=lambda t: None, rule=r) for r in ('numeric', 'math'))
+    assert [p.answer for p in numbers] == ['2', '0.5'] and [p.answer for p in all_] == ['2', '0.5', r'\frac{\sqrt3}{2}']
+    assert all(is_correct(p.solution, p.answer, 'math') for p in all_) and is_correct('It is $\\sqrt{3}/2$.', all_[2].answer, 'math')
+    from yfpo.evaluate import score_answers
+    rows = score_answers([dict(text='#### 1', answer=all_[2].answer)], rules=('math',))
+    assert rows == [dict(text='#### 1', answer=all_[2].answer, correct_math=False)]
+    with pytest.raises(ValueError, match='rule .loose'): load_other('math-500', tmp_path, rule='loose')
+
 @pytest.mark.parametrize('name,break_,says', [
     ('gsm-plus', lambda f: f.write_text('{"question": "2+2?"}\n'), 'row 1: not a row of gsm-plus'),
     ('gsm-plus', lambda f: f.write_text('{"question": \n'), 'gsmplus_testmini.jsonl'),
     ('gsm-plus', lambda f: f.unlink(), 'put the official file there'),
-    ('math-500', lambda f: write_jsonl(f, ROWS['math-500'][0][1:]), 'no problem with an answer in plain decimals'),
+    ('math-500', lambda f: write_jsonl(f, [dict(ROWS['math-500'][0][1], answer='x^2')]), 'no problem with an answer that is one number'),
     ('mawps', lambda f: f.write_text(''), 'no problem')])
 def test_a_broken_file_of_another_set(tmp_path, name, break_, says):
     for f in OTHER_SETS[name].files: write_jsonl(tmp_path/f, ROWS[name][0])
@@ -203,8 +391,8 @@ def test_asdiv_is_xml(tmp_path):
     cases = [('9 (apples)', '7+2=9'), ('1/2', '1/2=1/2'), ('5', 'x=5'), ('yes', '')]
     (tmp_path/'ASDiv.xml').write_text('<M>' + ''.join(one.format(i=i, a=a, f=f) for i, (a, f) in enumerate(cases)) + '</M>')
     got = load_other('asdiv', tmp_path, say=lambda t: None)
-    assert [(p.id, p.answer) for p in got] == [('asdiv-0', '9'), ('asdiv-2', '5')]
-    assert '<<7+2=9>>' in got[0].solution and got[1].solution == '#### 5'
+    assert [(p.id, p.answer) for p in got] == [('asdiv-0', '9'), ('asdiv-1', '0.5'), ('asdiv-2', '5')]
+    assert '<<7+2=9>>' in got[0].solution and got[2].solution == '#### 5'
     (tmp_path/'ASDiv.xml').write_text('<M><Problem>')
     with pytest.raises(ValueError, match='not valid XML'): load_other('asdiv', tmp_path)
 

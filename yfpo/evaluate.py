@@ -16,10 +16,11 @@ from .problems import extract_flexible, extract_number, extract_strict, is_corre
 # %% ../nbs/17_evaluate.ipynb #16_evalu-005
 RULES = dict(strict=extract_strict, flexible=extract_flexible, numeric=extract_number)
 
-def score_answers(rows): # dicts with at least `text` and `answer`
+def score_answers(rows, # dicts with at least `text` and `answer`
+                  rules=tuple(RULES)): # with 'math' too, or alone where answers are no numbers
     "Each row with what every rule extracted (`strict`, `flexible`, `numeric`) and whether it is right (`correct_strict`, ...)"
-    return [dict(r, **{k: f(r['text']) for k, f in RULES.items()},
-                 **{f'correct_{k}': bool(is_correct(r['text'], r['answer'], rule=k)) for k in RULES}) for r in rows]
+    return [dict(r, **{k: RULES[k](r['text']) for k in rules if k in RULES},
+                 **{f'correct_{k}': bool(is_correct(r['text'], r['answer'], rule=k)) for k in rules}) for r in rows]
 
 # %% ../nbs/17_evaluate.ipynb #16_evalu-008
 def gold_nll(model, tokenizer, problems, # `Problem`s
@@ -42,7 +43,8 @@ def evaluate_model(model, tokenizer, problems, # `Problem`s
                    nll_model=None, # scores the gold solutions instead of `model`, say the same weights in float32
                    nll_batch_size:int=8,
                    n_nll:int=0, # gold solutions that are scored, the first ones; 0 for all
-                   progress:bool=True, backend:str='auto'): # of decoding, see `completions`
+                   progress:bool=True, backend:str='auto', # of decoding, see `completions`
+                   rules=tuple(RULES)): # how answers are read, see `score_answers`
     "One row per question: greedy answer, three extractions, verdicts, and the gold solution's NLL"
     from yfpo.responses import generate
     if not len(problems): raise ValueError(f'there are no questions in the set {set!r}: nothing to evaluate')
@@ -53,7 +55,7 @@ def evaluate_model(model, tokenizer, problems, # `Problem`s
     level = lambda p: dict(difficulty=p.meta['difficulty']) if 'difficulty' in p.meta else {}
     return score_answers([dict(arm=arm, seed=seed, set=set, id=p.id, answer=p.answer, text=made[p.id]['text'],
                                n_tokens=made[p.id]['n_tokens'], finished=made[p.id]['finished'],
-                               **nll.get(p.id, {}), **level(p)) for p in problems])
+                               **nll.get(p.id, {}), **level(p)) for p in problems], rules)
 
 # %% ../nbs/17_evaluate.ipynb #16_evalu-056
 def pass_at_k(right:int, n:int, k:int):

@@ -576,7 +576,8 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
             if len(seeds) > 1: ax.plot(scale*seeds.delta, [y - .24]*len(seeds), 'o', ms=3, color=color, alpha=.55, mew=0, zorder=3)
             ax.plot([scale*r.low, scale*r.high], [y, y], '|-', color=color, lw=1.6, ms=7, mew=1.2, zorder=4)
             ax.plot([scale*r.delta], [y], 'D', ms=3, color=color, zorder=5)
-        if metric not in _NATS: ax.set_xlim(max(ax.get_xlim()[0], -105), min(ax.get_xlim()[1], 105))    # shares differ by 100 points at most
+        low, high = ax.get_xlim()
+        if metric not in _NATS: ax.set_xlim(max(low, -105), min(high, 105))       # shares differ by 100 points at most
         ax.axvline(0, color=INK, lw=.7); ax.grid(False); ax.locator_params(axis='x', nbins=4)
         measure, unit = MEASURES_OF[metric].split(', ')
         name = set_label(set_) if measure.startswith(set_label(set_).split()[-1][:-1]) else f'{set_label(set_)}, {measure}'
