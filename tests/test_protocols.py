@@ -1,5 +1,5 @@
 "Our prompts, examples, stops, extractions and verdicts against lm-evaluation-harness itself, on local files."
-import os, random
+import copy, os, random
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -63,11 +63,39 @@ def test_every_verdict_on_the_same_answers(task, seed):
             verdict = theirs.process_results(i.doc, [got[key]])['exact_match']
             assert bool(verdict) == mine[rule], (said[i.doc_id], got[key], test[i.doc_id].answer)
 
-def test_a_model_through_both(task, tiny):
+def with_bos(tok):
+    "The same tokenizer, giving every text a token at its beginning, as Llama's, Mistral's and Gemma's do"
+    from tokenizers.processors import TemplateProcessing
+    tok = copy.deepcopy(tok)
+    tok.backend_tokenizer.post_processor = TemplateProcessing(single=f'{tok.bos_token} $A', special_tokens=[(tok.bos_token, tok.bos_token_id)])
+    return tok
+
+@pytest.mark.parametrize('bos', [False, True])
+@pytest.mark.parametrize('which', ['tiny', 'embedded'])
+def test_token_ids_are_the_harness_s(bos, which, tiny):
+    "Token by token, of plain texts and of chats, with a tokenizer that begins a text and with one that does not"
+    from lm_eval.models.huggingface import HFLM
+    from yfpo.decoding import text_ids
+    from yfpo.models import load_model
+    from yfpo.responses import encode
+    model, tok = tiny if which == 'tiny' else load_model()
+    if bos: tok = with_bos(tok)
+    lm = HFLM(pretrained=model, tokenizer=tok, batch_size=1, max_length=512)
+    chat = tok.apply_chat_template([dict(role='user', content='2+2?')], tokenize=False, add_generation_prompt=True)
+    for text in (protocol_prompts('gsm8k_cot', make_problems(1, seed=1))[0], 'Q: 2+2?', ' ', 'é½ 12', '', f'{tok.bos_token}already', chat):
+        assert text_ids(tok, text) == lm.tok_encode(text), text
+    assert text_ids(tok, chat) == tok.apply_chat_template([dict(role='user', content='2+2?')], add_generation_prompt=True, return_dict=False)
+    for context, answer in (('Question: 2+2?\nAnswer:', ' 4'), ('12', '34 and more')):
+        e, (a, b) = encode(tok, [(context, answer)])[0], (lm.tok_encode(context), tok(answer, add_special_tokens=False).input_ids)
+        assert e.ids == a + b and e.start == len(a)
+    assert encode(tok, ['2+2=4'])[0].ids == lm.tok_encode('2+2=4') and encode(tok, ['2+2=4'])[0].start == 1
+
+@pytest.mark.parametrize('bos', [False, True])
+def test_a_model_through_both(task, tiny, bos):
     "The same model and questions through the harness's own loop: the same answers, the same score"
     from lm_eval.models.huggingface import HFLM
     name, theirs, train, test = task
-    model, tok = tiny
+    model, tok = tiny[0], with_bos(tiny[1]) if bos else tiny[1]
     requests = [i for i in theirs.instances if i.doc_id < 6]
     for i in requests: i.args[1]['max_gen_toks'] = 6
     lm = HFLM(pretrained=model, tokenizer=tok, batch_size=3, max_length=8192)

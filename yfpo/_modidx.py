@@ -55,6 +55,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'yfpo.decoding.read_beginning': ('decoding.html#read_beginning', 'yfpo/decoding.py'),
                                'yfpo.decoding.shared_attention': ('decoding.html#shared_attention', 'yfpo/decoding.py'),
                                'yfpo.decoding.stop_ids': ('decoding.html#stop_ids', 'yfpo/decoding.py'),
+                               'yfpo.decoding.text_ids': ('decoding.html#text_ids', 'yfpo/decoding.py'),
                                'yfpo.decoding.vllm_decode': ('decoding.html#vllm_decode', 'yfpo/decoding.py'),
                                'yfpo.decoding.why_plain_decoding': ('decoding.html#why_plain_decoding', 'yfpo/decoding.py')},
             'yfpo.dynamic': { 'yfpo.dynamic.DynamicSelection': ('dynamic.html#dynamicselection', 'yfpo/dynamic.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'GumbelNoise', 'stop_ids', 'left_padded', 'plain_decode', 'RoomyLayer', 'common_beginning', 'Beginning',
            'read_beginning', 'shared_attention', 'alike', 'decode', 'odd_attention', 'why_plain_decoding', 'any_batch',
-           'decodes', 'completions', 'vllm_decode']
+           'decodes', 'text_ids', 'completions', 'vllm_decode']
 
 # %% ../nbs/02_decoding.ipynb #02-decod-002
 import hashlib, tempfile, warnings
@@ -258,6 +258,16 @@ def decodes(model):
         if tried[key]: warnings.warn(f'decoding goes the plain way: {tried[key]}', stacklevel=2)
     return not tried[key]
 
+# %% ../nbs/02_decoding.ipynb #02-decod-041
+def text_ids(tokenizer, text:str, continues:bool=False) -> list: # whether the text goes on from another one
+    "Token ids of a text, with the beginning that its tokenizer gives texts unless it begins with a special token, as a chat template has it"
+    special = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    begun = continues or bool(special and text.startswith(special))
+    ids = tokenizer(text, add_special_tokens=not begun).input_ids
+    ended = not begun and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+    return ids[:-1] if ended else ids
+
+
 # %% ../nbs/02_decoding.ipynb #02-decod-027
 def _ending(model, tokenizer, stop):
     "Function of the tokens so far that tells whether a response is over"
@@ -291,7 +301,7 @@ def completions(model, tokenizer, prompts, # texts
                 backend:str='auto'): # 'auto' is this page's loop where the model allows it; 'transformers'; 'vllm'
     "Yields batches (places in `prompts`, their (text, tokens, finished, token ids)), longest prompts first"
     if backend not in BACKENDS: raise ValueError(f"backend {backend!r} is unknown: use one of {', '.join(BACKENDS)}")
-    ids, ends, stop = [tokenizer(p, add_special_tokens=False).input_ids for p in prompts], set(stop_ids(model, tokenizer)), tuple(stop)
+    ids, ends, stop = [text_ids(tokenizer, p) for p in prompts], set(stop_ids(model, tokenizer)), tuple(stop)
     if empty := [i for i, x in enumerate(ids) if not x]: raise ValueError(f'prompt {empty[0]} is empty: there is nothing to go on from')
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     batch_size = decode_batch(batch_size, _row_bytes(model, max(map(len, ids)) + max_new_tokens))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 from .problems import atomic_write, is_correct, read_jsonl
+from .decoding import text_ids
 from .responses import Example, encode, example_logprobs, format_prompt, generate, response_logprobs
 from .reward import NeuronReader, read_examples
 
@@ -32,7 +33,7 @@ def sampled_kl(policy, reference, tokenizer, samples, # (prompt, token ids the p
                batch_size:int=8, scope=contextlib.nullcontext): # entered around the reference's pass
     "KL of the policy from the reference: nats a response with its standard error, and nats a token"
     if not samples: raise ValueError('there are no samples to estimate a divergence from')
-    heads = [tokenizer(p, add_special_tokens=False).input_ids for p, _ in samples]
+    heads = [text_ids(tokenizer, p) for p, _ in samples]
     ex = [Example(h + list(ids), len(h)) for h, (_, ids) in zip(heads, samples)]
     own = example_logprobs(policy, ex, tokenizer.pad_token_id, batch_size)
     with scope(): ref = example_logprobs(reference, ex, tokenizer.pad_token_id, batch_size)

@@ -11,7 +11,7 @@ import hashlib, json, os
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from .decoding import completions
+from .decoding import completions, text_ids
 from .models import head_logits
 from .problems import atomic_write
 from .progress import track
@@ -46,11 +46,12 @@ def _texts(tokenizer, item):
 def encode(tokenizer, items, # each a text, a (prompt, response) pair, or a dict of 'prompt' and 'completion' (strings or messages)
            max_length:int=1024, # longer examples lose the end of their response
            eos:bool=False): # append the end-of-turn token to every response
-    "Tokenise `items` into `Example`s; a plain text is all response but its first token"
+    "Tokenise `items` into `Example`s; a plain text is all response but its first token, which may be the tokenizer's beginning of text"
     out = []
     for item in items:
         p, r = _texts(tokenizer, item)
-        a, b = (tokenizer(t, add_special_tokens=False).input_ids for t in (p, r))
+        whole = text_ids(tokenizer, r) if isinstance(item, str) else text_ids(tokenizer, p)
+        a, b = (whole[:1], whole[1:]) if isinstance(item, str) else (whole, text_ids(tokenizer, r, continues=True))
         ids = (a + b + ([tokenizer.eos_token_id] if eos else []))[:max_length]
         start = max(len(a), 1)
         if not b or len(ids) <= start:
