@@ -67,7 +67,8 @@ def with_bos(tok):
     "The same tokenizer, giving every text a token at its beginning, as Llama's, Mistral's and Gemma's do"
     from tokenizers.processors import TemplateProcessing
     tok = copy.deepcopy(tok)
-    tok.backend_tokenizer.post_processor = TemplateProcessing(single=f'{tok.bos_token} $A', special_tokens=[(tok.bos_token, tok.bos_token_id)])
+    tok.backend_tokenizer.post_processor = TemplateProcessing(single=f'{tok.bos_token} $A',
+                                                              special_tokens=[(tok.bos_token, tok.bos_token_id)])
     return tok
 
 @pytest.mark.parametrize('bos', [False, True])
@@ -84,7 +85,8 @@ def test_token_ids_are_the_harness_s(bos, which, tiny):
     chat = tok.apply_chat_template([dict(role='user', content='2+2?')], tokenize=False, add_generation_prompt=True)
     for text in (protocol_prompts('gsm8k_cot', make_problems(1, seed=1))[0], 'Q: 2+2?', ' ', 'é½ 12', '', f'{tok.bos_token}already', chat):
         assert text_ids(tok, text) == lm.tok_encode(text), text
-    assert text_ids(tok, chat) == tok.apply_chat_template([dict(role='user', content='2+2?')], add_generation_prompt=True, return_dict=False)
+    assert text_ids(tok, chat) == tok.apply_chat_template([dict(role='user', content='2+2?')], return_dict=False,
+                                                          add_generation_prompt=True)
     for context, answer in (('Question: 2+2?\nAnswer:', ' 4'), ('12', '34 and more')):
         e, (a, b) = encode(tok, [(context, answer)])[0], (lm.tok_encode(context), tok(answer, add_special_tokens=False).input_ids)
         assert e.ids == a + b and e.start == len(a)

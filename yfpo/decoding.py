@@ -260,7 +260,7 @@ def decodes(model):
 
 # %% ../nbs/02_decoding.ipynb #02-decod-041
 def text_ids(tokenizer, text:str, continues:bool=False) -> list: # whether the text goes on from another one
-    "Token ids of a text, with the beginning that its tokenizer gives texts unless it begins with a special token, as a chat template has it"
+    "Token ids of a text, with its tokenizer's beginning of text unless it begins with a special token, as chat templates write it"
     special = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
     begun = continues or bool(special and text.startswith(special))
     ids = tokenizer(text, add_special_tokens=not begun).input_ids
