@@ -1,5 +1,5 @@
 "YFPOTrainer against TRL's DPOTrainer, a naive oracle and itself: weight 0, gradients, accumulation, resume, LoRA, saving, refusals"
-import copy, json, os, re, signal, subprocess, sys
+import copy, json, math, os, re, signal, subprocess, sys
 os.environ.update(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 import pytest, torch
 import torch.nn.functional as F
@@ -11,7 +11,8 @@ from yfpo.loss import OBJECTIVES, PER_TOKEN, PREFERENCE_LOSSES, preference_loss
 from yfpo.models import load_model, tiny_model
 from yfpo.neurons import NeuronSet, model_signature, outside
 from yfpo.reward import READOUTS, NeuronReader, RewardStats, contributions
-from yfpo.trainer import (YFPOConfig, YFPOTrainer, complete_checkpoint, lean_head, spoken_example, spoken_mask, train_sft, watched)
+from yfpo.trainer import (NotFiniteError, YFPOConfig, YFPOTrainer, complete_checkpoint, lean_head, preference_dataset, spoken_example,
+                          spoken_mask, train_sft, watched)
 
 disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -515,6 +516,196 @@ def test_sft_learns_completions_only_and_leaves_the_model_clean(tiny, tmp_path):
     nll = -torch.stack([lp[t-1, ids[t]] for t in range(start, len(ids))]).mean()
     one = train_sft(copy.deepcopy(tiny[0]), tiny[1], rows[:1], tmp_path, batch_size=1)
     assert one[0]['loss'] == pytest.approx(nll.item(), rel=1e-4)
+
+# --- numbers that are not finite
+
+def broken(model):
+    "The model with one weight that is not a number"
+    model = copy.deepcopy(model)
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float('nan')
+    return model
+
+@pytest.mark.parametrize('kw', [{}, dict(max_grad_norm=0), dict(gradient_accumulation_steps=2), dict(share_prompts=False),
+                                dict(neuron_weight=0.), dict(logging_steps=3), dict(objective='yoked', anchor_weight=.1)])
+def test_training_stops_at_the_first_number_that_is_not_finite(tiny, tmp_path, kw):
+    "Before the optimiser moves: the last checkpoint is the last good one, and nothing is logged as 0"
+    t = make(tiny, tmp_path, save_strategy='steps', save_steps=1, save_total_limit=1, **{**dict(learning_rate=1e6, neuron_weight=.5), **kw})
+    with pytest.raises(NotFiniteError) as e: t.train()
+    said = re.fullmatch(r'the (loss|gradient norm) is (nan|inf) at step (\d), on the pairs ([\d, ]+): nothing of it was saved, the last good '
+                        r'checkpoint is (\S+); lower .*', str(e.value))
+    assert said, str(e.value)
+    rows = [int(x) for x in said[4].split(', ')]
+    whole = 2*kw.get('gradient_accumulation_steps', 1) if said[1] == 'gradient norm' else 2
+    assert len(rows) in (2, whole) and set(rows) <= set(range(6)) and int(said[3]) == t.state.global_step + 1
+    assert [c.name for c in tmp_path.glob('checkpoint-*')] == [f'checkpoint-{t.state.global_step}'] == [said[5].split('/')[-1]]
+    good = AutoModelForCausalLM.from_pretrained(said[5])
+    assert all(p.isfinite().all() for p in good.parameters())
+    assert all(l > 0 and math.isfinite(l) for l in column(t, 'loss')) and all(map(math.isfinite, column(t, 'grad_norm')))
+
+def test_weights_that_overflow_in_the_last_step_are_not_saved(tiny, tmp_path):
+    t = make(tiny, tmp_path, learning_rate=1e39, max_steps=1, neuron_weight=.5)
+    with pytest.raises(NotFiniteError, match=r'weights, .* are not finite after step 1: they are not saved'): t.train()
+    (tmp_path/'m').mkdir(); (tmp_path/'m'/'model.safetensors').write_text('the earlier one')
+    with pytest.raises(NotFiniteError, match='not saved'): t.save_model(str(tmp_path/'m'))
+    assert (tmp_path/'m'/'model.safetensors').read_text() == 'the earlier one' and len(list((tmp_path/'m').iterdir())) == 1
+    with pytest.raises(NotFiniteError, match='are not finite'): run(tiny, tmp_path/'c', learning_rate=1e39, max_steps=1, neuron_weight=.5,
+                                                                    save_strategy='steps', save_steps=1)
+    assert not list((tmp_path/'c').glob('checkpoint-*'))
+
+def test_a_model_or_a_set_that_is_not_finite_is_refused(tiny, tmp_path):
+    with pytest.raises(NotFiniteError, match='the model has weights .* in model.layers.1.mlp.up_proj.weight'):
+        make(tiny, tmp_path/'a', model=broken(tiny[0]))
+    neurons = some_neurons(tiny[0])
+    neurons.weight[2] = float('nan')
+    with pytest.raises(ValueError, match='weights or directions that are not finite'):
+        YFPOTrainer(model=tiny[0], args=config(tmp_path), train_dataset=PAIRS, processing_class=tiny[1], neurons=neurons)
+    with pytest.raises(NotFiniteError, match='the ref_model has weights'):
+        make(tiny, tmp_path/'b', trainer_kw=dict(ref_model=broken(tiny[0])))
+    t = make(tiny, tmp_path/'c', neuron_weight=.5)
+    t.model.load_state_dict(broken(tiny[0]).state_dict())                       # between the reading and the training
+    with pytest.raises(NotFiniteError, match='loss is nan at step 1'): t.train()
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_sft_stops_too_and_leaves_the_model_clean(tiny, tmp_path, accumulate):
+    model, rows = copy.deepcopy(tiny[0]), [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
+    with pytest.raises(NotFiniteError, match=r'at step \d: nothing of it was saved'):
+        train_sft(model, tiny[1], rows, tmp_path, learning_rate=1e7, epochs=9, batch_size=2, gradient_accumulation_steps=accumulate)
+    assert 'forward' not in model.__dict__ and not list(tmp_path.glob('checkpoint-*'))
+    with pytest.raises(NotFiniteError, match='model has weights'): train_sft(broken(tiny[0]), tiny[1], rows, tmp_path)
+
+@pytest.mark.parametrize('name', ['sft', 'simpo', 'cpo', 'orpo', 'kto'])
+def test_the_other_methods_stop_too(tiny, tmp_path, name):
+    from test_dynamic import by_method
+    with pytest.raises(NotFiniteError, match=r'(loss|gradient norm) is (nan|inf) at step \d'):
+        by_method(name, tiny, tmp_path, .5, learning_rate=1e7, max_steps=9, save_strategy='steps', save_steps=9)
+    assert not list(tmp_path.glob('checkpoint-*'))
+
+def test_grpo_stops_too(tiny, tmp_path):
+    from yfpo.methods import METHODS
+    cls, cfg, own = METHODS['grpo']
+    class Bad(cls):
+        def compute_loss(self, *args, **kw): return super().compute_loss(*args, **kw)*float('nan')
+    args = cfg(output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, num_generations=2, max_completion_length=6, bf16=False,
+               use_cpu=True, report_to='none', disable_tqdm=True, save_strategy='no', **own)
+    t = Bad(model=copy.deepcopy(tiny[0]), args=args, train_dataset=Dataset.from_list([dict(prompt='2+2=')]*4), processing_class=tiny[1],
+            reward_funcs=[lambda completions, **kw: [float(len(set(c))) for c in completions]])
+    with pytest.raises(NotFiniteError, match='loss is nan at step 1'): t.train()
+
+def test_the_loss_is_looked_at_once(tiny, tmp_path, monkeypatch):
+    "In place of transformers' filter, which asks twice of each batch: no further wait for a device"
+    t, asked = make(tiny, tmp_path, neuron_weight=.5, gradient_accumulation_steps=2, max_steps=2), []
+    for name in ('isnan', 'isinf', 'isfinite'):
+        old = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda x, n=name, f=old: (asked.append(n) if x.dim() == 0 and x.dtype.is_floating_point else None,
+                                                                   f(x))[1])
+    t.train()
+    assert not t.args.logging_nan_inf_filter and asked == ['isfinite']*3
+
+# --- the rows that TRL takes
+
+def turns(*said): return [dict(role=r, content=c) for r, c in zip(('user', 'assistant')*9, said)]
+FULL = [dict(chosen=p['prompt'] + p['chosen'], rejected=p['prompt'] + p['rejected']) for p in PAIRS]
+
+def tokens(t): return [(r['prompt_ids'], r['chosen_ids'], r['rejected_ids']) for r in t.train_dataset]
+
+def trls(tiny, folder, rows, **kw):
+    "The tokens of TRL's own trainer"
+    return tokens(DPOTrainer(model=copy.deepcopy(tiny[0]), ref_model=copy.deepcopy(tiny[0]), args=config(folder, DPOConfig, **kw),
+                             train_dataset=Dataset.from_list(rows), processing_class=tiny[1]))
+
+@pytest.mark.parametrize('kind', [list, Dataset.from_list])
+def test_a_prompt_may_be_implicit_or_repeated(tiny, tmp_path, kind):
+    plain = tokens(make(tiny, tmp_path, PAIRS))
+    assert tokens(make(tiny, tmp_path, kind(FULL))) == plain == trls(tiny, tmp_path, FULL)
+    asked = [p['prompt'] for p in PAIRS]
+    for prompts in (asked, [a[0]['content'] for a in asked]):                   # as a conversation, and as UltraFeedback has it
+        assert tokens(make(tiny, tmp_path, kind([dict(r, prompt=p) for r, p in zip(FULL, prompts)]))) == plain
+    texts = [dict(chosen=f'{a} + {a} = {2*a} .', rejected=f'{a} + {a} = {2*a + 1}') for a in range(3, 7)]
+    assert tokens(make(tiny, tmp_path, kind(texts))) == trls(tiny, tmp_path, texts)
+    headed = [{k: [dict(role='system', content='Be brief.')] + v for k, v in r.items()} for r in FULL]
+    with_system = [dict(r, prompt=a) for r, a in zip(headed, asked)]
+    assert tokens(make(tiny, tmp_path, kind(with_system))) == trls(tiny, tmp_path, headed)
+
+def test_responses_that_share_no_beginning_have_an_empty_prompt(tiny, tmp_path):
+    d = preference_dataset([dict(chosen='yes ', rejected='no')])
+    assert d[0] == dict(prompt='', chosen='yes ', rejected='no')
+
+def test_an_empty_prompt_gives_the_same_loss_with_and_without_sharing(tiny, tmp_path):
+    rows = [dict(prompt='', chosen=f'{a}+{a}={2*a}', rejected=f'{a}+{a}={2*a + b}, so') for a, b in ((3, 1), (14, 2), (25, 1), (6, 30))]
+    on, off = (run(tiny, tmp_path/str(s), rows, neuron_weight=.5, share_prompts=s) for s in (True, False))
+    for k in ('loss', 'logps/chosen', 'neurons/margins'): assert column(on, k) == pytest.approx(column(off, k), abs=1e-4), k
+
+def test_text_parts_and_tool_calls(tiny, tmp_path):
+    parts = [{k: [dict(m, content=[dict(type='text', text=m['content'][:3]), dict(type='text', text=m['content'][3:])]) for m in v]
+              for k, v in p.items()} for p in PAIRS]
+    plain = tokens(make(tiny, tmp_path, PAIRS))
+    assert tokens(make(tiny, tmp_path, parts)) == plain == tokens(make(tiny, tmp_path, Dataset.from_list(parts)))
+    assert tokens(make(tiny, tmp_path, parts[:3] + PAIRS[3:])) == plain                                  # both in one table
+    call = dict(role='assistant', content=None, tool_calls=[dict(type='function', function=dict(name='add', arguments='3'))])
+    assert len(preference_dataset([{**PAIRS[0], 'chosen': [call]}])) == 1
+    image = {**PAIRS[0], 'prompt': [dict(role='user', content=[dict(type='image')])]}
+    with pytest.raises(ValueError, match="prompt of row 0 of train_dataset has a part of type 'image'"): preference_dataset([image])
+
+def test_white_space_counts_where_tokens_differ(tiny, tmp_path):
+    rows = [dict(prompt='2+2=', chosen='4\n', rejected='4'), dict(prompt='3+3=', chosen='6', rejected='7')]
+    assert tokens(make(tiny, tmp_path, rows)) == trls(tiny, tmp_path, rows)
+    tok = copy.deepcopy(tiny[1])
+    tok.chat_template = tok.chat_template.replace("m['content']", "m['content'] | trim")
+    rows = [PAIRS[0], {**PAIRS[1], 'rejected': [dict(role='assistant', content=PAIRS[1]['chosen'][0]['content'] + ' ')]}]
+    with pytest.raises(ValueError, match='row 1 of train_dataset has the same tokens'): make((tiny[0], tok), tmp_path, rows)
+
+def test_what_the_cut_takes_is_counted(tiny, tmp_path):
+    long = chat('7 + 8 = ? '*20, '15', '16')
+    with pytest.warns(UserWarning, match='1 of 7 pairs of train_dataset are left out, row 2 the first: their prompts fill max_length=60'):
+        t = make(tiny, tmp_path, PAIRS[:2] + [long] + PAIRS[2:], max_length=60)
+    assert t.train_dataset['pair_row'] == [0, 1, 3, 4, 5, 6] and t.named([2, 5]) == '3, 6'
+    alike = chat('1 + 1 = ?', '2 it is and it is and it is and it is 2', '2 it is and it is and it is and it is 3')
+    with pytest.warns(UserWarning, match='1 of 3 pairs of train_dataset are equal within max_length=40 and teach nothing, row 1 the first'):
+        make(tiny, tmp_path, [PAIRS[0], alike, PAIRS[1]], max_length=40)
+    with pytest.raises(ValueError, match='all pairs of train_dataset are equal within max_length=40'):
+        make(tiny, tmp_path, [alike], max_length=40)
+    with pytest.raises(ValueError, match='no pair of train_dataset has a response within max_length=8'):
+        make(tiny, tmp_path, PAIRS, max_length=8)
+
+def test_pairs_that_come_again_or_the_other_way_are_named():
+    turned = dict(PAIRS[2], chosen=PAIRS[2]['rejected'], rejected=PAIRS[2]['chosen'])
+    with pytest.warns(UserWarning) as w: preference_dataset(PAIRS + [PAIRS[1], turned])
+    said = [str(x.message) for x in w]
+    assert any(re.match(r'1 pairs of train_dataset come again \(rows 1 and 6\)', m) for m in said), said
+    assert any(re.match(r'1 pairs of train_dataset prefer what another row rejects \(rows 2 and 7\)', m) for m in said), said
+
+@pytest.mark.parametrize('row, words', [
+    (dict(prompt='a', chosen=PAIRS[0]['chosen'], rejected=PAIRS[0]['rejected']), 'prompt is text in row 1 and messages in row 0'),
+    (dict(prompt=PAIRS[0]['prompt'], chosen='4', rejected='5'), 'row 1 of train_dataset mixes text and messages'),
+    (dict(prompt='a', chosen='4', rejected='5'), 'mixes text and messages: prompt is text in row 1 and messages in row 0'),
+    (dict(PAIRS[0], prompt=None), 'prompt of row 1 of train_dataset is None'), (dict(PAIRS[0], chosen=None), 'chosen of row 1 .* is None'),
+    (dict(PAIRS[0], chosen=[]), 'row 1 .* empty chosen'), (dict(PAIRS[0], chosen=3), 'chosen of row 1 .* neither text nor'),
+    (dict(chosen=PAIRS[0]['chosen'], rejected=PAIRS[0]['rejected']), "row 1 of train_dataset has no 'prompt'"),
+    (dict(PAIRS[0], rejected=turns('a')), 'row 1 .* empty rejected')])
+def test_rows_that_are_not_pairs_are_named(row, words):
+    with pytest.raises(ValueError, match=words): preference_dataset([PAIRS[1], row])
+
+def test_conversations_without_a_common_beginning_are_refused():
+    row = dict(chosen=turns('a', 'b'), rejected=turns('c', 'd'))
+    with pytest.raises(ValueError, match='row 0 of train_dataset has no prompt'): preference_dataset([row])
+
+@pytest.mark.parametrize('rows, words', [([dict(prompt='a', completion='')], 'row 0 of rows has an empty completion'),
+    ([dict(prompt='a', completion='b'), dict(prompt=turns('a'), completion=turns('', 'b')[1:])], 'prompt is text in row 0 and messages in row 1'),
+    ([dict(prompt='a', completion=None)], 'completion of row 0 of rows is None')])
+def test_bad_rows_of_sft_are_named(tiny, tmp_path, rows, words):
+    with pytest.raises(ValueError, match=words): train_sft(tiny[0], tiny[1], rows, tmp_path)
+
+def test_lists_keep_what_the_template_is_told(tiny, tmp_path):
+    tok = copy.deepcopy(tiny[1])
+    tok.chat_template = "{% if style %}{{ style }}\n{% endif %}{% if tools %}{{ tools | length }} tools\n{% endif %}" + tok.chat_template
+    rows = [dict(p, chat_template_kwargs=dict(style='short'), tools=[dict(type='function', function=dict(name='f', n=i))])
+            for i, p in enumerate(PAIRS)]
+    as_list, as_table = (tokens(make((tiny[0], tok), tmp_path, r)) for r in (rows, Dataset.from_list(rows)))
+    assert as_list == as_table and tok.decode(as_list[0][0]).startswith('short\n1 tools\n<|im_start|>user')
+    with pytest.raises(ValueError, match='row 1 of train_dataset sets .* in chat_template_kwargs'): preference_dataset([rows[0], PAIRS[1]])
+    sft = [dict(prompt=p['prompt'], completion=p['chosen'], chat_template_kwargs=dict(style='short '*s)) for p in PAIRS[:2] for s in (1, 9)]
+    from yfpo.trainer import completion_dataset
+    assert completion_dataset(sft)['chat_template_kwargs'][1] == dict(style='short '*9)
 
 # --- refusals
 

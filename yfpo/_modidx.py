@@ -867,6 +867,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'yfpo.trainer.check_yfpo': ('trainer.html#check_yfpo', 'yfpo/trainer.py'),
                               'yfpo.trainer.complete_checkpoint': ('trainer.html#complete_checkpoint', 'yfpo/trainer.py'),
                               'yfpo.trainer.completion_dataset': ('trainer.html#completion_dataset', 'yfpo/trainer.py'),
+                              'yfpo.trainer.finite_weights': ('trainer.html#finite_weights', 'yfpo/trainer.py'),
                               'yfpo.trainer.from_folder': ('trainer.html#from_folder', 'yfpo/trainer.py'),
                               'yfpo.trainer.lean_head': ('trainer.html#lean_head', 'yfpo/trainer.py'),
                               'yfpo.trainer.named': ('trainer.html#named', 'yfpo/trainer.py'),

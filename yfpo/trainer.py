@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SWITCHES', 'as_dataset', 'preference_dataset', 'NotFiniteError', 'FiniteSteps', 'stop', 'named', 'check_weights',
-           'tidy', 'completion_dataset', 'check_training', 'use_bf16', 'StepBar', 'PackedSFTTrainer', 'train_sft',
-           'YFPOConfig', 'check_preference', 'check_yfpo', 'spoken_mask', 'spoken_example', 'turn_spans', 'turns_read',
-           'YFPOTrainer', 'special_ids', 'ReferenceCollator', 'set_neurons', 'watched', 'from_folder',
+           'finite_weights', 'tidy', 'completion_dataset', 'check_training', 'use_bf16', 'StepBar', 'PackedSFTTrainer',
+           'train_sft', 'YFPOConfig', 'check_preference', 'check_yfpo', 'spoken_mask', 'spoken_example', 'turn_spans',
+           'turns_read', 'YFPOTrainer', 'special_ids', 'ReferenceCollator', 'set_neurons', 'watched', 'from_folder',
            'complete_checkpoint', 'card_text', 'lean_head', 'train_yfpo']
 
 # %% ../nbs/13_trainer.ipynb #12_train-002
@@ -225,6 +225,12 @@ def check_weights(self):
 
 FiniteSteps.stop, FiniteSteps.named, FiniteSteps.check_weights = stop, named, check_weights
 
+def finite_weights(model, what='model'):
+    "Refuse a model that nothing can be compared with, because a weight of it is not finite"
+    named = () if model is None or isinstance(model, str) else model.named_parameters()
+    bad = next((n for n, p in named if not p.isfinite().all()), None)
+    if bad: raise NotFiniteError(f'the {what} has weights that are not finite, in {bad}: load it anew, or train it again with a lower rate')
+
 
 # %% ../nbs/13_trainer.ipynb #12_train-010
 def tidy(model):
@@ -298,6 +304,7 @@ def train_sft(model, tokenizer,
                      use_cpu=not torch.accelerator.is_available(),
                      seed=seed, data_seed=seed, completion_only_loss=True, **{**defaults, **kwargs})
     check_training(args)
+    finite_weights(model)
     trainer = PackedSFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepBar())
@@ -445,6 +452,7 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
         self.card_sections = dict(card_sections or {})
         if not isinstance(args, YFPOConfig): raise ValueError(f'args is a {type(args).__name__}: YFPOTrainer needs a YFPOConfig')
         self._check_inputs(model, args, neurons)
+        for m, what in ((model, 'model'), (ref_model, 'ref_model')): finite_weights(m, what)
         def pairs(rows, name='train_dataset'): return _on_disk(preference_dataset(rows, name), args, name)
         train_dataset = pairs(train_dataset if train_dataset is not None else [])
         eval_dataset = _each(eval_dataset, pairs)
