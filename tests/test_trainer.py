@@ -10,6 +10,7 @@ from trl import DPOConfig, DPOTrainer
 from yfpo.loss import OBJECTIVES, PER_TOKEN, PREFERENCE_LOSSES, preference_loss
 from yfpo.models import load_model, tiny_model
 from yfpo.neurons import NeuronSet, model_signature, outside
+from yfpo.responses import Example
 from yfpo.reward import READOUTS, NeuronReader, RewardStats, contributions
 from yfpo.trainer import (NotFiniteError, YFPOConfig, YFPOTrainer, complete_checkpoint, lean_head, preference_dataset, spoken_example,
                           spoken_mask, train_sft, watched)
@@ -21,6 +22,9 @@ def chat(q, good, bad): return dict(prompt=[dict(role='user', content=q)], chose
                                     rejected=[dict(role='assistant', content=bad)])
 PAIRS = [chat(f'{a} + {b} = ?', f'{a}+{b}={a+b}\n#### {a+b}', f'{a}+{b}={a+b+d}, so it is\n#### {a+b+d}'[:14 + 5*i])
          for i, (a, b, d) in enumerate(((3, 4, 1), (12, 9, -2), (5, 5, 10), (20, 7, 3), (8, 31, -1), (6, 2, 2)))]
+
+def turns(*said): return [dict(role=r, content=c) for r, c in zip(('user', 'assistant')*9, said)]
+nan, inf = math.nan, math.inf
 
 @pytest.fixture(scope='module')
 def tiny():
@@ -499,6 +503,130 @@ def test_spoken_tokens_of_trl_batches_are_the_words_of_the_response(tiny, tmp_pa
         e = spoken_example(row['prompt_ids'], row['chosen_ids'], set(t.special.tolist()))
         assert mask[i].nonzero()[:, 0].tolist() == list(range(e.start, len(e.ids)))
 
+def read(t, rows=None):
+    "What is read of each response, as text: chosen, then rejected"
+    rows = t.train_dataset if rows is None else rows
+    batch = t.data_collator([*rows])
+    texts = [t.text_tokenizer.decode(ids[m]) for ids, m in zip(batch['input_ids'], batch['read_mask'])]
+    return texts[:len(rows)], texts[len(rows):]
+
+def test_what_is_read_of_one_turn_is_what_the_mask_says(tiny, tmp_path):
+    t = make(tiny, tmp_path)
+    batch = t.data_collator([*t.train_dataset])
+    assert torch.equal(batch['read_mask'], spoken_mask(batch['input_ids'], batch['completion_mask'], t.special))
+    assert all(type(e) is Example for e in t.texts['train_dataset'])
+
+LONG = [dict(p, chosen=[*p['chosen'], *turns('Sure?', 'Yes, it is.')], rejected=[*p['rejected'], *turns('Sure?', f'No, it is {i}.')])
+        for i, p in enumerate(PAIRS)]
+
+@pytest.mark.parametrize('readout', ['standardised', 'divergent'])
+def test_all_turns_of_the_assistant_are_read(tiny, tmp_path, readout):
+    t = make(tiny, tmp_path, LONG, readout=readout)
+    said = [[''.join(m['content'] for m in p[k] if m['role'] == 'assistant') for p in LONG] for k in ('chosen', 'rejected')]
+    assert list(read(t)) == said
+    on, off = (run(tiny, tmp_path/str(s), LONG, neuron_weight=.5, readout=readout, share_prompts=s) for s in (True, False))
+    for k in ('loss', 'neurons/margins', 'neurons/chosen'): assert column(on, k) == pytest.approx(column(off, k), abs=2e-4), k
+    assert abs(column(on, 'neurons/margins')[0]) < 1e-5 and abs(column(on, 'neurons/margins')[-1]) > .1
+
+def test_the_read_out_of_several_turns_is_the_mean_over_their_words(tiny, tmp_path):
+    "By hand, from the text on"
+    t, (model, tok) = make(tiny, tmp_path, LONG), tiny
+    m, row, s, n = LONG[3], t.train_dataset[3], t.reward_stats, t.neurons
+    ids = tok.apply_chat_template(m['prompt'] + m['rejected'])['input_ids']
+    assert ids == row['prompt_ids'] + row['rejected_ids']
+    own = [tok(x['content'], add_special_tokens=False).input_ids for x in m['rejected'] if x['role'] == 'assistant']
+    at = [j + k for w in own for j in range(len(ids)) if ids[j:j + len(w)] == w for k in range(len(w))]
+    assert len(at) == sum(map(len, own))
+    with NeuronReader(model, n) as reader, torch.no_grad(): model(torch.tensor([ids]))
+    z = (contributions(reader.activations()[0, at], n, s.wnorm) - s.mean)/s.std
+    assert t.ref_phi[3, 1].item() == pytest.approx((z.clamp(-3, 3) @ n.weight).mean().item(), abs=1e-4)
+
+def templated(tok, template):
+    tok = copy.deepcopy(tok)
+    tok.chat_template = template
+    return tok
+
+@pytest.mark.parametrize('rows', [PAIRS, LONG])
+def test_a_template_without_generation_prompt(tiny, tmp_path, rows):
+    "The header comes with the answer then, and is not read"
+    tok = templated(tiny[1], tiny[1].chat_template.split('{% if add_generation_prompt')[0])
+    t = make((tiny[0], tok), tmp_path, rows)
+    assert read(t) == read(make(tiny, tmp_path, rows)) and t.train_dataset[0]['chosen_ids'][0] == tok.convert_tokens_to_ids('<|im_start|>')
+    run((tiny[0], tok), tmp_path, rows, neuron_weight=.5)
+
+def test_marks_of_the_template_are_taken(tiny, tmp_path):
+    "TRL's own way to say which tokens are the assistant's"
+    marked = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
+              "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+              "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    t = make((tiny[0], templated(tiny[1], marked)), tmp_path, LONG)
+    assert read(t) == read(make(tiny, tmp_path, LONG))
+    hushed = marked.replace("{% if m['role'] == 'assistant' %}", "{% if m['role'] == 'assistant' and 'Yes' not in m['content'] %}")
+    assert read(make((tiny[0], templated(tiny[1], hushed)), tmp_path, LONG))[0] == [p['chosen'][0]['content'] for p in LONG]
+
+def test_calls_of_tools_are_read(tiny, tmp_path):
+    calling = tiny[1].chat_template.replace("m['content']", "(m['content'] or '') + ('<|im_start|>call ' + m['tool_calls'][0]['name'] if "
+                                            "m['tool_calls'] else '')")
+    rows = [dict(p, chosen=[dict(role='assistant', content=None, tool_calls=[dict(name=f'add{i}')]), dict(role='tool', content='7'),
+                            dict(role='assistant', content=f'It is {i}.')]) for i, p in enumerate(PAIRS)]
+    t = make((tiny[0], templated(tiny[1], calling)), tmp_path, rows)
+    assert read(t) == ([f'<|im_start|>call add{i}It is {i}.' for i in range(6)], [p['rejected'][0]['content'] for p in PAIRS])
+
+def test_a_template_that_does_not_take_an_answer_everywhere_is_named(tiny, tmp_path):
+    strict = "{% if messages | length > 2 and messages[1]['content'] in 'xy' %}{{ raise_exception('no such turn') }}{% endif %}"
+    with pytest.raises(ValueError, match=r'turns of row 0 cannot be told apart \(no such turn\)'):
+        make((tiny[0], templated(tiny[1], strict + tiny[1].chat_template)), tmp_path, LONG)
+
+def test_what_the_templates_of_trl_say_is_found(tiny):
+    "In all of them that take text: header, end of turn and other roles are left out"
+    import trl
+    from pathlib import Path
+    from yfpo.trainer import turn_spans
+    said, checked = turns('2+2=?', 'It is 4.', 'And 3+3?', 'That is 6, of course.'), 0
+    for f in sorted((Path(trl.__file__).parent/'chat_templates').glob('*.jinja')):
+        if f.name.startswith(('idefics3', 'llava_next', 'smolvlm')): continue   # of processors: content comes in parts
+        render = lambda m: tiny[1].apply_chat_template(m, tokenize=False, chat_template=f.read_text())
+        text, spans = turn_spans(render, said, 1)
+        assert [text[a:b] for a, b in spans] == [said[1]['content'], said[3]['content']], f.name
+        checked += 1
+    assert checked > 40
+
+def test_later_data_is_read_as_the_training_data(tiny, tmp_path):
+    t = run(tiny, tmp_path, LONG, neuron_weight=.5, trainer_kw=dict(eval_dataset=LONG[:4]), per_device_eval_batch_size=4)
+    own, later = t.evaluate(), t.evaluate(LONG[:4])
+    for k in ('eval_loss', 'eval_neurons/margins'): assert own[k] == pytest.approx(later[k], abs=1e-4)
+    pre = run(tiny, tmp_path/'p', LONG, neuron_weight=.5, precompute_ref_log_probs=True, trainer_kw=dict(ref_model=copy.deepcopy(tiny[0])))
+    assert pre.evaluate(LONG[:4])['eval_neurons/margins'] == pytest.approx(later['eval_neurons/margins'], abs=1e-3)
+
+@pytest.mark.parametrize('name', ['sft', 'simpo', 'kto'])
+def test_the_other_methods_refuse_what_they_would_read_in_part(tiny, tmp_path, name, monkeypatch):
+    import test_dynamic
+    monkeypatch.setattr(test_dynamic, 'PAIRS', LONG)
+    with pytest.raises(ValueError, match=r"goes on behind its first special token, with 'user\\nSure"):
+        test_dynamic.by_method(name, tiny, tmp_path, .5)
+
+# --- a reference that moves, or that another trainer read
+
+def test_a_reference_that_follows_the_policy_is_read_anew(tiny, tmp_path):
+    "With a full copy after every step, the policy never differs from it: the neurons as little as the log-probabilities"
+    kw = dict(neuron_weight=.5, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.)
+    for share in (True, False):
+        t = run(tiny, tmp_path/str(share), share_prompts=share, **kw)
+        for k in ('rewards/margins', 'neurons/margins', 'neurons/chosen'): assert column(t, k) == pytest.approx([0.]*5, abs=1e-4), (k, share)
+    still = run(tiny, tmp_path/'still', neuron_weight=.5)
+    assert abs(column(still, 'neurons/margins')[-1]) > 1e-2
+
+def test_a_model_of_which_only_the_set_moved_is_another_reference(tiny, tmp_path):
+    from yfpo.methods import training_only
+    model, shared = copy.deepcopy(tiny[0]), dict(neuron_weight=.5, reference_dir=str(tmp_path/'reference'))
+    few = NeuronSet(torch.tensor([0, 1, 1]), torch.tensor([5, 7, 9]), torch.ones(3)/3, torch.ones(3), some_neurons(model).meta)
+    with training_only(model, few): run(tiny, tmp_path/'a', model=model, learning_rate=3e-2, **shared)
+    t = make(tiny, tmp_path/'b', model=model, **shared)
+    batch = batch_of(t, 6)
+    live = t.compute_ref_log_probs(t.ref_model, {k: v for k, v in batch.items() if k != 'ref_row'})
+    assert torch.allclose(t.ref_logps[batch['ref_row']], torch.stack(live, 1), atol=1e-3)
+    assert t.ref_phi.sub(make(tiny, tmp_path/'c', model=model, neuron_weight=.5).ref_phi).abs().max() < 1e-4
+
 # --- SFT
 
 def test_sft_learns_completions_only_and_leaves_the_model_clean(tiny, tmp_path):
@@ -601,9 +729,62 @@ def test_the_loss_is_looked_at_once(tiny, tmp_path, monkeypatch):
     t.train()
     assert not t.args.logging_nan_inf_filter and asked == ['isfinite']*3
 
+@pytest.mark.parametrize('kw, words', [(dict(learning_rate=inf), 'learning_rate is inf'), (dict(epochs=0), 'num_train_epochs is 0'),
+                                       (dict(batch_size=0), 'per_device_train_batch_size is 0'), (dict(max_length=0), 'max_length is 0')])
+def test_bad_settings_of_sft_are_refused(tiny, tmp_path, kw, words):
+    rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
+    with pytest.raises(ValueError, match=words): train_sft(tiny[0], tiny[1], rows, tmp_path, **kw)
+
+def test_settings_at_the_edge_are_allowed(tmp_path):
+    for kw in (dict(learning_rate=0.), dict(max_length=None), dict(max_grad_norm=0), dict(max_grad_norm=inf), dict(ld_alpha=0.),
+               dict(loss_type='aot'), dict(loss_type=('sigmoid', 'sft')), dict(reference_dir=tmp_path), dict(num_train_epochs=0)):
+        config(tmp_path, **kw)
+
+# --- reward statistics
+
+def silent(model, neurons):
+    "The model, its neurons of the set writing nothing"
+    model = copy.deepcopy(model)
+    for l, i in zip(neurons.layer.tolist(), neurons.index.tolist()): model.model.layers[l].mlp.down_proj.weight.data[:, i] = 0
+    return model
+
+def test_a_margin_that_is_always_zero_is_refused_with_its_cause(tiny, tmp_path):
+    mute = silent(tiny[0], some_neurons(tiny[0]))
+    with pytest.raises(ValueError, match='equal in all 6 pairs, because these neurons write the same in every text'):
+        make(tiny, tmp_path/'a', model=mute, neuron_weight=.5)
+    with pytest.warns(UserWarning, match='the neuron metrics mean nothing: the read-outs of chosen and rejected are equal'):
+        run(tiny, tmp_path/'b', model=mute, neuron_weight=0., max_steps=1)
+    alike = [chat(f'{a} + 1 = ?', f'{a + 1}', f'{a + 1}<|im_end|> or not') for a in range(4)]                # the words before the end are the same
+    with pytest.raises(ValueError, match='because the tokens that are read are the same in both'):
+        make(tiny, tmp_path/'c', [dict(prompt=p['prompt'][0]['content'], **{k: p[k][0]['content'] for k in ('chosen', 'rejected')})
+                                  for p in alike], neuron_weight=.5)
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_margins_without_spread_are_refused(tiny, tmp_path, n):
+    rows = [dict(PAIRS[0], id=i) for i in range(n)]
+    with pytest.raises(ValueError, match=f'margins of the {n} pairs have no spread'): make(tiny, tmp_path, rows, neuron_weight=.5)
+    stats = make(tiny, tmp_path/'b').reward_stats
+    assert make(tiny, tmp_path, rows, neuron_weight=.5, trainer_kw=dict(reward_stats=stats)).reward_stats is stats
+    make(tiny, tmp_path, rows, neuron_weight=.5, readout='paper-literal')                                  # which is in units of nothing
+
+@pytest.mark.parametrize('change, words', [(dict(mean=1e4), 'every value is at the clip'), (dict(scale=nan), 'the scale .* not finite'),
+                                           (dict(std=nan), 'the std of the reward statistics is not finite'), (dict(scale=0.), 'no spread')])
+def test_given_statistics_that_cannot_be_are_refused(tiny, tmp_path, change, words):
+    s = copy.deepcopy(make(tiny, tmp_path).reward_stats)
+    for k, v in change.items(): setattr(s, k, v if k == 'scale' else torch.full_like(getattr(s, k), v))
+    if 'mean' in change: s.mean[::2] = -1e4                                    # at both ends of the clip, so that weights do not cancel
+    with pytest.raises(ValueError, match=words): make(tiny, tmp_path/'b', neuron_weight=.5, trainer_kw=dict(reward_stats=s))
+
+def test_the_other_methods_refuse_a_read_out_without_spread(tiny, tmp_path):
+    from test_dynamic import sft
+    from yfpo.methods import NeuronReward
+    rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
+    with pytest.raises(ValueError, match='the 3 read-outs have a spread of 0'): sft(tiny, tmp_path, rows[:1]*3)
+    with pytest.raises(ValueError, match='read-outs of the texts have a spread of 0'):
+        NeuronReward(*tiny, some_neurons(tiny[0]), [('2+2=', '4')])
+
 # --- the rows that TRL takes
 
-def turns(*said): return [dict(role=r, content=c) for r, c in zip(('user', 'assistant')*9, said)]
 FULL = [dict(chosen=p['prompt'] + p['chosen'], rejected=p['prompt'] + p['rejected']) for p in PAIRS]
 
 def tokens(t): return [(r['prompt_ids'], r['chosen_ids'], r['rejected_ids']) for r in t.train_dataset]
@@ -731,7 +912,25 @@ def test_bad_rows_are_refused_in_a_sentence(tiny, tmp_path, rows, words):
     (dict(anchor_weight=-1.), 'anchor_weight is -1'), (dict(n_outside=0), 'n_outside is 0'),
     (dict(objective='yoked', ld_alpha=0.5), 'ld_alpha=None'),
     (dict(objective='offset', f_divergence_type='forward_kl'), 'reverse_kl'), (dict(objective='reweight', loss_type=['aot']), 'aot is not'),
-    (dict(activation_checkpointing=True, activation_checkpointing_kwargs=dict(use_reentrant=True)), 'no gradient')])
+    (dict(activation_checkpointing=True, activation_checkpointing_kwargs=dict(use_reentrant=True)), 'no gradient'),
+    (dict(neuron_weight='0.1'), 'not a finite number'), (dict(objective=None), 'objective None is unknown'),
+    (dict(readout=None), 'readout None is unknown'), (dict(reference_dir=3), 'reference_dir is 3'),
+    (dict(loss_type='sigmod'), "loss_type 'sigmod' is unknown: did you mean 'sigmoid'"), (dict(loss_type=[]), 'loss_type is'),
+    (dict(loss_type=''), "loss_type '' is unknown"), (dict(loss_type=None), 'loss_type is None'), (dict(loss_type=['sigmoid', 3]), '3 is unknown'),
+    (dict(loss_type=['sigmoid', 'sft'], loss_weights=[1, nan]), r'loss_weights\[1\] is nan'),
+    *((dict(beta=b), 'beta is') for b in (0, -.1, inf, nan, '0.1', True)), (dict(discopop_tau=0), 'discopop_tau is 0'),
+    (dict(loss_type='robust', label_smoothing=.5), 'less than 0.5'), (dict(loss_type='exo_pair'), 'above 0'),
+    (dict(label_smoothing=nan), 'label_smoothing is nan'), (dict(ld_alpha=2.), 'ld_alpha is 2'), (dict(ld_alpha=nan), 'ld_alpha is nan'),
+    (dict(f_divergence_type='kl'), "did you mean 'reverse_kl'"), (dict(f_alpha_divergence_coef=inf), 'f_alpha_divergence_coef is inf'),
+    *((dict(learning_rate=r), 'learning_rate is') for r in (inf, nan, -1e-6)), (dict(max_grad_norm=nan), 'max_grad_norm is nan'),
+    (dict(max_grad_norm=-1), 'max_grad_norm is -1'), (dict(weight_decay=nan), 'weight_decay is nan'),
+    *((dict(max_length=n), 'max_length is') for n in (0, 1, -5, 12.5)), (dict(max_steps=-1, num_train_epochs=0), 'num_train_epochs is 0'),
+    (dict(max_steps=-1, num_train_epochs=nan), 'num_train_epochs is nan'),
+    *((dict([(k, 0)]), f'{k} is 0') for k in ('per_device_train_batch_size', 'per_device_eval_batch_size', 'gradient_accumulation_steps')),
+    *((dict(share_prompts=x), 'share_prompts is .* True or False') for x in ('no', 0, None)), (dict(sync_ref_model='yes'), 'sync_ref_model is'),
+    (dict(use_liger_kernel=True), 'leave it off'), (dict(sync_ref_model=True, ref_model_sync_steps=0), 'ref_model_sync_steps is 0'),
+    (dict(sync_ref_model=True, ref_model_mixup_alpha=1.5), 'ref_model_mixup_alpha is 1.5'),
+    (dict(sync_ref_model=True, objective='reweight'), 'sync_ref_model=False')])
 def test_bad_settings_are_refused_in_a_sentence(tmp_path, kw, words):
     with pytest.raises(ValueError, match=words): config(tmp_path, **kw)
 

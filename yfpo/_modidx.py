@@ -855,6 +855,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'yfpo.trainer._token_weight': ('trainer.html#_token_weight', 'yfpo/trainer.py'),
                               'yfpo.trainer._train': ('trainer.html#_train', 'yfpo/trainer.py'),
                               'yfpo.trainer._uniform': ('trainer.html#_uniform', 'yfpo/trainer.py'),
+                              'yfpo.trainer._unknown': ('trainer.html#_unknown', 'yfpo/trainer.py'),
                               'yfpo.trainer._usable': ('trainer.html#_usable', 'yfpo/trainer.py'),
                               'yfpo.trainer._whole_row': ('trainer.html#_whole_row', 'yfpo/trainer.py'),
                               'yfpo.trainer._with_reference': ('trainer.html#_with_reference', 'yfpo/trainer.py'),
