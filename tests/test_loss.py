@@ -151,8 +151,9 @@ def test_loss_types_are_those_of_trl():
     assert set(LOSS_TYPES) == set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(DPOTrainer._compute_loss)))
     assert check_losses('sigmoid') == ['sigmoid'] and check_losses(LOSS_TYPES, .1) == list(LOSS_TYPES)
 
-@pytest.mark.parametrize('types, eps, words', [('sigmod', 0., "did you mean 'sigmoid'"), ([], 0., 'give a name'), (None, 0., 'None: give a name'),
-    (('sigmoid', ''), 0., "'' is unknown"), ({'sigmoid': 1}, 0., 'give a name'), ('robust', .5, 'less than 0.5'), ('exo_pair', 0., 'above 0'),
+@pytest.mark.parametrize('types, eps, words', [
+    ('sigmod', 0., "did you mean 'sigmoid'"), ([], 0., 'give a name'), (None, 0., 'None: give a name'), ({'sigmoid': 1}, 0., 'give a name'),
+    (('sigmoid', ''), 0., "'' is unknown"), ('robust', .5, 'less than 0.5'), ('exo_pair', 0., 'above 0'),
     ('sigmoid', 1., 'less than 1'), ('sigmoid', math.nan, 'not a finite number'), ('sigmoid', -.1, 'below 0')])
 def test_losses_that_cannot_be_are_refused(types, eps, words):
     with pytest.raises(ValueError, match=words): check_losses(types, eps)

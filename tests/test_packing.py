@@ -189,7 +189,8 @@ def test_a_response_from_the_very_first_token_on_is_refused():
     with pytest.raises(ValueError, match='response of example 1 starts at token 0'):
         shared_logprobs(model, [Example([5, 6, 7], 1), Example([5, 6, 8], 0)], 0)
     whole = [Example([5, 6, 7], 1), Example([5, 6, 8, 9], 1)]
-    for a, b in zip(shared_logprobs(model, whole, 0), example_logprobs(model, whole, 0)): assert torch.allclose(a, b, atol=1e-5) and len(a) > 1
+    for a, b in zip(shared_logprobs(model, whole, 0), example_logprobs(model, whole, 0)):
+        assert torch.allclose(a, b, atol=1e-5) and len(a) > 1
 
 def test_a_batch_without_prompts_has_the_log_probabilities_of_the_plain_pass():
     model = random_model('llama').eval()

@@ -557,8 +557,8 @@ def test_a_template_without_generation_prompt(tiny, tmp_path, rows):
 def test_marks_of_the_template_are_taken(tiny, tmp_path):
     "TRL's own way to say which tokens are the assistant's"
     marked = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
-              "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-              "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+              "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+              "{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
     t = make((tiny[0], templated(tiny[1], marked)), tmp_path, LONG)
     assert read(t) == read(make(tiny, tmp_path, LONG))
     hushed = marked.replace("{% if m['role'] == 'assistant' %}", "{% if m['role'] == 'assistant' and 'Yes' not in m['content'] %}")
@@ -612,7 +612,8 @@ def test_a_reference_that_follows_the_policy_is_read_anew(tiny, tmp_path):
     kw = dict(neuron_weight=.5, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.)
     for share in (True, False):
         t = run(tiny, tmp_path/str(share), share_prompts=share, **kw)
-        for k in ('rewards/margins', 'neurons/margins', 'neurons/chosen'): assert column(t, k) == pytest.approx([0.]*5, abs=1e-4), (k, share)
+        for k in ('rewards/margins', 'neurons/margins', 'neurons/chosen'):
+            assert column(t, k) == pytest.approx([0.]*5, abs=1e-4), (k, share)
     still = run(tiny, tmp_path/'still', neuron_weight=.5)
     assert abs(column(still, 'neurons/margins')[-1]) > 1e-2
 
@@ -659,8 +660,8 @@ def test_training_stops_at_the_first_number_that_is_not_finite(tiny, tmp_path, k
     "Before the optimiser moves: the last checkpoint is the last good one, and nothing is logged as 0"
     t = make(tiny, tmp_path, save_strategy='steps', save_steps=1, save_total_limit=1, **{**dict(learning_rate=1e6, neuron_weight=.5), **kw})
     with pytest.raises(NotFiniteError) as e: t.train()
-    said = re.fullmatch(r'the (loss|gradient norm) is (nan|inf) at step (\d), on the pairs ([\d, ]+): nothing of it was saved, the last good '
-                        r'checkpoint is (\S+); lower .*', str(e.value))
+    said = re.fullmatch(r'the (loss|gradient norm) is (nan|inf) at step (\d), on the pairs ([\d, ]+): nothing of it was saved, the '
+                        r'last good checkpoint is (\S+); lower .*', str(e.value))
     assert said, str(e.value)
     rows = [int(x) for x in said[4].split(', ')]
     whole = 2*kw.get('gradient_accumulation_steps', 1) if said[1] == 'gradient norm' else 2
@@ -754,7 +755,7 @@ def test_a_margin_that_is_always_zero_is_refused_with_its_cause(tiny, tmp_path):
         make(tiny, tmp_path/'a', model=mute, neuron_weight=.5)
     with pytest.warns(UserWarning, match='the neuron metrics mean nothing: the read-outs of chosen and rejected are equal'):
         run(tiny, tmp_path/'b', model=mute, neuron_weight=0., max_steps=1)
-    alike = [chat(f'{a} + 1 = ?', f'{a + 1}', f'{a + 1}<|im_end|> or not') for a in range(4)]                # the words before the end are the same
+    alike = [chat(f'{a} + 1 = ?', f'{a + 1}', f'{a + 1}<|im_end|> or not') for a in range(4)]    # alike up to the end
     with pytest.raises(ValueError, match='because the tokens that are read are the same in both'):
         make(tiny, tmp_path/'c', [dict(prompt=p['prompt'][0]['content'], **{k: p[k][0]['content'] for k in ('chosen', 'rejected')})
                                   for p in alike], neuron_weight=.5)
@@ -768,7 +769,7 @@ def test_margins_without_spread_are_refused(tiny, tmp_path, n):
     make(tiny, tmp_path, rows, neuron_weight=.5, readout='paper-literal')                                  # which is in units of nothing
 
 @pytest.mark.parametrize('change, words', [(dict(mean=1e4), 'every value is at the clip'), (dict(scale=nan), 'the scale .* not finite'),
-                                           (dict(std=nan), 'the std of the reward statistics is not finite'), (dict(scale=0.), 'no spread')])
+                                           (dict(std=nan), 'the std of the reward statistics is not'), (dict(scale=0.), 'no spread')])
 def test_given_statistics_that_cannot_be_are_refused(tiny, tmp_path, change, words):
     s = copy.deepcopy(make(tiny, tmp_path).reward_stats)
     for k, v in change.items(): setattr(s, k, v if k == 'scale' else torch.full_like(getattr(s, k), v))
@@ -871,7 +872,8 @@ def test_conversations_without_a_common_beginning_are_refused():
     with pytest.raises(ValueError, match='row 0 of train_dataset has no prompt'): preference_dataset([row])
 
 @pytest.mark.parametrize('rows, words', [([dict(prompt='a', completion='')], 'row 0 of rows has an empty completion'),
-    ([dict(prompt='a', completion='b'), dict(prompt=turns('a'), completion=turns('', 'b')[1:])], 'prompt is text in row 0 and messages in row 1'),
+    ([dict(prompt='a', completion='b'), dict(prompt=turns('a'), completion=turns('', 'b')[1:])],
+     'prompt is text in row 0 and messages in row 1'),
     ([dict(prompt='a', completion=None)], 'completion of row 0 of rows is None')])
 def test_bad_rows_of_sft_are_named(tiny, tmp_path, rows, words):
     with pytest.raises(ValueError, match=words): train_sft(tiny[0], tiny[1], rows, tmp_path)
@@ -916,7 +918,8 @@ def test_bad_rows_are_refused_in_a_sentence(tiny, tmp_path, rows, words):
     (dict(neuron_weight='0.1'), 'not a finite number'), (dict(objective=None), 'objective None is unknown'),
     (dict(readout=None), 'readout None is unknown'), (dict(reference_dir=3), 'reference_dir is 3'),
     (dict(loss_type='sigmod'), "loss_type 'sigmod' is unknown: did you mean 'sigmoid'"), (dict(loss_type=[]), 'loss_type is'),
-    (dict(loss_type=''), "loss_type '' is unknown"), (dict(loss_type=None), 'loss_type is None'), (dict(loss_type=['sigmoid', 3]), '3 is unknown'),
+    (dict(loss_type=''), "loss_type '' is unknown"), (dict(loss_type=None), 'loss_type is None'),
+    (dict(loss_type=['sigmoid', 3]), '3 is unknown'),
     (dict(loss_type=['sigmoid', 'sft'], loss_weights=[1, nan]), r'loss_weights\[1\] is nan'),
     *((dict(beta=b), 'beta is') for b in (0, -.1, inf, nan, '0.1', True)), (dict(discopop_tau=0), 'discopop_tau is 0'),
     (dict(loss_type='robust', label_smoothing=.5), 'less than 0.5'), (dict(loss_type='exo_pair'), 'above 0'),
@@ -927,7 +930,8 @@ def test_bad_rows_are_refused_in_a_sentence(tiny, tmp_path, rows, words):
     *((dict(max_length=n), 'max_length is') for n in (0, 1, -5, 12.5)), (dict(max_steps=-1, num_train_epochs=0), 'num_train_epochs is 0'),
     (dict(max_steps=-1, num_train_epochs=nan), 'num_train_epochs is nan'),
     *((dict([(k, 0)]), f'{k} is 0') for k in ('per_device_train_batch_size', 'per_device_eval_batch_size', 'gradient_accumulation_steps')),
-    *((dict(share_prompts=x), 'share_prompts is .* True or False') for x in ('no', 0, None)), (dict(sync_ref_model='yes'), 'sync_ref_model is'),
+    *((dict(share_prompts=x), 'share_prompts is .* True or False') for x in ('no', 0, None)),
+    (dict(sync_ref_model='yes'), 'sync_ref_model is'),
     (dict(use_liger_kernel=True), 'leave it off'), (dict(sync_ref_model=True, ref_model_sync_steps=0), 'ref_model_sync_steps is 0'),
     (dict(sync_ref_model=True, ref_model_mixup_alpha=1.5), 'ref_model_mixup_alpha is 1.5'),
     (dict(sync_ref_model=True, objective='reweight'), 'sync_ref_model=False')])
