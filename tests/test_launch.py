@@ -1,13 +1,15 @@
 "One arm through the recipe's own files, in one process and in two: the same losses, the same files."
-import os, subprocess, sys
+import json, os, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
 import pytest
-from yfpo.launch import arm_parameters, launch_arm, train_arm
+from conftest import ROOT
+from yfpo.launch import arm_parameters, failed_mark, launch_arm, train_arm
 from yfpo.models import load_model, save_model
 from yfpo.pairs import pairs_from_corruption, save_pairs
 from yfpo.problems import make_problems, write_jsonl
+from yfpo.trainer import NotFiniteError
 from test_trainer import some_neurons
 
 SETTINGS = dict(neuron_weight=.5, learning_rate=1e-3, epochs=1., batch_size=2, precision='float32', every=.3, warmup=.2, n_select=2,
@@ -47,6 +49,42 @@ def test_what_goes_wrong_is_one_sentence(ready):
     (ready/'pairs'/'train.jsonl').unlink()
     with pytest.raises(FileNotFoundError, match='--until pairs'): train_arm(ready, 'smoke', 'dpo', 0)
     with pytest.raises(ValueError, match=r'2 processes: .*until pairs.*launch.log'): launch_arm(2, ready, 'smoke', 'dpo', 0, **SETTINGS)
+
+def files(folder): return {p: p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_an_arm_that_is_not_finite_leaves_the_earlier_one_and_a_mark(ready, processes):
+    def train(**kw):
+        if processes == 1: return train_arm(ready, 'smoke', 'yfpo', 0, **{**SETTINGS, **kw})
+        return launch_arm(2, ready, 'smoke', 'yfpo', 0, **{**SETTINGS, **kw})
+    train()
+    model, log = ready/'train'/'yfpo-seed0'/'model', ready/'results'/'training'
+    before = files(model), files(log)
+    with pytest.raises(NotFiniteError, match=r'^the (loss|gradient norm) is (nan|inf) at step \d, on the pairs templates-') as e:
+        train(learning_rate=1e7)
+    assert (files(model), files(log)) == before and not list(model.parent.glob('.model*'))
+    assert json.loads(failed_mark(ready, 'yfpo', 0).read_text()) == dict(arm='yfpo', seed=0, why=str(e.value))
+    train()
+    assert not failed_mark(ready, 'yfpo', 0).exists() and files(model).keys() == before[0].keys()
+
+def test_the_stage_is_not_done_when_an_arm_is_not_finite(ready, monkeypatch):
+    "The cells of the stage as they are: one arm fails, the other is trained and kept, and the stage ends with the sentence"
+    monkeypatch.setenv('YFPO_STEP', 'train-seed0-key')
+    stage = json.loads((ROOT/'nbs'/'paper'/'stage_train.ipynb').read_text())
+    cells = [''.join(c['source']) for c in stage['cells'] if c['cell_type'] == 'code']
+    own = dict(run_dir=str(ready), arms=['yfpo', 'dpo'], learning_rate=1e-3, **{k: v for k, v in SETTINGS.items() if k != 'learning_rate'})
+    space = {}
+    exec(cells[0], space)
+    space.update(own)
+    def train_one(run, recipe, arm, seed, **kw):
+        return train_arm(run, recipe, arm, seed, **{**kw, 'learning_rate': 1e7 if arm == 'yfpo' else 1e-3})
+    with pytest.raises(NotFiniteError, match=r'^yfpo, seed 0: the .* at step \d'):
+        for c in cells[1:]:
+            exec(c, space)
+            if 'train_arm' in c.split('def')[0]: space['train_arm'] = train_one
+    assert failed_mark(ready, 'yfpo', 0).exists() and not failed_mark(ready, 'dpo', 0).exists()
+    assert [p.name for p in (ready/'partial').rglob('*.pickle')] == ['dpo.pickle']
+    assert [p.name for p in (ready/'results'/'training').iterdir()] == ['dpo-seed0.csv']
 
 def test_by_hand_from_a_recipe(ready):
     def launch(*args):

@@ -2,8 +2,8 @@
 import ast, math
 from pathlib import Path
 import pytest, torch
-from yfpo.loss import (OBJECTIVES, PREFERENCE_LOSSES, SIDES, add_linear, add_logistic, anchor, check_objective, dpo_loss, objective, offset,
-                       pair_weights, preference_loss, reweight, route, yoked)
+from yfpo.loss import (LOSS_TYPES, OBJECTIVES, PREFERENCE_LOSSES, SIDES, add_linear, add_logistic, anchor, check_count, check_losses,
+                       check_objective, dpo_loss, objective, offset, pair_weights, preference_loss, reweight, route, yoked)
 
 B = 7
 def draw(seed=0, dtype=torch.float32):
@@ -143,3 +143,22 @@ def test_loss_imports_torch_and_the_standard_library_only():
     names = {a.name.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level}
     assert names <= {'torch'} | set(sys.stdlib_module_names)
+
+def test_loss_types_are_those_of_trl():
+    "Every name is a branch of TRL's loss, and every branch is a name"
+    import inspect, re
+    from trl import DPOTrainer
+    assert set(LOSS_TYPES) == set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(DPOTrainer._compute_loss)))
+    assert check_losses('sigmoid') == ['sigmoid'] and check_losses(LOSS_TYPES, .1) == list(LOSS_TYPES)
+
+@pytest.mark.parametrize('types, eps, words', [
+    ('sigmod', 0., "did you mean 'sigmoid'"), ([], 0., 'give a name'), (None, 0., 'None: give a name'), ({'sigmoid': 1}, 0., 'give a name'),
+    (('sigmoid', ''), 0., "'' is unknown"), ('robust', .5, 'less than 0.5'), ('exo_pair', 0., 'above 0'),
+    ('sigmoid', 1., 'less than 1'), ('sigmoid', math.nan, 'not a finite number'), ('sigmoid', -.1, 'below 0')])
+def test_losses_that_cannot_be_are_refused(types, eps, words):
+    with pytest.raises(ValueError, match=words): check_losses(types, eps)
+
+@pytest.mark.parametrize('value', [0, -1, 1.5, True, '3', None, math.nan])
+def test_counts_are_whole_numbers_from_one_on(value):
+    with pytest.raises(ValueError, match=f'n is {value!r}: give a whole number, 1 or more'): check_count('n', value)
+    assert check_count('n', 1) == 1 and check_count('n', 0, 0) == 0

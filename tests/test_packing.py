@@ -182,3 +182,20 @@ def test_on_a_cpu_what_all_prompts_begin_with_is_computed_once(tiny):
     for a, b in zip(got, ref): assert torch.allclose(a, b, atol=2e-5)
     rows = pack([e.ids for e in out], [tuple(e.ids[:e.start]) for e in out])
     assert (rows.branch > 0).sum() == 2*20 + 3 + 2 + 2*(2 + 3)
+
+def test_a_response_from_the_very_first_token_on_is_refused():
+    "Nothing predicts it; a text without a prompt starts at 1"
+    model = random_model('llama').eval()
+    with pytest.raises(ValueError, match='response of example 1 starts at token 0'):
+        shared_logprobs(model, [Example([5, 6, 7], 1), Example([5, 6, 8], 0)], 0)
+    whole = [Example([5, 6, 7], 1), Example([5, 6, 8, 9], 1)]
+    for a, b in zip(shared_logprobs(model, whole, 0), example_logprobs(model, whole, 0)):
+        assert torch.allclose(a, b, atol=1e-5) and len(a) > 1
+
+def test_a_batch_without_prompts_has_the_log_probabilities_of_the_plain_pass():
+    model = random_model('llama').eval()
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 0]])
+    on = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    out = PackedForward(model)(ids, on, ids.masked_fill(on == 0, -100)).log_probs
+    lp = model(ids, attention_mask=on).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]*on[:, 1:]
+    assert torch.allclose(out, lp, atol=1e-5)

@@ -1,5 +1,5 @@
 "YFPOTrainer against TRL's DPOTrainer, a naive oracle and itself: weight 0, gradients, accumulation, resume, LoRA, saving, refusals"
-import copy, json, os, re, signal, subprocess, sys
+import copy, json, math, os, re, signal, subprocess, sys
 os.environ.update(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 import pytest, torch
 import torch.nn.functional as F
@@ -10,8 +10,10 @@ from trl import DPOConfig, DPOTrainer
 from yfpo.loss import OBJECTIVES, PER_TOKEN, PREFERENCE_LOSSES, preference_loss
 from yfpo.models import load_model, tiny_model
 from yfpo.neurons import NeuronSet, model_signature, outside
+from yfpo.responses import Example
 from yfpo.reward import READOUTS, NeuronReader, RewardStats, contributions
-from yfpo.trainer import (YFPOConfig, YFPOTrainer, complete_checkpoint, lean_head, spoken_example, spoken_mask, train_sft, watched)
+from yfpo.trainer import (NotFiniteError, YFPOConfig, YFPOTrainer, complete_checkpoint, lean_head, preference_dataset, spoken_example,
+                          spoken_mask, train_sft, watched)
 
 disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -20,6 +22,9 @@ def chat(q, good, bad): return dict(prompt=[dict(role='user', content=q)], chose
                                     rejected=[dict(role='assistant', content=bad)])
 PAIRS = [chat(f'{a} + {b} = ?', f'{a}+{b}={a+b}\n#### {a+b}', f'{a}+{b}={a+b+d}, so it is\n#### {a+b+d}'[:14 + 5*i])
          for i, (a, b, d) in enumerate(((3, 4, 1), (12, 9, -2), (5, 5, 10), (20, 7, 3), (8, 31, -1), (6, 2, 2)))]
+
+def turns(*said): return [dict(role=r, content=c) for r, c in zip(('user', 'assistant')*9, said)]
+nan, inf = math.nan, math.inf
 
 @pytest.fixture(scope='module')
 def tiny():
@@ -498,6 +503,131 @@ def test_spoken_tokens_of_trl_batches_are_the_words_of_the_response(tiny, tmp_pa
         e = spoken_example(row['prompt_ids'], row['chosen_ids'], set(t.special.tolist()))
         assert mask[i].nonzero()[:, 0].tolist() == list(range(e.start, len(e.ids)))
 
+def read(t, rows=None):
+    "What is read of each response, as text: chosen, then rejected"
+    rows = t.train_dataset if rows is None else rows
+    batch = t.data_collator([*rows])
+    texts = [t.text_tokenizer.decode(ids[m]) for ids, m in zip(batch['input_ids'], batch['read_mask'])]
+    return texts[:len(rows)], texts[len(rows):]
+
+def test_what_is_read_of_one_turn_is_what_the_mask_says(tiny, tmp_path):
+    t = make(tiny, tmp_path)
+    batch = t.data_collator([*t.train_dataset])
+    assert torch.equal(batch['read_mask'], spoken_mask(batch['input_ids'], batch['completion_mask'], t.special))
+    assert all(type(e) is Example for e in t.texts['train_dataset'])
+
+LONG = [dict(p, chosen=[*p['chosen'], *turns('Sure?', 'Yes, it is.')], rejected=[*p['rejected'], *turns('Sure?', f'No, it is {i}.')])
+        for i, p in enumerate(PAIRS)]
+
+@pytest.mark.parametrize('readout', ['standardised', 'divergent'])
+def test_all_turns_of_the_assistant_are_read(tiny, tmp_path, readout):
+    t = make(tiny, tmp_path, LONG, readout=readout)
+    said = [[''.join(m['content'] for m in p[k] if m['role'] == 'assistant') for p in LONG] for k in ('chosen', 'rejected')]
+    assert list(read(t)) == said
+    on, off = (run(tiny, tmp_path/str(s), LONG, neuron_weight=.5, readout=readout, share_prompts=s) for s in (True, False))
+    for k in ('loss', 'neurons/margins', 'neurons/chosen'): assert column(on, k) == pytest.approx(column(off, k), abs=2e-4), k
+    assert abs(column(on, 'neurons/margins')[0]) < 1e-5 and abs(column(on, 'neurons/margins')[-1]) > .1
+
+def test_the_read_out_of_several_turns_is_the_mean_over_their_words(tiny, tmp_path):
+    "By hand, from the text on"
+    t, (model, tok) = make(tiny, tmp_path, LONG), tiny
+    m, row, s, n = LONG[3], t.train_dataset[3], t.reward_stats, t.neurons
+    ids = tok.apply_chat_template(m['prompt'] + m['rejected'])['input_ids']
+    assert ids == row['prompt_ids'] + row['rejected_ids']
+    own = [tok(x['content'], add_special_tokens=False).input_ids for x in m['rejected'] if x['role'] == 'assistant']
+    at = [j + k for w in own for j in range(len(ids)) if ids[j:j + len(w)] == w for k in range(len(w))]
+    assert len(at) == sum(map(len, own))
+    with NeuronReader(model, n) as reader, torch.no_grad(): model(torch.tensor([ids]))
+    z = (contributions(reader.activations()[0, at], n, s.wnorm) - s.mean)/s.std
+    assert t.ref_phi[3, 1].item() == pytest.approx((z.clamp(-3, 3) @ n.weight).mean().item(), abs=1e-4)
+
+def templated(tok, template):
+    tok = copy.deepcopy(tok)
+    tok.chat_template = template
+    return tok
+
+@pytest.mark.parametrize('rows', [PAIRS, LONG])
+def test_a_template_without_generation_prompt(tiny, tmp_path, rows):
+    "The header comes with the answer then, and is not read"
+    tok = templated(tiny[1], tiny[1].chat_template.split('{% if add_generation_prompt')[0])
+    t = make((tiny[0], tok), tmp_path, rows)
+    assert read(t) == read(make(tiny, tmp_path, rows)) and t.train_dataset[0]['chosen_ids'][0] == tok.convert_tokens_to_ids('<|im_start|>')
+    run((tiny[0], tok), tmp_path, rows, neuron_weight=.5)
+
+def test_marks_of_the_template_are_taken(tiny, tmp_path):
+    "TRL's own way to say which tokens are the assistant's"
+    marked = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
+              "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+              "{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    t = make((tiny[0], templated(tiny[1], marked)), tmp_path, LONG)
+    assert read(t) == read(make(tiny, tmp_path, LONG))
+    hushed = marked.replace("{% if m['role'] == 'assistant' %}", "{% if m['role'] == 'assistant' and 'Yes' not in m['content'] %}")
+    assert read(make((tiny[0], templated(tiny[1], hushed)), tmp_path, LONG))[0] == [p['chosen'][0]['content'] for p in LONG]
+
+def test_calls_of_tools_are_read(tiny, tmp_path):
+    calling = tiny[1].chat_template.replace("m['content']", "(m['content'] or '') + ('<|im_start|>call ' + m['tool_calls'][0]['name'] if "
+                                            "m['tool_calls'] else '')")
+    rows = [dict(p, chosen=[dict(role='assistant', content=None, tool_calls=[dict(name=f'add{i}')]), dict(role='tool', content='7'),
+                            dict(role='assistant', content=f'It is {i}.')]) for i, p in enumerate(PAIRS)]
+    t = make((tiny[0], templated(tiny[1], calling)), tmp_path, rows)
+    assert read(t) == ([f'<|im_start|>call add{i}It is {i}.' for i in range(6)], [p['rejected'][0]['content'] for p in PAIRS])
+
+def test_a_template_that_does_not_take_an_answer_everywhere_is_named(tiny, tmp_path):
+    strict = "{% if messages | length > 2 and messages[1]['content'] in 'xy' %}{{ raise_exception('no such turn') }}{% endif %}"
+    with pytest.raises(ValueError, match=r'turns of row 0 cannot be told apart \(no such turn\)'):
+        make((tiny[0], templated(tiny[1], strict + tiny[1].chat_template)), tmp_path, LONG)
+
+def test_what_the_templates_of_trl_say_is_found(tiny):
+    "In all of them that take text: header, end of turn and other roles are left out"
+    import trl
+    from pathlib import Path
+    from yfpo.trainer import turn_spans
+    said, checked = turns('2+2=?', 'It is 4.', 'And 3+3?', 'That is 6, of course.'), 0
+    for f in sorted((Path(trl.__file__).parent/'chat_templates').glob('*.jinja')):
+        if f.name.startswith(('idefics3', 'llava_next', 'smolvlm')): continue   # of processors: content comes in parts
+        render = lambda m: tiny[1].apply_chat_template(m, tokenize=False, chat_template=f.read_text())
+        text, spans = turn_spans(render, said, 1)
+        assert [text[a:b] for a, b in spans] == [said[1]['content'], said[3]['content']], f.name
+        checked += 1
+    assert checked > 40
+
+def test_later_data_is_read_as_the_training_data(tiny, tmp_path):
+    t = run(tiny, tmp_path, LONG, neuron_weight=.5, trainer_kw=dict(eval_dataset=LONG[:4]), per_device_eval_batch_size=4)
+    own, later = t.evaluate(), t.evaluate(LONG[:4])
+    for k in ('eval_loss', 'eval_neurons/margins'): assert own[k] == pytest.approx(later[k], abs=1e-4)
+    pre = run(tiny, tmp_path/'p', LONG, neuron_weight=.5, precompute_ref_log_probs=True, trainer_kw=dict(ref_model=copy.deepcopy(tiny[0])))
+    assert pre.evaluate(LONG[:4])['eval_neurons/margins'] == pytest.approx(later['eval_neurons/margins'], abs=1e-3)
+
+@pytest.mark.parametrize('name', ['sft', 'simpo', 'kto'])
+def test_the_other_methods_refuse_what_they_would_read_in_part(tiny, tmp_path, name, monkeypatch):
+    import test_dynamic
+    monkeypatch.setattr(test_dynamic, 'PAIRS', LONG)
+    with pytest.raises(ValueError, match=r"goes on behind its first special token, with 'user\\nSure"):
+        test_dynamic.by_method(name, tiny, tmp_path, .5)
+
+# --- a reference that moves, or that another trainer read
+
+def test_a_reference_that_follows_the_policy_is_read_anew(tiny, tmp_path):
+    "With a full copy after every step, the policy never differs from it: the neurons as little as the log-probabilities"
+    kw = dict(neuron_weight=.5, sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=1.)
+    for share in (True, False):
+        t = run(tiny, tmp_path/str(share), share_prompts=share, **kw)
+        for k in ('rewards/margins', 'neurons/margins', 'neurons/chosen'):
+            assert column(t, k) == pytest.approx([0.]*5, abs=1e-4), (k, share)
+    still = run(tiny, tmp_path/'still', neuron_weight=.5)
+    assert abs(column(still, 'neurons/margins')[-1]) > 1e-2
+
+def test_a_model_of_which_only_the_set_moved_is_another_reference(tiny, tmp_path):
+    from yfpo.methods import training_only
+    model, shared = copy.deepcopy(tiny[0]), dict(neuron_weight=.5, reference_dir=str(tmp_path/'reference'))
+    few = NeuronSet(torch.tensor([0, 1, 1]), torch.tensor([5, 7, 9]), torch.ones(3)/3, torch.ones(3), some_neurons(model).meta)
+    with training_only(model, few): run(tiny, tmp_path/'a', model=model, learning_rate=3e-2, **shared)
+    t = make(tiny, tmp_path/'b', model=model, **shared)
+    batch = batch_of(t, 6)
+    live = t.compute_ref_log_probs(t.ref_model, {k: v for k, v in batch.items() if k != 'ref_row'})
+    assert torch.allclose(t.ref_logps[batch['ref_row']], torch.stack(live, 1), atol=1e-3)
+    assert t.ref_phi.sub(make(tiny, tmp_path/'c', model=model, neuron_weight=.5).ref_phi).abs().max() < 1e-4
+
 # --- SFT
 
 def test_sft_learns_completions_only_and_leaves_the_model_clean(tiny, tmp_path):
@@ -515,6 +645,250 @@ def test_sft_learns_completions_only_and_leaves_the_model_clean(tiny, tmp_path):
     nll = -torch.stack([lp[t-1, ids[t]] for t in range(start, len(ids))]).mean()
     one = train_sft(copy.deepcopy(tiny[0]), tiny[1], rows[:1], tmp_path, batch_size=1)
     assert one[0]['loss'] == pytest.approx(nll.item(), rel=1e-4)
+
+# --- numbers that are not finite
+
+def broken(model):
+    "The model with one weight that is not a number"
+    model = copy.deepcopy(model)
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float('nan')
+    return model
+
+@pytest.mark.parametrize('kw', [{}, dict(max_grad_norm=0), dict(gradient_accumulation_steps=2), dict(share_prompts=False),
+                                dict(neuron_weight=0.), dict(logging_steps=3), dict(objective='yoked', anchor_weight=.1)])
+def test_training_stops_at_the_first_number_that_is_not_finite(tiny, tmp_path, kw):
+    "Before the optimiser moves: the last checkpoint is the last good one, and nothing is logged as 0"
+    t = make(tiny, tmp_path, save_strategy='steps', save_steps=1, save_total_limit=1, **{**dict(learning_rate=1e6, neuron_weight=.5), **kw})
+    with pytest.raises(NotFiniteError) as e: t.train()
+    said = re.fullmatch(r'the (loss|gradient norm) is (nan|inf) at step (\d), on the pairs ([\d, ]+): nothing of it was saved, the '
+                        r'last good checkpoint is (\S+); lower .*', str(e.value))
+    assert said, str(e.value)
+    rows = [int(x) for x in said[4].split(', ')]
+    whole = 2*kw.get('gradient_accumulation_steps', 1) if said[1] == 'gradient norm' else 2
+    assert len(rows) in (2, whole) and set(rows) <= set(range(6)) and int(said[3]) == t.state.global_step + 1
+    assert [c.name for c in tmp_path.glob('checkpoint-*')] == [f'checkpoint-{t.state.global_step}'] == [said[5].split('/')[-1]]
+    good = AutoModelForCausalLM.from_pretrained(said[5])
+    assert all(p.isfinite().all() for p in good.parameters())
+    assert all(l > 0 and math.isfinite(l) for l in column(t, 'loss')) and all(map(math.isfinite, column(t, 'grad_norm')))
+
+def test_weights_that_overflow_in_the_last_step_are_not_saved(tiny, tmp_path):
+    t = make(tiny, tmp_path, learning_rate=1e39, max_steps=1, neuron_weight=.5)
+    with pytest.raises(NotFiniteError, match=r'weights, .* are not finite after step 1: they are not saved'): t.train()
+    (tmp_path/'m').mkdir(); (tmp_path/'m'/'model.safetensors').write_text('the earlier one')
+    with pytest.raises(NotFiniteError, match='not saved'): t.save_model(str(tmp_path/'m'))
+    assert (tmp_path/'m'/'model.safetensors').read_text() == 'the earlier one' and len(list((tmp_path/'m').iterdir())) == 1
+    with pytest.raises(NotFiniteError, match='are not finite'): run(tiny, tmp_path/'c', learning_rate=1e39, max_steps=1, neuron_weight=.5,
+                                                                    save_strategy='steps', save_steps=1)
+    assert not list((tmp_path/'c').glob('checkpoint-*'))
+
+def test_a_model_or_a_set_that_is_not_finite_is_refused(tiny, tmp_path):
+    with pytest.raises(NotFiniteError, match='the model has weights .* in model.layers.1.mlp.up_proj.weight'):
+        make(tiny, tmp_path/'a', model=broken(tiny[0]))
+    neurons = some_neurons(tiny[0])
+    neurons.weight[2] = float('nan')
+    with pytest.raises(ValueError, match='weights or directions that are not finite'):
+        YFPOTrainer(model=tiny[0], args=config(tmp_path), train_dataset=PAIRS, processing_class=tiny[1], neurons=neurons)
+    with pytest.raises(NotFiniteError, match='the ref_model has weights'):
+        make(tiny, tmp_path/'b', trainer_kw=dict(ref_model=broken(tiny[0])))
+    t = make(tiny, tmp_path/'c', neuron_weight=.5)
+    t.model.load_state_dict(broken(tiny[0]).state_dict())                       # between the reading and the training
+    with pytest.raises(NotFiniteError, match='loss is nan at step 1'): t.train()
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_sft_stops_too_and_leaves_the_model_clean(tiny, tmp_path, accumulate):
+    model, rows = copy.deepcopy(tiny[0]), [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
+    with pytest.raises(NotFiniteError, match=r'at step \d: nothing of it was saved'):
+        train_sft(model, tiny[1], rows, tmp_path, learning_rate=1e7, epochs=9, batch_size=2, gradient_accumulation_steps=accumulate)
+    assert 'forward' not in model.__dict__ and not list(tmp_path.glob('checkpoint-*'))
+    with pytest.raises(NotFiniteError, match='model has weights'): train_sft(broken(tiny[0]), tiny[1], rows, tmp_path)
+
+@pytest.mark.parametrize('name', ['sft', 'simpo', 'cpo', 'orpo', 'kto'])
+def test_the_other_methods_stop_too(tiny, tmp_path, name):
+    from test_dynamic import by_method
+    with pytest.raises(NotFiniteError, match=r'(loss|gradient norm) is (nan|inf) at step \d'):
+        by_method(name, tiny, tmp_path, .5, learning_rate=1e7, max_steps=9, save_strategy='steps', save_steps=9)
+    assert not list(tmp_path.glob('checkpoint-*'))
+
+def test_grpo_stops_too(tiny, tmp_path):
+    from yfpo.methods import METHODS
+    cls, cfg, own = METHODS['grpo']
+    class Bad(cls):
+        def compute_loss(self, *args, **kw): return super().compute_loss(*args, **kw)*float('nan')
+    args = cfg(output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, num_generations=2, max_completion_length=6, bf16=False,
+               use_cpu=True, report_to='none', disable_tqdm=True, save_strategy='no', **own)
+    t = Bad(model=copy.deepcopy(tiny[0]), args=args, train_dataset=Dataset.from_list([dict(prompt='2+2=')]*4), processing_class=tiny[1],
+            reward_funcs=[lambda completions, **kw: [float(len(set(c))) for c in completions]])
+    with pytest.raises(NotFiniteError, match='loss is nan at step 1'): t.train()
+
+def test_the_loss_is_looked_at_once(tiny, tmp_path, monkeypatch):
+    "In place of transformers' filter, which asks twice of each batch: no further wait for a device"
+    t, asked = make(tiny, tmp_path, neuron_weight=.5, gradient_accumulation_steps=2, max_steps=2), []
+    for name in ('isnan', 'isinf', 'isfinite'):
+        old = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda x, n=name, f=old: (asked.append(n) if x.dim() == 0 and x.dtype.is_floating_point else None,
+                                                                   f(x))[1])
+    t.train()
+    assert not t.args.logging_nan_inf_filter and asked == ['isfinite']*3
+
+@pytest.mark.parametrize('kw, words', [(dict(learning_rate=inf), 'learning_rate is inf'), (dict(epochs=0), 'num_train_epochs is 0'),
+                                       (dict(batch_size=0), 'per_device_train_batch_size is 0'), (dict(max_length=0), 'max_length is 0')])
+def test_bad_settings_of_sft_are_refused(tiny, tmp_path, kw, words):
+    rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
+    with pytest.raises(ValueError, match=words): train_sft(tiny[0], tiny[1], rows, tmp_path, **kw)
+
+def test_settings_at_the_edge_are_allowed(tmp_path):
+    for kw in (dict(learning_rate=0.), dict(max_length=None), dict(max_grad_norm=0), dict(max_grad_norm=inf), dict(ld_alpha=0.),
+               dict(loss_type='aot'), dict(loss_type=('sigmoid', 'sft')), dict(reference_dir=tmp_path), dict(num_train_epochs=0)):
+        config(tmp_path, **kw)
+
+# --- reward statistics
+
+def silent(model, neurons):
+    "The model, its neurons of the set writing nothing"
+    model = copy.deepcopy(model)
+    for l, i in zip(neurons.layer.tolist(), neurons.index.tolist()): model.model.layers[l].mlp.down_proj.weight.data[:, i] = 0
+    return model
+
+def test_a_margin_that_is_always_zero_is_refused_with_its_cause(tiny, tmp_path):
+    mute = silent(tiny[0], some_neurons(tiny[0]))
+    with pytest.raises(ValueError, match='equal in all 6 pairs, because these neurons write the same in every text'):
+        make(tiny, tmp_path/'a', model=mute, neuron_weight=.5)
+    with pytest.warns(UserWarning, match='the neuron metrics mean nothing: the read-outs of chosen and rejected are equal'):
+        run(tiny, tmp_path/'b', model=mute, neuron_weight=0., max_steps=1)
+    alike = [chat(f'{a} + 1 = ?', f'{a + 1}', f'{a + 1}<|im_end|> or not') for a in range(4)]    # alike up to the end
+    with pytest.raises(ValueError, match='because the tokens that are read are the same in both'):
+        make(tiny, tmp_path/'c', [dict(prompt=p['prompt'][0]['content'], **{k: p[k][0]['content'] for k in ('chosen', 'rejected')})
+                                  for p in alike], neuron_weight=.5)
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_margins_without_spread_are_refused(tiny, tmp_path, n):
+    rows = [dict(PAIRS[0], id=i) for i in range(n)]
+    with pytest.raises(ValueError, match=f'margins of the {n} pairs have no spread'): make(tiny, tmp_path, rows, neuron_weight=.5)
+    stats = make(tiny, tmp_path/'b').reward_stats
+    assert make(tiny, tmp_path, rows, neuron_weight=.5, trainer_kw=dict(reward_stats=stats)).reward_stats is stats
+    make(tiny, tmp_path, rows, neuron_weight=.5, readout='paper-literal')                                  # which is in units of nothing
+
+@pytest.mark.parametrize('change, words', [(dict(mean=1e4), 'every value is at the clip'), (dict(scale=nan), 'the scale .* not finite'),
+                                           (dict(std=nan), 'the std of the reward statistics is not'), (dict(scale=0.), 'no spread')])
+def test_given_statistics_that_cannot_be_are_refused(tiny, tmp_path, change, words):
+    s = copy.deepcopy(make(tiny, tmp_path).reward_stats)
+    for k, v in change.items(): setattr(s, k, v if k == 'scale' else torch.full_like(getattr(s, k), v))
+    if 'mean' in change: s.mean[::2] = -1e4                                    # at both ends of the clip, so that weights do not cancel
+    with pytest.raises(ValueError, match=words): make(tiny, tmp_path/'b', neuron_weight=.5, trainer_kw=dict(reward_stats=s))
+
+def test_the_other_methods_refuse_a_read_out_without_spread(tiny, tmp_path):
+    from test_dynamic import sft
+    from yfpo.methods import NeuronReward
+    rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
+    with pytest.raises(ValueError, match='the 3 read-outs have a spread of 0'): sft(tiny, tmp_path, rows[:1]*3)
+    with pytest.raises(ValueError, match='read-outs of the texts have a spread of 0'):
+        NeuronReward(*tiny, some_neurons(tiny[0]), [('2+2=', '4')])
+
+# --- the rows that TRL takes
+
+FULL = [dict(chosen=p['prompt'] + p['chosen'], rejected=p['prompt'] + p['rejected']) for p in PAIRS]
+
+def tokens(t): return [(r['prompt_ids'], r['chosen_ids'], r['rejected_ids']) for r in t.train_dataset]
+
+def trls(tiny, folder, rows, **kw):
+    "The tokens of TRL's own trainer"
+    return tokens(DPOTrainer(model=copy.deepcopy(tiny[0]), ref_model=copy.deepcopy(tiny[0]), args=config(folder, DPOConfig, **kw),
+                             train_dataset=Dataset.from_list(rows), processing_class=tiny[1]))
+
+@pytest.mark.parametrize('kind', [list, Dataset.from_list])
+def test_a_prompt_may_be_implicit_or_repeated(tiny, tmp_path, kind):
+    plain = tokens(make(tiny, tmp_path, PAIRS))
+    assert tokens(make(tiny, tmp_path, kind(FULL))) == plain == trls(tiny, tmp_path, FULL)
+    asked = [p['prompt'] for p in PAIRS]
+    for prompts in (asked, [a[0]['content'] for a in asked]):                   # as a conversation, and as UltraFeedback has it
+        assert tokens(make(tiny, tmp_path, kind([dict(r, prompt=p) for r, p in zip(FULL, prompts)]))) == plain
+    texts = [dict(chosen=f'{a} + {a} = {2*a} .', rejected=f'{a} + {a} = {2*a + 1}') for a in range(3, 7)]
+    assert tokens(make(tiny, tmp_path, kind(texts))) == trls(tiny, tmp_path, texts)
+    headed = [{k: [dict(role='system', content='Be brief.')] + v for k, v in r.items()} for r in FULL]
+    with_system = [dict(r, prompt=a) for r, a in zip(headed, asked)]
+    assert tokens(make(tiny, tmp_path, kind(with_system))) == trls(tiny, tmp_path, headed)
+
+def test_responses_that_share_no_beginning_have_an_empty_prompt(tiny, tmp_path):
+    d = preference_dataset([dict(chosen='yes ', rejected='no')])
+    assert d[0] == dict(prompt='', chosen='yes ', rejected='no')
+
+def test_an_empty_prompt_gives_the_same_loss_with_and_without_sharing(tiny, tmp_path):
+    rows = [dict(prompt='', chosen=f'{a}+{a}={2*a}', rejected=f'{a}+{a}={2*a + b}, so') for a, b in ((3, 1), (14, 2), (25, 1), (6, 30))]
+    on, off = (run(tiny, tmp_path/str(s), rows, neuron_weight=.5, share_prompts=s) for s in (True, False))
+    for k in ('loss', 'logps/chosen', 'neurons/margins'): assert column(on, k) == pytest.approx(column(off, k), abs=1e-4), k
+
+def test_text_parts_and_tool_calls(tiny, tmp_path):
+    parts = [{k: [dict(m, content=[dict(type='text', text=m['content'][:3]), dict(type='text', text=m['content'][3:])]) for m in v]
+              for k, v in p.items()} for p in PAIRS]
+    plain = tokens(make(tiny, tmp_path, PAIRS))
+    assert tokens(make(tiny, tmp_path, parts)) == plain == tokens(make(tiny, tmp_path, Dataset.from_list(parts)))
+    assert tokens(make(tiny, tmp_path, parts[:3] + PAIRS[3:])) == plain                                  # both in one table
+    call = dict(role='assistant', content=None, tool_calls=[dict(type='function', function=dict(name='add', arguments='3'))])
+    assert len(preference_dataset([{**PAIRS[0], 'chosen': [call]}])) == 1
+    image = {**PAIRS[0], 'prompt': [dict(role='user', content=[dict(type='image')])]}
+    with pytest.raises(ValueError, match="prompt of row 0 of train_dataset has a part of type 'image'"): preference_dataset([image])
+
+def test_white_space_counts_where_tokens_differ(tiny, tmp_path):
+    rows = [dict(prompt='2+2=', chosen='4\n', rejected='4'), dict(prompt='3+3=', chosen='6', rejected='7')]
+    assert tokens(make(tiny, tmp_path, rows)) == trls(tiny, tmp_path, rows)
+    tok = copy.deepcopy(tiny[1])
+    tok.chat_template = tok.chat_template.replace("m['content']", "m['content'] | trim")
+    rows = [PAIRS[0], {**PAIRS[1], 'rejected': [dict(role='assistant', content=PAIRS[1]['chosen'][0]['content'] + ' ')]}]
+    with pytest.raises(ValueError, match='row 1 of train_dataset has the same tokens'): make((tiny[0], tok), tmp_path, rows)
+
+def test_what_the_cut_takes_is_counted(tiny, tmp_path):
+    long = chat('7 + 8 = ? '*20, '15', '16')
+    with pytest.warns(UserWarning, match='1 of 7 pairs of train_dataset are left out, row 2 the first: their prompts fill max_length=60'):
+        t = make(tiny, tmp_path, PAIRS[:2] + [long] + PAIRS[2:], max_length=60)
+    assert t.train_dataset['pair_row'] == [0, 1, 3, 4, 5, 6] and t.named([2, 5]) == '3, 6'
+    alike = chat('1 + 1 = ?', '2 it is and it is and it is and it is 2', '2 it is and it is and it is and it is 3')
+    with pytest.warns(UserWarning, match='1 of 3 pairs of train_dataset are equal within max_length=40 and teach nothing, row 1 the first'):
+        make(tiny, tmp_path, [PAIRS[0], alike, PAIRS[1]], max_length=40)
+    with pytest.raises(ValueError, match='all pairs of train_dataset are equal within max_length=40'):
+        make(tiny, tmp_path, [alike], max_length=40)
+    with pytest.raises(ValueError, match='no pair of train_dataset has a response within max_length=8'):
+        make(tiny, tmp_path, PAIRS, max_length=8)
+
+def test_pairs_that_come_again_or_the_other_way_are_named():
+    turned = dict(PAIRS[2], chosen=PAIRS[2]['rejected'], rejected=PAIRS[2]['chosen'])
+    with pytest.warns(UserWarning) as w: preference_dataset(PAIRS + [PAIRS[1], turned])
+    said = [str(x.message) for x in w]
+    assert any(re.match(r'1 pairs of train_dataset come again \(rows 1 and 6\)', m) for m in said), said
+    assert any(re.match(r'1 pairs of train_dataset prefer what another row rejects \(rows 2 and 7\)', m) for m in said), said
+
+@pytest.mark.parametrize('row, words', [
+    (dict(prompt='a', chosen=PAIRS[0]['chosen'], rejected=PAIRS[0]['rejected']), 'prompt is text in row 1 and messages in row 0'),
+    (dict(prompt=PAIRS[0]['prompt'], chosen='4', rejected='5'), 'row 1 of train_dataset mixes text and messages'),
+    (dict(prompt='a', chosen='4', rejected='5'), 'mixes text and messages: prompt is text in row 1 and messages in row 0'),
+    (dict(PAIRS[0], prompt=None), 'prompt of row 1 of train_dataset is None'), (dict(PAIRS[0], chosen=None), 'chosen of row 1 .* is None'),
+    (dict(PAIRS[0], chosen=[]), 'row 1 .* empty chosen'), (dict(PAIRS[0], chosen=3), 'chosen of row 1 .* neither text nor'),
+    (dict(chosen=PAIRS[0]['chosen'], rejected=PAIRS[0]['rejected']), "row 1 of train_dataset has no 'prompt'"),
+    (dict(PAIRS[0], rejected=turns('a')), 'row 1 .* empty rejected')])
+def test_rows_that_are_not_pairs_are_named(row, words):
+    with pytest.raises(ValueError, match=words): preference_dataset([PAIRS[1], row])
+
+def test_conversations_without_a_common_beginning_are_refused():
+    row = dict(chosen=turns('a', 'b'), rejected=turns('c', 'd'))
+    with pytest.raises(ValueError, match='row 0 of train_dataset has no prompt'): preference_dataset([row])
+
+@pytest.mark.parametrize('rows, words', [([dict(prompt='a', completion='')], 'row 0 of rows has an empty completion'),
+    ([dict(prompt='a', completion='b'), dict(prompt=turns('a'), completion=turns('', 'b')[1:])],
+     'prompt is text in row 0 and messages in row 1'),
+    ([dict(prompt='a', completion=None)], 'completion of row 0 of rows is None')])
+def test_bad_rows_of_sft_are_named(tiny, tmp_path, rows, words):
+    with pytest.raises(ValueError, match=words): train_sft(tiny[0], tiny[1], rows, tmp_path)
+
+def test_lists_keep_what_the_template_is_told(tiny, tmp_path):
+    tok = copy.deepcopy(tiny[1])
+    tok.chat_template = "{% if style %}{{ style }}\n{% endif %}{% if tools %}{{ tools | length }} tools\n{% endif %}" + tok.chat_template
+    rows = [dict(p, chat_template_kwargs=dict(style='short'), tools=[dict(type='function', function=dict(name='f', n=i))])
+            for i, p in enumerate(PAIRS)]
+    as_list, as_table = (tokens(make((tiny[0], tok), tmp_path, r)) for r in (rows, Dataset.from_list(rows)))
+    assert as_list == as_table and tok.decode(as_list[0][0]).startswith('short\n1 tools\n<|im_start|>user')
+    with pytest.raises(ValueError, match='row 1 of train_dataset sets .* in chat_template_kwargs'): preference_dataset([rows[0], PAIRS[1]])
+    sft = [dict(prompt=p['prompt'], completion=p['chosen'], chat_template_kwargs=dict(style='short '*s)) for p in PAIRS[:2] for s in (1, 9)]
+    from yfpo.trainer import completion_dataset
+    assert completion_dataset(sft)['chat_template_kwargs'][1] == dict(style='short '*9)
 
 # --- refusals
 
@@ -540,7 +914,27 @@ def test_bad_rows_are_refused_in_a_sentence(tiny, tmp_path, rows, words):
     (dict(anchor_weight=-1.), 'anchor_weight is -1'), (dict(n_outside=0), 'n_outside is 0'),
     (dict(objective='yoked', ld_alpha=0.5), 'ld_alpha=None'),
     (dict(objective='offset', f_divergence_type='forward_kl'), 'reverse_kl'), (dict(objective='reweight', loss_type=['aot']), 'aot is not'),
-    (dict(activation_checkpointing=True, activation_checkpointing_kwargs=dict(use_reentrant=True)), 'no gradient')])
+    (dict(activation_checkpointing=True, activation_checkpointing_kwargs=dict(use_reentrant=True)), 'no gradient'),
+    (dict(neuron_weight='0.1'), 'not a finite number'), (dict(objective=None), 'objective None is unknown'),
+    (dict(readout=None), 'readout None is unknown'), (dict(reference_dir=3), 'reference_dir is 3'),
+    (dict(loss_type='sigmod'), "loss_type 'sigmod' is unknown: did you mean 'sigmoid'"), (dict(loss_type=[]), 'loss_type is'),
+    (dict(loss_type=''), "loss_type '' is unknown"), (dict(loss_type=None), 'loss_type is None'),
+    (dict(loss_type=['sigmoid', 3]), '3 is unknown'),
+    (dict(loss_type=['sigmoid', 'sft'], loss_weights=[1, nan]), r'loss_weights\[1\] is nan'),
+    *((dict(beta=b), 'beta is') for b in (0, -.1, inf, nan, '0.1', True)), (dict(discopop_tau=0), 'discopop_tau is 0'),
+    (dict(loss_type='robust', label_smoothing=.5), 'less than 0.5'), (dict(loss_type='exo_pair'), 'above 0'),
+    (dict(label_smoothing=nan), 'label_smoothing is nan'), (dict(ld_alpha=2.), 'ld_alpha is 2'), (dict(ld_alpha=nan), 'ld_alpha is nan'),
+    (dict(f_divergence_type='kl'), "did you mean 'reverse_kl'"), (dict(f_alpha_divergence_coef=inf), 'f_alpha_divergence_coef is inf'),
+    *((dict(learning_rate=r), 'learning_rate is') for r in (inf, nan, -1e-6)), (dict(max_grad_norm=nan), 'max_grad_norm is nan'),
+    (dict(max_grad_norm=-1), 'max_grad_norm is -1'), (dict(weight_decay=nan), 'weight_decay is nan'),
+    *((dict(max_length=n), 'max_length is') for n in (0, 1, -5, 12.5)), (dict(max_steps=-1, num_train_epochs=0), 'num_train_epochs is 0'),
+    (dict(max_steps=-1, num_train_epochs=nan), 'num_train_epochs is nan'),
+    *((dict([(k, 0)]), f'{k} is 0') for k in ('per_device_train_batch_size', 'per_device_eval_batch_size', 'gradient_accumulation_steps')),
+    *((dict(share_prompts=x), 'share_prompts is .* True or False') for x in ('no', 0, None)),
+    (dict(sync_ref_model='yes'), 'sync_ref_model is'),
+    (dict(use_liger_kernel=True), 'leave it off'), (dict(sync_ref_model=True, ref_model_sync_steps=0), 'ref_model_sync_steps is 0'),
+    (dict(sync_ref_model=True, ref_model_mixup_alpha=1.5), 'ref_model_mixup_alpha is 1.5'),
+    (dict(sync_ref_model=True, objective='reweight'), 'sync_ref_model=False')])
 def test_bad_settings_are_refused_in_a_sentence(tmp_path, kw, words):
     with pytest.raises(ValueError, match=words): config(tmp_path, **kw)
 

@@ -23,9 +23,10 @@ TOUCHED = {
         quantization_method='turn a model read from GGUF into an ordinary one',
         is_activation_checkpointing='undo what a trainer leaves on a model'),
     'transformers.Trainer': dict(
-        _signature_columns='keep the column `ref_row` in the batches', _remove_unused_columns='read a dataset as the trainer will see it',
+        _signature_columns='keep our columns in the batches', _remove_unused_columns='read a dataset as the trainer will see it',
         model_accepts_loss_kwargs='scale the neuron term as the loss is scaled', _prepare_inputs='make a batch in tests',
         current_gradient_accumulation_steps='scale the neuron term as the loss is scaled',
+        _get_grad_norm='stop at a gradient that is not finite, before the optimiser moves',
         _train_batch_size='change the batch size in tests', _save='kill a run while it writes its model, in tests',
         _save_rng_state='kill a run while it writes its random state, in tests',
         _save_optimizer_and_scheduler='kill a run while it writes its optimizer, in tests'),
@@ -39,7 +40,8 @@ TOUCHED = {
     f'{MODELING}.LlamaRMSNorm': dict(variance_epsilon='hold the norm constant in a backward pass'),
     'trl.DPOTrainer': dict(
         _tag_names='tag the model card', _name='name the method on the model card', _paper='cite the paper on the model card',
-        _set_signature_columns_if_needed='keep the column `ref_row` in the batches',
+        _set_signature_columns_if_needed='keep our columns in the batches',
+        _prepare_dataset='count the pairs that are lost, and mark the tokens that are read',
         compute_ref_log_probs='share prompts in the reference pass', create_model_card='add our sections to the model card'),
     'trl.DPOTrainer()': dict(
         _metrics="log neuron metrics beside TRL's",

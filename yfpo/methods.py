@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'NeuronTerm', 'reading', 'NeuronSFTTrainer', 'NeuronCPOTrainer', 'NeuronORPOTrainer', 'NeuronKTOTrainer',
-           'NeuronReward', 'correctness', 'training_only', 'neuron_parameters']
+           'NeuronReward', 'correctness', 'FiniteGRPOTrainer', 'training_only', 'neuron_parameters']
 
 # %% ../nbs/16_methods.ipynb #15_metho-002
 import contextlib, copy
@@ -18,11 +18,11 @@ from .problems import is_correct
 from .models import unwrap
 from .relevance import blocks_of, down_projs, write_matrix
 from .responses import Example
-from .reward import READOUTS, NeuronReader, RewardStats, fit_and_read, readout, relative_margin
-from .trainer import spoken_mask
+from .reward import READOUTS, NeuronReader, RewardStats, check_spread, fit_and_read, readout, relative_margin
+from .trainer import FiniteSteps, special_ids, spoken_mask
 
 # %% ../nbs/16_methods.ipynb #15_metho-005
-class NeuronTerm:
+class NeuronTerm(FiniteSteps):
     "Mixed in before a TRL trainer: a neuron term on the responses that `rows` finds in a batch"
     paired = False
     def __init__(self, *args, neurons=None, neuron_weight:float=0.1, readout:str='standardised', **kwargs):
@@ -32,18 +32,18 @@ class NeuronTerm:
         super().__init__(*args, **kwargs)
         model, tok = self.accelerator.unwrap_model(self.model), getattr(self.processing_class, 'tokenizer', self.processing_class)
         self.neurons, self.ro, self.pad = neurons.check(model), READOUTS[readout], tok.pad_token_id
-        self.special, self.ref_phi, self.reward_stats = torch.tensor(sorted({*tok.all_special_ids, tok.eos_token_id,
-                                                                             tok.pad_token_id})), {}, None
+        self.special, self.ref_phi, self.reward_stats = torch.tensor(sorted(special_ids(tok))), {}, None
         with torch.random.fork_rng(): self._read(model, self.train_dataset)
         if self.eval_dataset is not None:
             with torch.random.fork_rng():
                 for d in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]: self._read(model, d)
 
 # %% ../nbs/16_methods.ipynb #15_metho-006
-def _examples(self, inputs):
+def _examples(self, inputs, check=False): # check: whether there is more than is read
     "The rows of a batch as `Example`s without padding, and their masks and signs"
-    ids, attention, mask, sign = self.rows(inputs)
-    mask = spoken_mask(ids, mask, self.special)
+    ids, attention, whole, sign = self.rows(inputs)
+    mask = spoken_mask(ids, whole, self.special)
+    if check: self._one_turn(ids, whole, mask)
     if not mask.any(1).all(): raise ValueError('a response has no token to read neurons on: drop empty or fully truncated responses')
     out = []
     for x, a, m in zip(ids.cpu(), attention.cpu().bool(), mask.cpu()):
@@ -52,12 +52,23 @@ def _examples(self, inputs):
         out.append(Example(x[lead:end].tolist(), int(m.nonzero().min()) - lead))
     return out, ids, mask, sign
 
+def _one_turn(self, ids, whole, mask):
+    "Refuse answers of several turns, and templates that write a header before the answer: reading would end at the first special token"
+    left = whole.bool() & ~mask & ~torch.isin(ids, self.special.to(ids.device))
+    left[:, 0] = False
+    tok = getattr(self.processing_class, 'tokenizer', self.processing_class)
+    for x, m in zip(ids, left):
+        more = tok.decode(x[m]).strip() if m.any() else ''
+        if more: raise ValueError(f'a response goes on behind its first special token, with {more[:40]!r}: {type(self).__name__} reads '
+                                  'answers of one turn, from a template with a generation prompt; YFPOTrainer reads all turns')
+
 def _read(self, model, data):
     "Read-outs of the model as it is now on `data`; the statistics too, the first time"
     ex, signs, was = [], [], model.training
     data = self._remove_unused_columns(data, 'training')
     for batch in DataLoader(data, batch_size=max(2, self.args.per_device_train_batch_size), collate_fn=self.data_collator):
-        new, _, _, sign = self._examples({k: v.to(self.accelerator.device) if torch.is_tensor(v) else v for k, v in batch.items()})
+        batch = {k: v.to(self.accelerator.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+        new, _, _, sign = self._examples(batch, check=True)
         ex += new; signs += sign.tolist()
     stats, norms, read = fit_and_read(model.eval(), ex, self.pad, self.neurons, 512, 8, False)
     own, phi = self.reward_stats or stats, torch.zeros(len(ex))
@@ -66,10 +77,11 @@ def _read(self, model, data):
     self.ref_phi.update({(e.start, *e.ids): p.item() for e, p in zip(ex, phi)})
     if self.reward_stats is None:
         signs = torch.tensor(signs)
-        spread = phi.std() if not self.paired else torch.cat([(w - l) for w, l in [(phi[signs > 0], phi[signs < 0])]]).std()
-        self.reward_stats = RewardStats(stats.mean, stats.std, stats.wnorm, max(spread.item() if len(ex) > 2 else 0., 1e-6))
+        what = phi[signs > 0] - phi[signs < 0] if self.paired else phi
+        self.reward_stats = RewardStats(stats.mean, stats.std, stats.wnorm, check_spread(what, 'margins' if self.paired else 'read-outs',
+                                                                                         self.neuron_weight > 0))
 
-NeuronTerm._examples, NeuronTerm._read = _examples, _read
+NeuronTerm._examples, NeuronTerm._one_turn, NeuronTerm._read = _examples, _one_turn, _read
 
 # %% ../nbs/16_methods.ipynb #15_metho-008
 @contextlib.contextmanager
@@ -165,7 +177,7 @@ class NeuronReward:
         self.batch_size, self.__name__ = batch_size, 'neurons'
         self.stats, norms, read = fit_and_read(model, encode(tokenizer, texts), tokenizer.pad_token_id, neurons, 512, batch_size, False)
         phi = torch.stack([self._phi(a, norms) for _, a in read])
-        self.center, self.spread = phi.mean().item(), max(phi.std().item() if len(phi) > 1 else 0., 1e-6)
+        self.center, self.spread = phi.mean().item(), check_spread(phi, 'read-outs of the texts')
 
     def _phi(self, a, norms): return readout(a[None], torch.ones(1, len(a), device=a.device), self.neurons, self.stats, norms=norms)[0]
 
@@ -194,9 +206,12 @@ def correctness(completions, answer, **kwargs):
     "1 for a right answer, 0 for a wrong one: the reward that GRPO on mathematics starts from"
     return [float(is_correct(_text(c), a)) for c, a in zip(completions, answer)]
 
+class FiniteGRPOTrainer(FiniteSteps, GRPOTrainer):
+    "TRL's `GRPOTrainer`, which stops at a loss that is not finite"
+
 METHODS = dict(sft=(NeuronSFTTrainer, SFTConfig, {}), simpo=(NeuronCPOTrainer, CPOConfig, dict(loss_type='simpo', cpo_alpha=0.)),
                cpo=(NeuronCPOTrainer, CPOConfig, {}), orpo=(NeuronORPOTrainer, ORPOConfig, {}), kto=(NeuronKTOTrainer, KTOConfig, {}),
-               grpo=(GRPOTrainer, GRPOConfig, dict(beta=0.)))     # trainer, its config, and the fields that make it the method
+               grpo=(FiniteGRPOTrainer, GRPOConfig, dict(beta=0.)))     # trainer, its config, and the fields that make it the method
 
 # %% ../nbs/16_methods.ipynb #15_metho-025
 @contextlib.contextmanager

@@ -342,6 +342,8 @@ def pack_examples(model, examples):
 @torch.no_grad()
 def packed_logprobs(model, packed, examples):
     "Log-probabilities of the response tokens of each example (T_i,), from one pass over their `Packed`"
+    early = [i for i, e in enumerate(examples) if e.start < 1]
+    if early: raise ValueError(f'the response of example {early[0]} starts at token 0, which nothing predicts: let it start at 1')
     h = packed_states(model, packed)
     before = torch.cat([a[e.start-1:-1] for a, e in zip(packed.at, examples)])
     y = torch.cat([packed.input_ids.flatten()[a[e.start:]] for a, e in zip(packed.at, examples)])
