@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INSTRUCTION', 'prompt_messages', 'format_prompt', 'Example', 'encode', 'collate', 'batches', 'hidden_states',
-           'token_logprobs', 'response_logprobs', 'example_logprobs', 'fingerprint', 'generate']
+           'token_logprobs', 'response_logprobs', 'example_logprobs', 'generate']
 
 # %% ../nbs/03_responses.ipynb #02-respo-002
 import hashlib, json, os
@@ -112,14 +112,10 @@ def example_logprobs(model, examples, pad_id:int, batch_size:int=8, progress:boo
         for j, i in enumerate(ix): out[i] = lp[b == j].cpu()
     return out
 
-# %% ../nbs/03_responses.ipynb #02-respo-032
-def fingerprint(model):
-    "Short hash of a model's weights (a few numbers of each parameter): two checkpoints of one architecture differ in it"
-    h = hashlib.sha256()
-    for name, p in model.named_parameters():
-        h.update(name.encode()); h.update(p.detach().reshape(-1)[::max(1, p.numel()//16)].float().cpu().numpy().tobytes())
-    return h.hexdigest()[:16]
+# %% ../nbs/03_responses.ipynb #02-respo-039
+from .models import fingerprint                           # what a kept response is known by
 
+# %% ../nbs/03_responses.ipynb #02-respo-032
 def _done(path, run, prompts, restart):
     "Rows of an unfinished JSONL of the same run; a half-written last line is dropped, another run refused or, with `restart`, started over"
     if not path or not Path(path).exists(): return []
