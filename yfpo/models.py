@@ -129,7 +129,10 @@ def _width(name, revision):
     "Width of the hidden states of the model called `name`"
     known = {TINY: 32, EMBEDDED: 576}
     if name in known: return known[name]
-    return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).get_text_config().hidden_size
+    try: return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).get_text_config().hidden_size
+    except Exception as e:
+        if not Path(name).is_dir(): raise FileNotFoundError(_unknown(name, _first_line(e))) from e
+        raise ValueError(f'transformers cannot read the folder {name}: {_first_line(e)}') from e
 
 def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', a folder, also of an adapter, a .gguf file, or a hub id
                dtype='float32', # 'float32', 'bfloat16', 'float16', or 'auto' for the faster of the first two here
@@ -168,7 +171,9 @@ def _local(name):
         raise ValueError(f"{name!r} is no name of a model: give '{EMBEDDED}', '{TINY}', a folder, a .gguf file or a hub id")
     path = Path(name).expanduser()
     if path.suffix.lower() == '.gguf' and not path.is_dir(): return _converted(path), path.stem
-    if path.is_dir(): return path, path.absolute().name
+    if path.is_dir():
+        if not _is_adapter(path): _check_folder(path)
+        return path, path.absolute().name
     if path.exists(): raise ValueError(f'{path} is a file, and no .gguf file: give the folder of the model that it belongs to')
     if not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(name)): raise FileNotFoundError(_unknown(name))
     return str(name), str(name)
@@ -199,7 +204,6 @@ def _pretrained(name, **kwargs):
 
 def _from_folder(folder, **kwargs):
     "A folder written by `save_model`, `save_pretrained` or a trainer"
-    _check_folder(folder)
     try: model, tokenizer, why = _pretrained(folder, **kwargs)
     except Exception as e: raise ValueError(f'transformers cannot read the folder {folder}: {_first_line(e)}') from e
     if why: raise ValueError(f'the weights in {folder} are not those of its model, {why}: save or download it again')
@@ -379,9 +383,8 @@ def _is_adapter(source): return isinstance(source, Path) and (source/'adapter_co
 
 def _base_name(folder):
     "What the adapter in `folder` was trained on, and the note that `keep_base` wrote or {}"
-    note = _object(folder/'base.json') if (folder/'base.json').exists() else {}
-    name = str(folder/'base') if (folder/'base').is_dir() else note.get('name')
-    name = name or _object(folder/'adapter_config.json').get('base_model_name_or_path')
+    config, note = (_object(f) if f.exists() else {} for f in (folder/'adapter_config.json', folder/'base.json'))
+    name = str(folder/'base') if (folder/'base').is_dir() else note.get('name') or config.get('base_model_name_or_path')
     if not name or not isinstance(name, str):
         raise ValueError(f'the adapter in {folder} does not say which model it belongs to (base_model_name_or_path): '
                          "load that one and give both to PEFT's `PeftModel.from_pretrained`")
@@ -397,8 +400,8 @@ def _gone(path):
 
 def _is_kept(base, name, note):
     "Whether the weights of `base`, read in another format if need be, are those that `keep_base` noted"
-    same = str(base.dtype) == f"torch.{note['dtype']}"
-    return note['weights'] == (base_fingerprint(base) if same else _weights_called(name, note['dtype']))
+    same = str(base.dtype) == f"torch.{note.get('dtype')}"
+    return note.get('weights') == (base_fingerprint(base) if same else _weights_called(name, note.get('dtype')))
 
 def _read_adapter(base, folder):
     "`base` with the adapter in `folder` on it, ready to be trained on"
