@@ -1,9 +1,12 @@
 "A GGUF file is converted once, kept under the hash of its content, and read from there; what cannot be read says so in a sentence."
-import shutil, subprocess, sys
+import copy, errno, json, os, resource, shutil, subprocess, sys, time
 import gguf, numpy as np, pytest, torch
 from conftest import ROOT
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from yfpo import models
-from yfpo.models import byte_tokenizer, embedded_gguf, from_gguf, load_model, save_model, tiny_model
+from yfpo.models import (atomic_folder, base_fingerprint, byte_tokenizer, embedded_gguf, fingerprint, from_gguf, load_model, save_model,
+                         tiny_model)
 
 def rotated(w, heads):
     "Rows of a query or key projection in llama.cpp's order: its rotary pairs are neighbours, those of transformers half a head apart"
@@ -176,3 +179,270 @@ def test_the_embedded_model_is_kept_too_and_needs_no_cache(cache, monkeypatch, t
     assert filed_tok.special_tokens_map == tok.special_tokens_map
     a, b = model.state_dict(), filed.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def test_a_converted_file_that_changed_with_its_size_is_made_again(file, cache, made):
+    load_model(file)
+    weights = cache/folders(cache)[0]/'model.safetensors'
+    t = load_file(weights)
+    t['model.norm.weight'] += 1
+    size = weights.stat().st_size
+    save_file(t, weights, metadata=dict(format='pt'))
+    assert weights.stat().st_size == size
+    again, _ = load_model(file)
+    assert torch.allclose(again(x).logits, tiny_model()(x).logits, atol=1e-6) and len(made) == 2
+
+def test_a_touched_or_copied_conversion_is_read_once_and_kept(file, cache, made, monkeypatch, tmp_path):
+    load_model(file)
+    os.utime(cache/folders(cache)[0]/'model.safetensors')
+    load_model(file)
+    shutil.copytree(cache.parent, tmp_path/'moved')
+    monkeypatch.setenv('YFPO_CACHE', str(tmp_path/'moved'))
+    load_model(file)
+    with monkeypatch.context() as m:                           # what was read is noted, so that the next one asks the stamps alone
+        m.setattr(models, '_note', lambda folder: pytest.fail('read again'))
+        load_model(file)
+    assert len(made) == 1
+
+# ---- fingerprint
+
+def changed(model, name, value=1e-6):
+    with torch.no_grad(): model.state_dict()[name].view(-1)[5] += value
+    return model
+
+def test_every_weight_counts_in_the_fingerprint():
+    first, names = fingerprint(tiny_model()), list(tiny_model().state_dict())
+    assert first == fingerprint(tiny_model())
+    seen = {first} | {fingerprint(changed(tiny_model(), n)) for n in names if n != 'lm_head.weight'}
+    assert len(seen) == len(names)
+    column = tiny_model()
+    for b in column.model.layers: b.mlp.down_proj.weight.data[:, 1:] += 1
+    assert fingerprint(column) not in seen
+
+def test_what_else_counts_in_the_fingerprint():
+    model, other = tiny_model(), tiny_model()
+    other.register_buffer('shift', torch.zeros(3)); again = copy.deepcopy(other); again.shift[1] = 1
+    untied = copy.deepcopy(model); untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach().clone())
+    lora = get_peft_model(tiny_model(), LoraConfig(init_lora_weights=False, task_type='CAUSAL_LM'))
+    stronger = get_peft_model(tiny_model(), LoraConfig(init_lora_weights=False, task_type='CAUSAL_LM', lora_alpha=99))
+    stronger.load_state_dict(lora.state_dict())
+    with lora.disable_adapter(): off = fingerprint(lora)
+    all_of = [model, other, again, untied, lora, stronger, copy.deepcopy(model).bfloat16(), copy.deepcopy(model).half()]
+    assert len({off, *map(fingerprint, all_of)}) == len(all_of) + 1
+    assert {base_fingerprint(m) for m in (lora, stronger)} == {fingerprint(model)}
+    assert fingerprint(model, torch.bfloat16) == fingerprint(copy.deepcopy(model).bfloat16(), torch.bfloat16)
+
+def test_a_fingerprint_survives_a_round_trip(tmp_path):
+    for dtype in ('float32', 'bfloat16'):
+        model, tok = load_model('tiny', dtype=dtype)
+        assert fingerprint(load_model(save_model(model, tok, tmp_path/'m'), dtype=dtype)[0]) == fingerprint(model)
+
+# ---- folders
+
+@pytest.fixture
+def folder(tmp_path): return save_model(tiny_model(), byte_tokenizer(), tmp_path/'model')
+
+def rewrite(folder, change):
+    t = load_file(folder/'model.safetensors')
+    change(t)
+    save_file(t, folder/'model.safetensors', metadata=dict(format='pt'))
+
+def edit(folder, **kw):
+    c = json.loads((folder/'config.json').read_text())
+    (folder/'config.json').write_text(json.dumps({**c, **kw}))
+
+UP = 'model.layers.1.mlp.up_proj.weight'
+DAMAGES = {
+    'missing': (lambda f: rewrite(f, lambda t: t.pop(UP)), f'lacks 1 weight, such as {UP}'),
+    'renamed': (lambda f: rewrite(f, lambda t: t.update(odd=t.pop(UP))), f'lacks 1 weight, such as {UP}'),
+    'surplus': (lambda f: rewrite(f, lambda t: t.update(odd=torch.ones(2))), 'holds 1 weight that its model has no place for, such as odd'),
+    'shape': (lambda f: rewrite(f, lambda t: t.update({UP: torch.ones(3, 3)})), f'of another shape than its model has, such as {UP}'),
+    'nan': (lambda f: rewrite(f, lambda t: t[UP].view(-1)[7:8].fill_(float('nan'))), f'NaN or infinite numbers, such as {UP}'),
+    'inf': (lambda f: rewrite(f, lambda t: t[UP].view(-1)[7:8].fill_(float('-inf'))), f'NaN or infinite numbers, such as {UP}'),
+    'cut': (lambda f: (f/'model.safetensors').write_bytes((f/'model.safetensors').read_bytes()[:-9]), 'cut or damaged'),
+    'emptied': (lambda f: (f/'model.safetensors').write_bytes(b''), 'model.safetensors is cut or damaged'),
+    'no weights': (lambda f: (f/'model.safetensors').unlink(), 'holds no weights'),
+    'pickled': (lambda f: (f/'model.safetensors').rename(f/'pytorch_model.bin'), r'only pickled weights \(pytorch_model.bin\)'),
+    'no tokenizer': (lambda f: [p.unlink() for p in f.glob('*token*')], 'holds no tokenizer'),
+    'own code': (lambda f: edit(f, model_type='ours', auto_map=dict(AutoConfig='ours.Ours')), 'code of its own'),
+    'unknown': (lambda f: edit(f, model_type='ours'), 'transformers cannot read'),
+    'broken config': (lambda f: (f/'config.json').write_text('{"model_type": '), 'config.json is not readable JSON'),
+    'a list': (lambda f: (f/'config.json').write_text('[]'), 'config.json holds a list and not an object'),
+    'broken tokenizer': (lambda f: (f/'tokenizer.json').write_text('{'), 'transformers cannot read'),
+    'a part': (lambda f: (f/'model.safetensors.index.json').write_text('{"weight_map": {"a": "b.safetensors"}}'), 'lacks b.safetensors'),
+    'bare': (lambda f: (f/'config.json').unlink(), 'holds no config.json')}
+
+@pytest.mark.parametrize('damage', DAMAGES)
+@pytest.mark.parametrize('dtype', ['float32', 'auto'])
+def test_a_folder_that_is_no_whole_model_is_refused(folder, damage, dtype, monkeypatch):
+    monkeypatch.setattr('builtins.input', lambda *a: pytest.fail('a question'))
+    do, says = DAMAGES[damage]
+    do(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: load_model(folder, dtype=dtype)
+    assert '\n' not in str(e.value)
+
+def test_code_beside_a_model_is_not_run(folder, monkeypatch):
+    "A folder that has code of its own and a model that transformers knows is read without it"
+    monkeypatch.setattr('builtins.input', lambda *a: pytest.fail('a question'))
+    (folder/'ours.py').write_text('raise SystemExit')
+    edit(folder, auto_map=dict(AutoConfig='ours.Ours', AutoModelForCausalLM='ours.Model'))
+    assert torch.equal(load_model(folder)[0](x).logits, tiny_model()(x).logits)
+
+def test_a_tied_head_is_not_missing(folder):
+    assert 'lm_head.weight' not in load_file(folder/'model.safetensors')
+    model, _ = load_model(folder)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+def test_a_surplus_tensor_in_a_gguf_file_is_refused(tmp_path, cache, monkeypatch):
+    class Writer(gguf.GGUFWriter):
+        def write_header_to_file(self, *a, **k):
+            self.add_tensor('blk.0.odd.weight', np.ones((2, 2), np.float32)); super().write_header_to_file(*a, **k)
+    monkeypatch.setattr(gguf, 'GGUFWriter', Writer)
+    with pytest.raises(ValueError, match='holds 1 weight that its model has no place for, such as blk.0.odd.weight'):
+        load_model(write_gguf(tmp_path/'m.gguf', tiny_model()))
+
+def test_broken_numbers_in_a_gguf_file_are_refused(tmp_path, cache):
+    model = changed(tiny_model(), UP, float('nan'))
+    with pytest.raises(ValueError, match=f'NaN or infinite numbers, such as {UP}'): load_model(write_gguf(tmp_path/'m.gguf', model))
+
+# ---- names
+
+@pytest.mark.parametrize('name, near', [('smollm2', 'smollm2-135m'), ('smolm2', 'smollm2-135m'), ('SmolLM2-135M-Instruct', 'smollm2-135m'),
+    ('tinny', 'tiny'), ('gpt2', None), ('llama', None), ('', None), (None, None), (7, None), ('a/b/c', None), ('/nowhere/at-all', None)])
+def test_a_wrong_name_is_answered_at_once(name, near, monkeypatch):
+    monkeypatch.setattr(models, '_from_hub', lambda *a, **k: pytest.fail('the hub was asked'))
+    start = time.perf_counter()
+    with pytest.raises((FileNotFoundError, ValueError), match="'smollm2-135m-instruct', 'tiny'") as e: load_model(name)
+    assert time.perf_counter() - start < 1 and '\n' not in str(e.value)
+    assert f"did you mean '{near}" in str(e.value) if near else 'did you mean' not in str(e.value)
+
+def test_only_owner_and_name_go_to_the_hub(monkeypatch):
+    asked = []
+    def hub(name, **kw): asked.append(name); raise OSError('no route to the hub\nmore')
+    monkeypatch.setattr(models, '_pretrained', hub)
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'smollm2-135m-instruct'\? \(no route to the hub\)$"):
+        load_model('HuggingFaceTB/SmolLM2-135M-Instruct')
+    assert asked == ['HuggingFaceTB/SmolLM2-135M-Instruct']
+
+def test_paths(folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='config.json is a file, and no .gguf file: give the folder'): load_model(folder/'config.json')
+    monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.chdir(folder)
+    assert load_model('~/model')[0].name == load_model('.')[0].name == 'model'
+    saved = save_model(*load_model('tiny'), '~/other')
+    assert saved == tmp_path/'other' and load_model('~/other')[0].name == 'other'
+
+# ---- saving
+
+def test_a_link_is_written_through(tmp_path):
+    save_model(tiny_model(), byte_tokenizer(), tmp_path/'far'/'real')
+    (tmp_path/'near').mkdir(); (tmp_path/'near'/'link').symlink_to('../far/real'); (tmp_path/'near'/'open').symlink_to('../far/new')
+    for link, seed in (('link', 1), ('link', 2), ('open', 3)):
+        save_model(tiny_model(seed), byte_tokenizer(), tmp_path/'near'/link)
+        assert (tmp_path/'near'/link).is_symlink()
+        assert fingerprint(load_model(tmp_path/'near'/link)[0]) == fingerprint(tiny_model(seed))
+    assert sorted(p.name for d in ('near', 'far') for p in (tmp_path/d).iterdir()) == ['link', 'new', 'open', 'real']
+
+@pytest.mark.parametrize('error', [OSError(errno.ENOSPC, 'No space left on device'), PermissionError(errno.EACCES, 'Permission denied')])
+def test_what_the_system_refuses_is_one_sentence(tmp_path, error, monkeypatch):
+    save_model(tiny_model(), byte_tokenizer(), tmp_path/'m')
+    model, before = tiny_model(seed=1), fingerprint(load_model(tmp_path/'m')[0])
+    monkeypatch.setattr(type(model), 'save_pretrained', lambda self, f, **kw: (_ for _ in ()).throw(error))
+    for f in (tmp_path/'m', tmp_path/'new'/'deep'/'m'):
+        with pytest.raises(type(error), match=f'{f} cannot be written .{error.strerror}.: give another folder'):
+            save_model(model, byte_tokenizer(), f)
+    assert [p.name for p in tmp_path.iterdir()] == ['m'] and fingerprint(load_model(tmp_path/'m')[0]) == before
+
+def test_a_disk_that_is_full(tmp_path):
+    "A limit on the size of files fails where a full disk does, inside safetensors"
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, old[1]))
+    try:
+        with pytest.raises(OSError, match='m cannot be written .*: give another folder, or make room') as e:
+            save_model(tiny_model(), byte_tokenizer(), tmp_path/'m')
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert '\n' not in str(e.value) and not list(tmp_path.iterdir())
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path/'file').write_text('mine')
+    for f, says in ((tmp_path/'file', 'file is a file: give a folder'), (tmp_path/'file'/'in', 'cannot be written')):
+        with pytest.raises(OSError, match=says): save_model(tiny_model(), byte_tokenizer(), f)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [('file', 'mine')]
+
+def test_errors_of_the_caller_pass_through_and_leave_no_parent(tmp_path):
+    with pytest.raises(FileNotFoundError, match='elsewhere'):
+        with atomic_folder(tmp_path/'a'/'b'): open('/elsewhere/x')
+    assert not list(tmp_path.iterdir())
+
+# ---- adapters
+
+ADAPTER = 'adapter_model.safetensors'
+def lora(model, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return get_peft_model(model, LoraConfig(init_lora_weights=False, task_type='CAUSAL_LM', **kwargs)).eval()
+
+@pytest.mark.parametrize('base', ['smollm2-135m-instruct', 'tiny', 'folder', 'file', 'changed', 'nameless'])
+def test_an_adapter_finds_its_base_again(base, folder, file, tmp_path, monkeypatch):
+    if base == 'file': monkeypatch.setenv('YFPO_CACHE', str(tmp_path/'cache'))
+    name = dict(folder=folder, file=file, changed='tiny', nameless='tiny').get(base, base)
+    plain, tok = load_model(name)
+    if base == 'changed': plain.model.norm.weight.data += 1
+    if base == 'nameless': plain = tiny_model(seed=9)
+    model = lora(copy.deepcopy(plain), modules_to_save=['norm'] if base == 'changed' else None)
+    want = model(x).logits
+    saved = save_model(model, tok, tmp_path/'lora')
+    assert (saved/'base').exists() == (base in ('changed', 'nameless'))
+    back, back_tok = load_model(saved)
+    assert torch.equal(back(x).logits, want) and back.name == 'lora' and back_tok('2+2').input_ids == tok('2+2').input_ids
+    assert {n.split('.')[-2] for n, p in back.named_parameters() if p.requires_grad} <= {'default', 'weight'} != set()
+    assert torch.equal(PeftModel.from_pretrained(plain, saved)(x).logits, want)
+
+def test_an_adapter_merged_and_an_adapter_saved_again(folder, tmp_path):
+    plain, tok = load_model(folder)
+    back, _ = load_model(save_model(lora(plain), tok, tmp_path/'lora'))
+    want = back(x).logits
+    assert torch.equal(load_model(save_model(back, tok, tmp_path/'again'))[0](x).logits, want)
+    merged = back.merge_and_unload()
+    assert torch.equal(load_model(save_model(merged, tok, tmp_path/'merged'))[0](x).logits, merged(x).logits)
+    torch.testing.assert_close(merged(x).logits, want, rtol=1e-3, atol=1e-3)
+
+def test_an_adapter_as_peft_wrote_it(folder, tmp_path, monkeypatch, cache):
+    plain, tok = load_model(folder)
+    model = lora(plain)
+    model.save_pretrained(tmp_path/'lora')
+    assert torch.equal(load_model(tmp_path/'lora')[0](x).logits, model(x).logits)
+    note = tmp_path/'lora'/'adapter_config.json'
+    edited = lambda **kw: note.write_text(json.dumps({**json.loads(note.read_text()), **kw}))
+    edited(base_model_name_or_path=None)
+    with pytest.raises(ValueError, match='does not say which model it belongs to'): load_model(tmp_path/'lora')
+    edited(base_model_name_or_path=str(tmp_path/'gone'))
+    with pytest.raises(FileNotFoundError, match='the base of the adapter in .*lora cannot be loaded: '): load_model(tmp_path/'lora')
+    edited(base_model_name_or_path=str(tmp_path/'lora'))
+    with pytest.raises(ValueError, match='which is an adapter itself: merge that one first'): load_model(tmp_path/'lora')
+
+def test_an_adapter_saved_before_finds_the_embedded_model(tmp_path):
+    "Its base was named after the folder of the package, or of a cache that is gone"
+    (tmp_path/'adapter_config.json').write_text(json.dumps(dict(base_model_name_or_path=str(embedded_gguf().parent))))
+    assert models._base_name(tmp_path)[0] == 'smollm2-135m-instruct'
+    gone = f'/nowhere/gguf/{models._digest(embedded_gguf())}'
+    (tmp_path/'adapter_config.json').write_text(json.dumps(dict(base_model_name_or_path=gone)))
+    assert models._base_name(tmp_path)[0] == 'smollm2-135m-instruct'
+
+@pytest.mark.parametrize('damage, says', [
+    (lambda f, b: (f/ADAPTER).unlink(), 'holds no adapter_model.safetensors'),
+    (lambda f, b: (f/ADAPTER).write_bytes(b'x'), 'is cut or damaged'),
+    (lambda f, b: (f/'adapter_config.json').write_text('{'), 'not readable JSON'),
+    (lambda f, b: save_file(dict(list(load_file(f/ADAPTER).items())[1:]), f/ADAPTER), 'lacks 1 weight'),
+    (lambda f, b: save_file(load_file(f/ADAPTER) | dict(odd=torch.ones(1)), f/ADAPTER),
+     'has no place for, such as odd'),
+    (lambda f, b: save_file({k: v/0 for k, v in load_file(f/ADAPTER).items()}, f/ADAPTER), 'infinite'),
+    (lambda f, b: rewrite(b, lambda t: t[UP].add_(1)), 'trained on other weights than those now called')])
+def test_a_damaged_adapter_is_refused(folder, tmp_path, damage, says):
+    saved = save_model(lora(load_model(folder)[0]), byte_tokenizer(), tmp_path/'lora')
+    damage(saved, folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: load_model(saved)
+    assert '\n' not in str(e.value)
+
+def test_an_adapter_in_another_format(folder, tmp_path):
+    saved = save_model(lora(load_model(folder)[0]), byte_tokenizer(), tmp_path/'lora')
+    assert load_model(saved, dtype='bfloat16')[0].dtype == torch.bfloat16
+    rewrite(folder, lambda t: t[UP].add_(1e-6))
+    with pytest.raises(ValueError, match='other weights'): load_model(saved, dtype='bfloat16')

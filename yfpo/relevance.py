@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import DynamicCache
 from .models import head_logits, own_attention, unwrap
 from .problems import atomic_write
-from .responses import batches, collate, encode, fingerprint, hidden_states
+from .responses import Example, batches, collate, encode, fingerprint, hidden_states
 from .progress import track
 
 # %% ../nbs/06_relevance.ipynb #04-relev-007
@@ -524,13 +524,21 @@ class _Sums:
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as tmp: save_file(self.sums, str(tmp), dict(key=self.key, done=str(self.done)))
 
+def _examples(examples):
+    "The `Example`s as a list, or a ValueError that says what they are instead"
+    examples = [] if examples is None else list(examples)
+    odd = [e for e in examples if not isinstance(e, Example)]
+    if odd: raise ValueError(f'{odd[0]!r:.60} is no Example: tokenise texts with `encode` first')
+    if not examples: raise ValueError('no texts to attribute: the list is empty')
+    return examples
+
 def accumulate(model, examples, # `Example`s, from `encode`
                pad_id:int, per_batch, # function of a batch that gives score, score-weighted activation and mean activation, each (B, L, F)
                batch_size:int=8, progress:bool=False, desc:str='relevance', path=None, # file of running sums: a killed run goes on from it
                every:int=16, # batches between two writes of it
                settings=()) -> Relevance: # what else the numbers depend on
     "Averages over texts of what `per_batch` returns, each text scaled to the same total score"
-    if not examples: raise ValueError('no texts to attribute: the list is empty')
+    examples = _examples(examples)
     n, shape = len(examples), (len(down_projs(model)), width(model))
     key = hashlib.sha256(repr((fingerprint(model), examples, batch_size, desc, settings)).encode()).hexdigest() if path else ''
     sums, todo = _Sums(shape, path, key), batches(examples, batch_size, lambda e: 3*len(e.ids) - 2*e.start)  # the prompt is read once
