@@ -178,6 +178,14 @@ def _text(path):
     except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text (byte {e.start}); save it as UTF-8') from None
     except IsADirectoryError: raise ValueError(f'{path} is a folder, but must be a file') from None
 
+def _json(path, *needed):
+    "The object in a JSON file that has the keys `needed`, or a sentence; a missing file stays a FileNotFoundError"
+    try: res = json.loads(_text(path))
+    except json.JSONDecodeError as e: raise ValueError(f'{path}, line {e.lineno}: not valid JSON ({e.msg}); it was cut short or edited, make it again') from None
+    lacks = [k for k in needed if not isinstance(res, dict) or k not in res]
+    if lacks: raise ValueError(f'{path} lacks {", ".join(lacks)}: an older version wrote it, or it was edited; make it again')
+    return res
+
 def _there(path):
     "Whether anything lies at `path`; nothing does where the system says that it is no path at all"
     try: return path.exists()
@@ -222,21 +230,25 @@ def notebook_parameters(path):
 # %% ../nbs/24_run.ipynb #18_run-020b
 MOST = 1_000_000                                               # questions, tokens, draws: no machine holds or awaits more
 
-def _limits(name, kind, default, help):
+def _limits(name, default, help):
     "(lowest, highest, whether the lowest itself is too low) of a number, from what its help says of it"
     if name == 'seed': return 0, 2**32 - 1, False
     if m := re.search(r'\b(\d+) to (\d+)\b', help): return int(m[1]), int(m[2]), False
     if re.match(r'([^:]*: )?(at most )?(this )?shares? of', help): return 0, 1, False
-    first = default[0] if kind == 'list' and default else default
+    first = default
+    while type(first) is list and first: first = first[0]
     if type(first) is int: return int(first != 0 and not re.search(r'\b0 ', help)), MOST, False     # `0 keeps all`
     return 0, MOST, bool(re.search(r'(\b|_)(rates?|passes|strength|between)\b', f'{name} {help}'))
 
 def _as(x, like, limits): # like: a value of the same kind, None where none is known
     "`x` in the type of `like`; a ValueError that says what it must be"
-    if type(like) is float and type(x) is int: x = float(x)
+    if type(like) is float and type(x) is int and abs(x) <= 2**53: x = float(x)
     if type(x) not in ((type(like),) if like is not None else (str, int, float)):
         raise ValueError(f"{_short(x)}, a {type(x).__name__}, but must be of type {'a text or a number' if like is None else type(like).__name__}")
-    if type(x) is list: return [_as(y, like[0] if like else None, limits) for y in x]
+    if type(x) is list:
+        odd = next((y for y in x if type(y) is list and like and type(like[0]) is list and len(y) != len(like[0])), None)
+        if odd is not None: raise ValueError(f'{_short(odd)}, but must be {len(like[0])} values, such as {like[0]}')
+        return [_as(y, like[0] if like else None, limits) for y in x]
     low, high, above = limits
     if type(x) in (int, float) and not ((low < x if above else low <= x) and x <= high):
         raise ValueError(f"{_short(x)}, but must be {'above' if above else 'at least'} {low} and at most {high:,}")
@@ -246,8 +258,8 @@ def check_parameter(name, value, known, where):
     "`value` as its notebook wants it; a sentence if the name is unknown, the type is wrong or the value makes no sense"
     if name not in known: raise ValueError(f'{where} has no parameter {_short(name)}: {_nearest(name, known)}')
     kind, default, help = known[name]
-    try: value = _as(value, default, _limits(name, kind, default, help))
-    except ValueError as e: raise ValueError(f"{where}: {name} {'has' if type(value) is list else 'is'} {e}") from None
+    try: value = _as(value, default, _limits(name, default, help))
+    except ValueError as e: raise ValueError(f"{where}: {name} {'has' if type(value) is list and kind == 'list' else 'is'} {e}") from None
     if kind != 'list': return value
     if not value and default and 'empty' not in help: raise ValueError(f'{where}: {name} is empty; give at least one value')
     twice = next((x for i, x in enumerate(value) if x in value[:i]), None) if len(value) < 1000 else None
@@ -718,13 +730,13 @@ def _speed_here():
 
 def _speed(run):
     "This machine's speed as the run has noted it"
-    try: return json.loads((run/'machine.json').read_text())['speed']
-    except (FileNotFoundError, json.JSONDecodeError, KeyError): return None
+    try: return _json(run/'machine.json', 'speed')['speed']
+    except (FileNotFoundError, ValueError): return None
 
 def _note_speed(run):
     "Measure the speed and keep it with the run; the next run of another machine notes its own"
-    try: known = json.loads((run/'machine.json').read_text())
-    except (FileNotFoundError, json.JSONDecodeError): known = {}
+    try: known = _json(run/'machine.json', 'speed')
+    except (FileNotFoundError, ValueError): known = {}
     if (now := _speed_here()) is not None: _write_json(run/'machine.json', dict(known, speed=now))
     return now
 
@@ -733,7 +745,7 @@ def expected(recipe, steps, run, speed=None): # billions of operations a second 
     own = {s['label']: m['seconds'] for s in steps if (m := _read_marker(_marker(run, s).with_suffix('.old')) or _finished(run, s))}
     path = root()/'nbs'/'paper'/'results'/recipe['name']/'manifest.json'
     if not path.exists(): return (own, 'earlier runs here') if len(own) == len(steps) else ({}, '')
-    m = json.loads(path.read_text())
+    m = _json(path, 'stages', 'hardware')
     ratio = m['speed']/speed if speed and m.get('speed') else 1.
     there = {l: scaled(x['seconds'], ratio) for l, x in m['stages'].items()}
     if any(s['label'] not in there for s in steps): return {}, ''
@@ -837,11 +849,21 @@ def publish(name:str, run_dir:str=''):
 def _draw(output, recipe, folder):
     "Draw one table or figure, quietly: what its notebook prints is for readers of the notebook"
     import contextlib, io
-    with contextlib.redirect_stdout(io.StringIO()): run_here(root()/'nbs'/'paper'/f'{output}.ipynb', recipe=recipe, results_dir=folder)
+    nb = root()/'nbs'/'paper'/f'{output}.ipynb'
+    try:
+        with contextlib.redirect_stdout(io.StringIO()): run_here(nb, recipe=recipe, results_dir=folder)
+    except Exception as e:                                     # whatever its code raises, as when a stage fails in `yfpo run`
+        raise ValueError(f"{output} failed: {type(e).__name__}: {' '.join(str(e).split())[:200]} (results: {folder})") from None
+
+def _drawn(output, future):
+    "Wait for one drawing"
+    from concurrent.futures.process import BrokenProcessPool
+    try: future.result()
+    except BrokenProcessPool: raise ValueError(f'the process that draws {output} was killed, perhaps for memory; run it again') from None
 
 def _drawing_time(outputs, folder, jobs):
     "How long they took when they were first drawn, in words; nothing where no manifest tells"
-    try: stages = json.loads((folder/'manifest.json').read_text())['stages']
+    try: stages = _json(folder/'manifest.json', 'stages')['stages']
     except FileNotFoundError: return ''
     if any(o not in stages for o in outputs): return ''
     return f", about {in_words(makespan([dict(label=o, needs=[]) for o in outputs], {o: stages[o]['seconds'] for o in outputs}, jobs))}"
@@ -855,7 +877,7 @@ def report(name:str, results_dir:str='', say=print):
     say(f'{len(outputs)} tables and figures{_drawing_time(outputs, folder, jobs)} ...', flush=True)
     with ProcessPoolExecutor(jobs) as pool:
         made = {o: pool.submit(_draw, o, recipe['name'], str(folder)) for o in reversed(outputs)}    # figures take longer
-        for i, o in enumerate(outputs, 1): made[o].result(); say(f'[{i}/{len(outputs)}] {o} ... drawn', flush=True)
+        for i, o in enumerate(outputs, 1): _drawn(o, made[o]); say(f'[{i}/{len(outputs)}] {o} ... drawn', flush=True)
     from yfpo.page import write_page
     if (folder/'manifest.json').exists(): say(write_page(folder, recipe['name']), flush=True)
     return folder
@@ -873,16 +895,27 @@ def run_here(notebook, **params):
 # %% ../nbs/24_run.ipynb #18_run-057
 COMPARED = {'main.csv': ('value', ['arm', 'seed', 'set', 'metric']), 'contrasts.csv': ('delta', ['contrast', 'seed', 'set', 'metric'])}
 
+def _numbers(path):
+    "The numbers of a file of results under what they are of, or a sentence"
+    import pandas as pd
+    value, key = COMPARED[path.name]
+    if not path.exists(): raise FileNotFoundError(f'{path} is missing: there is nothing to compare')
+    try: df = pd.read_csv(path, dtype=dict(seed=str))
+    except ValueError as e: raise ValueError(f"{path} is no table: {' '.join(str(e).split())}") from None
+    lacks = [k for k in (*key, value) if k not in df]
+    if lacks: raise ValueError(f"{path} has no column {', '.join(lacks)}")
+    twice, odd = df[df.duplicated(key)], df[pd.to_numeric(df[value], errors='coerce').isna() & df[value].notna()]
+    if len(twice): raise ValueError(f'{path}, row {twice.index[0] + 1}: {", ".join(map(str, twice[key].iloc[0]))} stands there twice')
+    if len(odd): raise ValueError(f'{path}, row {odd.index[0] + 1}: {value} is {_short(odd[value].iloc[0])}, which is no number')
+    return df.set_index(key)[value].astype(float)
+
 def check(new, # folder of results of a rerun
           old, # folder of results that it is compared with
           limits): # {file: {metric: largest difference that is no difference}}
     "Rows `file, metric, n, outside, largest, limit`: how far a rerun is from earlier results, over every number of both"
-    import pandas as pd
     rows = []
-    for file, (value, key) in COMPARED.items():
-        for f in (Path(new)/file, Path(old)/file):
-            if not f.exists(): raise FileNotFoundError(f'{f} is missing: there is nothing to compare')
-        a, b = (pd.read_csv(Path(d)/file, dtype=dict(seed=str)).set_index(key)[value] for d in (new, old))
+    for file in COMPARED:
+        a, b = (_numbers(Path(d)/file) for d in (new, old))
         odd = a.index.symmetric_difference(b.index)
         if len(odd): raise ValueError(f'{file}: {len(odd)} rows stand in one of the two only, such as {odd[0]}: they are not of one recipe')
         gap = (a - b.loc[a.index]).abs().where(~(a.isna() & b.loc[a.index].isna()), 0.).fillna(math.inf)
@@ -916,7 +949,7 @@ def check_text(recipe:str, results):
 
 def _maker(results):
     "What made a folder of results: processor, formats and the hash of the numbers that `check` compares"
-    m = json.loads((Path(results)/'manifest.json').read_text())
+    m = _json(Path(results)/'manifest.json', 'stages', 'hardware', 'total_seconds')
     numbers = b''.join((Path(results)/f).read_bytes() for f in COMPARED)
     chosen = {k: v for s in m['stages'].values() for k, v in s.get('chosen', {}).items()}
     return dict(hardware=m['hardware'], chosen=chosen, seconds=m['total_seconds'], numbers=hashlib.sha256(numbers).hexdigest()[:16])
@@ -926,7 +959,7 @@ def save_agreement(recipe:str, results): # of a run of the same recipe on anothe
     old = results_folder(recipe)
     rows = [{k: r[k] for k in ('file', 'metric', 'n', 'largest')} for r in check(results, old, tolerances())]
     path = root()/'nbs'/'paper'/'agreement.json'
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = _json(path) if path.exists() else {}
     _write_json(path, {**known, recipe: dict(committed=_maker(old), rerun=_maker(results), rows=rows)})
     return path
 
@@ -1016,7 +1049,7 @@ def _cmd_run(a):
 
 def _committed(recipe, run):
     "The recipe's name, if its committed results were made with the very settings of this run"
-    try: of = [json.loads((d/'manifest.json').read_text()) for d in (run/'results', results_folder(read_recipe(recipe)['name']))]
+    try: of = [_json(d/'manifest.json', 'recipe', 'recipe_sha') for d in (run/'results', results_folder(read_recipe(recipe)['name']))]
     except FileNotFoundError: return None
     return of[0]['recipe'] if of[0]['recipe_sha'] == of[1]['recipe_sha'] and (run/'results'/'contrasts.csv').exists() else None
 
