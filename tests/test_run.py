@@ -1,7 +1,9 @@
 "The runner on toy notebooks: strictness before anything starts, resume by content, killed stages, honest publishing."
-import json, os, shutil, signal, subprocess, sys, time
+import json, math, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from unittest import mock
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 from conftest import ROOT
 from yfpo.run import check_parameter, main, notebook_parameters, plan, read_recipe
 
@@ -426,3 +428,199 @@ def test_the_page_reads_a_seed_that_was_trained():
     assert seeds() == {'browse': 2, 'evaluate-reference': 2, 'audit': 7}
     r['stages']['browse'] = dict(seed=3)
     assert seeds()['browse'] == 3
+
+# --- what a value may be ---
+
+@pytest.mark.parametrize('value,says', [
+    ('-5', 'at least 1'), ('0', 'at least 1'), ('99999999999999999999', 'at most 1,000,000'), ('8.0', 'must be of type int'), ('yes', 'of type int'),
+    ('true', 'of type int'), ('1:30', 'of type int'), ('.nan', 'of type int'), ('[3]', 'of type int'), ('~', 'of type int')])
+def test_a_count_that_makes_no_sense_is_refused_before_anything_runs(value, says):
+    r = read_recipe('smoke')
+    from yfpo.run import _yaml
+    r['stages']['problems']['n_test'] = _yaml(value, 'it')
+    with pytest.raises(ValueError, match='n_test is') as e: plan(r)
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('declared,bad,good', [
+    ("k:float = 0.1 # share of all neurons to select", [-.1, 1.1, math.nan, math.inf], [0, 1, .5]),
+    ("k:list = [0.1] # shares of all neurons", [[1.5], [math.nan], ['a'], [], [.1, .1], [[.1]], [True]], [[0, 1.], [.5]]),
+    ("k:float = 0.1 # of yfpo-dynamic: at most this share of one layer", [-1, 2], [0.]),
+    ("learning_rate:float = 1e-3 # of AdamW, constant", [0, -1e-3, math.nan, math.inf, 10**400], [1e-9, 1]),
+    ("rates:list = [1e-3] # of AdamW", [[0.], [-1.], [math.inf]], [[1, 1e-3]]),
+    ("epochs:float = 1.0 # passes over the pairs", [0, -1], [.5, 2]), ("weight:float = 0.5 # weight of the neuron term", [-1, math.inf], [0, 100]),
+    ("n:int = 0 # pairs at most, 0 keeps all", [-1, 10**7], [0, 5]), ("n:int = 8 # pairs a step", [-1, 0, 1.5, '8', None], [1, 10**6]),
+    ("n:int = 8 # pairs a pass, 0 for what fits", [-1], [0, 3]), ("seed:int = 0 # of the draws", [-1, 2**32], [0, 2**32 - 1]),
+    ("level:list = [] # levels, 1 to 3; empty for all", [[0], [4], [None], [{}]], [[], [1, 3]]),
+    ("top_p:float = 1.0 # nucleus mass, 0 to 1", [1.2, -.1], [.9]), ("sets:list = ['a'] # names", [['a', 'a'], [1], []], [['b', 'a']]),
+    ("shapes:list = [[20, 8]] # tokens", [[[0, 8]], [20], [['a']], [[]], [[1, 2, 3]]], [[[1, 1], [1, 1]]]), ("on:bool = False # whether", [0, 'no', None], [True])])
+def test_limits_follow_from_what_the_cell_says(declared, bad, good):
+    from yfpo.run import _parameters
+    known = _parameters(declared, 'x')
+    name, = known
+    for v in bad:
+        with pytest.raises(ValueError, match=f'^x: {name} (is|has|names)'): check_parameter(name, v, known, 'x')
+    for v in good: assert check_parameter(name, v, known, 'x') == v
+
+def test_every_default_is_within_its_own_limits():
+    for nb in (ROOT/'nbs'/'paper').glob('*.ipynb'):
+        known = notebook_parameters(nb)
+        for k, (_, default, _) in known.items(): assert check_parameter(k, default, known, nb.name) == default
+
+def test_numbers_are_read_as_yaml_1_2_does():
+    from yfpo.run import _yaml
+    text = '[010, 1:30, yes, no, on, off, y, 1e-3, -1e-3, 1_000, 0o17, 0x1F, 0b11, 2001-01-01, ~, null, True, .5, 5., +1, -.inf, =, <<, 1e5]'
+    assert _yaml(text, 'x') == [10, '1:30', 'yes', 'no', 'on', 'off', 'y', 1e-3, -1e-3, '1_000', 15, 31, '0b11', '2001-01-01', None, None, True,
+                                .5, 5., 1, -math.inf, '=', '<<', 1e5]
+
+@pytest.mark.parametrize('text,says', [
+    ('a: 1\nb: 2\na: 3', "line 3: not valid YAML: the key 'a' stands there twice"), ('{a: 1, "a": 2}', "the key 'a' stands there twice"),
+    ('['*5000, 'brackets'), ('{a: '*5000, 'brackets'), ('- '*3000 + 'a', 'levels'), ('a: &a [*a]', 'inside itself'), ('{1: 2}', 'the key 1 is no name'),
+    ('{[1]: 2}', 'is no name'), ('a: *b', 'undefined alias'), ('a: !!python/object:os.system x', 'could not determine a constructor'),
+    ('a: !!int x', "'x' is no int"), ('a: !!map [1]', 'a mapping is expected'), ('a: "\\uD800"', 'is no str'), ('a: "\\UFFFFFFFF"', 'x'), ('a: "\\0"', 'is no str'),
+    ('a: 1\n--- \nb: 2', 'document'), ('a: [1', 'line 1'), ('\tb', 'line 1'), ('a\0', 'special characters'), ('x'*70000, '65,536 are allowed'),
+    ('a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n' + ''.join(f'{y}: &{y} [{", ".join(["*" + x]*9)}]\n' for x, y in zip('abcdefghi', 'bcdefghij')), 'aliases')])
+def test_yaml_that_is_wrong_or_endless_is_one_sentence_at_once(text, says):
+    from yfpo.run import _yaml
+    start = time.time()
+    with pytest.raises(ValueError) as e: _yaml(text, 'x')
+    assert says in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 400 and time.time() - start < 1
+
+def test_the_nearest_name_is_near():
+    from yfpo.run import _nearest
+    assert _nearest('trian', ['train', 'bench']) == "did you mean 'train'?"
+    assert _nearest('nosuch', ['bench', 'epochs']) == 'there are bench, epochs' and _nearest('means', ['tanh']) == 'there are tanh'
+    assert _nearest('x', []) == 'there are none' and len(_nearest('x', [f'name-{i}' for i in range(99)])) < 190
+
+@pytest.mark.parametrize('old,new,says', [
+    ('[0, 1]', '[4294967296]', 'below 2**32'), ('[0, 1]', '[true]', 'seeds are'), ('[table_main]', '[../x]', 'no name of a notebook'),
+    ('[table_main]', '[[a]]', 'no name of a notebook'), ('[table_main]', '[nosuch]', 'there are table_main'), ('  sft:', '  ../sft:', 'no name of a notebook'),
+    ('  sft:', '  nosuch:', 'there are sft, train'), ('about: toys', 'about: toys\njobs: 1000000', 'jobs is 1000000'), ('about: toys', 'about: [a]', 'of type str'),
+    ('about: toys\n', 'about: toys\n' + COST.replace('100.0', '.inf'), 'above 0 and finite'),
+    ('about: toys\n', 'about: toys\n' + COST.replace('100.0', '-1'), 'above 0 and finite')])
+def test_what_else_can_be_wrong_with_a_recipe(toy, old, new, says):
+    recipe(toy, old, new)
+    with pytest.raises(ValueError) as e: plan(read_recipe('toy'))
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+# --- any recipe at all ---
+
+MARKS = ['[', ']', '{', '}', ':', ' ', '\n', '- ', '&a ', '*a', '!!int ', '"', "'", '#', '|', '>', '%', '@', '~', '.nan', '1e999', '0x', '---', '\t', '\0',
+         '9'*400, '\ud7ff', '-1', '<<: ', '? ', '=', '!<%ff>', 'true', '\\U11111111']
+
+@st.composite
+def spoilt(draw):
+    "A recipe with parts taken out, doubled, or replaced"
+    text = RECIPE
+    for _ in range(draw(st.integers(1, 4))):
+        i = draw(st.integers(0, len(text)))
+        j = draw(st.integers(i, min(len(text), i + 12)))
+        put = draw(st.sampled_from(MARKS) | st.text(max_size=4) | st.integers().map(str) | st.floats().map(str))
+        text = text[:i] + put*draw(st.sampled_from([1, 1, 1, 2, 300])) + text[j:]
+    return text
+
+@pytest.fixture(scope='module')
+def toys(tmp_path_factory): return make(tmp_path_factory.mktemp('any')/'repo')
+
+@given(text=spoilt() | st.text(max_size=300))
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_text_is_a_recipe_or_one_sentence(toys, text):
+    "Never a traceback, a flood of lines, or a long wait"
+    f = toys/'nbs'/'paper'/'recipes'/'toy.yaml'
+    f.write_text(text, encoding='utf-8', errors='surrogatepass')
+    start = time.process_time()
+    with mock.patch.dict(os.environ, YFPO_ROOT=str(toys)):
+        try: assert all(s['label'] and s['params']['recipe'] == 'toy' for s in plan(read_recipe('toy')))
+        except (ValueError, FileNotFoundError) as e:
+            said = str(e).replace(str(toys), '')
+            assert '\n' not in said and 10 < len(said) < 400, said
+    assert time.process_time() - start < 1 and not (toys/'runs').exists()
+
+# --- the command ---
+
+def test_version(capsys):
+    from yfpo import __version__
+    with pytest.raises(SystemExit) as e: main(['--version'])
+    assert e.value.code == 0 and capsys.readouterr().out == f'yfpo {__version__}\n'
+
+def said(*args):
+    "What a failing command says, which is one sentence"
+    with pytest.raises(SystemExit) as e: main([*map(str, args)])
+    assert isinstance(e.value.code, str) and e.value.code.startswith('yfpo: ') and '\n' not in e.value.code, e.value.code
+    return e.value.code
+
+def test_a_value_with_a_minus_reaches_the_notebook(toy):
+    from yfpo.run import _joined, _parser, _values
+    a = _parser().parse_args(_joined(['run', 'toy', '-p', 'lr', '-1e-3', '-p', 'n', '-.inf', '--jobs', '2', '-p', 's', '--x']))
+    assert _values(a.p) == dict(lr=-1e-3, n=-math.inf, s='--x') and a.jobs == 2
+    assert 'wait is -0.001, but must be at least 0' in said('run', 'toy', '-p', 'wait', '-1e-3')
+    assert "'wait' twice" in said('run', 'toy', '-p', 'wait', '1', '-p', 'wait', '2')
+    for args in (['-p'], ['-p', 'lr']):
+        with pytest.raises(SystemExit) as e: main(['run', 'toy', *args])
+        assert e.value.code == 2
+
+def test_what_never_ran_leaves_no_folder(toy):
+    for args in (['check', 'toy'], ['publish', 'toy'], ['report', 'toy'], ['run', 'toy', '--until', 'nosuch'], ['run', 'toy', '-p', 'nosuch', '1'],
+                 ['run', 'toy', '--jobs', '-1'], ['run', 'toy', '--jobs', 10**9]): said(*args)
+    assert not (toy/'runs').exists()
+
+def test_errors_of_the_system_are_one_sentence(toy, tmp_path, monkeypatch):
+    file, paper = tmp_path/'file', toy/'nbs'/'paper'
+    file.write_text('')
+    assert 'is a file, but must be a folder' in said('run', 'toy', '--run-dir', file)
+    assert f'{file}/x: Not a directory' in said('run', 'toy', '--run-dir', file/'x')
+    (tmp_path/'mine.yaml').mkdir()
+    assert 'is a folder' in said('run', tmp_path/'mine.yaml') and 'no recipe' in said('run', 'x'*5000) and 'no recipe' in said('run', 'a\0b')
+    (paper/'recipes'/'bytes.yaml').write_bytes(b'name: \xff')
+    assert 'is not UTF-8 text (byte 6)' in said('run', 'bytes')
+    (paper/'stage_sft.ipynb').write_text('{"cells": ')
+    assert 'stage_sft.ipynb is no notebook' in said('run', 'toy')
+    notebook(paper/'stage_sft.ipynb', 'recipe:str = = 3', 'x')
+    assert 'line 1 of the cell `parameters` is not Python' in said('run', 'toy')
+    notebook(paper/'stage_sft.ipynb', SFT[0], '%%time\nx')
+    assert "'%%time' is not Python" in said('run', 'toy')
+    monkeypatch.setattr('yfpo.run.read_recipe', mock.Mock(side_effect=OSError(28, 'No space left on device', '/disk/a')))
+    assert said('run', 'toy') == 'yfpo: /disk/a: No space left on device'
+    monkeypatch.setattr('yfpo.run.read_recipe', mock.Mock(side_effect=ImportError("No module named 'x'")))
+    assert 'pip install' in said('run', 'toy')
+
+def test_nobody_reads_on():
+    "`yfpo env | head -1`, with a reader that is gone before the first line"
+    r, w = os.pipe()
+    os.close(r)
+    p = subprocess.run([Path(sys.executable).parent/'yfpo', 'list'], stdout=w, stderr=subprocess.PIPE, text=True)
+    os.close(w)
+    assert p.returncode == 1 and p.stderr == ''
+
+def test_broken_results_are_named(again, monkeypatch):
+    monkeypatch.setenv('YFPO_ROOT', str(again))
+    results, committed = again/'runs/toy/results', again/'nbs/paper/results/toy'
+    (again/'nbs/paper/tolerances.yaml').write_text('main.csv: {nll: .1}\ncontrasts.csv: {nll: .1}\n')
+    main(['publish', 'toy'])
+    for text, why in (('', 'is no table'), ('arm\na\n', 'has no column seed, set, metric, value'),
+                      ('arm,seed,set,metric,value\na,0,t,nll,x\n', "row 1: value is 'x', which is no number"),
+                      ('arm,seed,set,metric,value\na,0,t,nll,1\na,0,t,nll,1\n', 'row 2: a, 0, t, nll stands there twice')):
+        (results/'main.csv').write_text(text)
+        assert why in said('check', 'toy')
+    for text, why in (('main.csv: {nll: -1}\ncontrasts.csv: {}\n', 'nll is -1, but must be a number above 0'), ('a: 1', 'must name main.csv and contrasts.csv'),
+                      ('main.csv: 3\ncontrasts.csv: .nan', 'contrasts.csv is nan')):
+        (again/'nbs/paper/tolerances.yaml').write_text(text)
+        assert why in said('check', 'toy')
+    (committed/'manifest.json').write_text('{"stages": {')
+    assert 'manifest.json, line 1: not valid JSON' in said('report', 'toy')
+    (committed/'manifest.json').write_text('[]')
+    assert 'manifest.json lacks stages' in said('report', 'toy')
+    (committed/'manifest.json').unlink()
+    shutil.rmtree(committed/'training')
+    assert 'table_main failed: FileNotFoundError' in said('report', 'toy')
+
+def test_publishing_that_is_killed_half_way_loses_nothing(again, monkeypatch):
+    monkeypatch.setenv('YFPO_ROOT', str(again))
+    main(['publish', 'toy'])
+    to = again/'nbs/paper/results/toy'
+    before = {f.relative_to(to): f.read_bytes() for f in to.rglob('*') if f.is_file()}
+    with monkeypatch.context() as m:
+        m.setattr(shutil, 'copytree', mock.Mock(side_effect=OSError(28, 'No space left on device')))
+        assert said('publish', 'toy') == 'yfpo: No space left on device'
+    assert {f.relative_to(to): f.read_bytes() for f in to.rglob('*') if f.is_file()} == before
+    main(['publish', 'toy'])
+    assert [f.name for f in to.parent.iterdir()] == ['toy']
