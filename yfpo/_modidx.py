@@ -853,6 +853,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'yfpo/trainer.py'),
                               'yfpo.trainer._size': ('trainer.html#_size', 'yfpo/trainer.py'),
                               'yfpo.trainer._token_weight': ('trainer.html#_token_weight', 'yfpo/trainer.py'),
+                              'yfpo.trainer._told': ('trainer.html#_told', 'yfpo/trainer.py'),
                               'yfpo.trainer._train': ('trainer.html#_train', 'yfpo/trainer.py'),
                               'yfpo.trainer._uniform': ('trainer.html#_uniform', 'yfpo/trainer.py'),
                               'yfpo.trainer._unknown': ('trainer.html#_unknown', 'yfpo/trainer.py'),

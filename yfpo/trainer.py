@@ -45,8 +45,15 @@ def as_dataset(rows, columns, name='train_dataset'):
     for i, row in enumerate([dict.fromkeys(rows.column_names)] if isinstance(rows, Dataset) else rows):
         missing = [c for c in columns if c not in row]
         if missing: raise ValueError(f'row {i} of {name} has no {missing[0]!r} column: every row needs {", ".join(columns)}')
-    if isinstance(rows, Dataset): return rows
+    if isinstance(rows, Dataset): return _told(rows, name)
     return Dataset.from_list([{**{c: r[c] for c in columns}, **e} for r, e in zip(rows, _extras(rows, name))])
+
+def _told(data, name):
+    "`data`, if what it tells the chat template is there in every row, or without that column if it is there in none"
+    said = data['chat_template_kwargs'] if 'chat_template_kwargs' in data.column_names else ()
+    none = [i for i, x in enumerate(said) if x is None]
+    if none and len(none) < len(data): raise ValueError(f'chat_template_kwargs of row {none[0]} of {name} is None: set the same keys in every row')
+    return data.remove_columns('chat_template_kwargs') if none else data
 
 def _extras(rows, name):
     "What a row may say beside its texts: tools, settings of the chat template, an id"
@@ -216,7 +223,9 @@ def named(self, rows):
 def check_weights(self):
     "Refuse trained weights that are not finite"
     bad = [n for n, p in self.model.named_parameters() if p.requires_grad and not p.isfinite().all()]
-    found = self.accelerator.gather(torch.tensor([len(bad)], device=self.accelerator.device)).sum().item()      # shards differ
+    found = len(bad)
+    if self.is_fsdp_enabled or self.is_deepspeed_enabled:      # shards differ; else each process has all, and may save alone
+        found = self.accelerator.gather(torch.tensor([found], device=self.accelerator.device)).sum().item()
     if not found: return
     last = complete_checkpoint(self.args.output_dir, self.accelerator.num_processes, not self.args.save_only_model)
     some = f', {bad[0]} among them,' if bad else ''
