@@ -894,8 +894,8 @@ def test_lists_keep_what_the_template_is_told(tiny, tmp_path):
 def test_columns_that_are_null(tiny, tmp_path):
     "As in a table that was joined from several: what no row sets is not there, what some rows set is a sentence"
     plain = tokens(make(tiny, tmp_path, PAIRS))
-    assert tokens(make(tiny, tmp_path, Dataset.from_list([dict(p, tools=None, chat_template_kwargs=None, id=None) for p in PAIRS]))) == plain
-    assert tokens(make(tiny, tmp_path, [dict(p, tools=None, chat_template_kwargs=None) for p in PAIRS])) == plain
+    nulls = [dict(p, tools=None, chat_template_kwargs=None, id=None) for p in PAIRS]
+    assert tokens(make(tiny, tmp_path, Dataset.from_list(nulls))) == plain == tokens(make(tiny, tmp_path, nulls))
     some = Dataset.from_list([dict(p, chat_template_kwargs=dict(style='short') if i else None) for i, p in enumerate(PAIRS)])
     with pytest.raises(ValueError, match='chat_template_kwargs of row 0 of train_dataset is None'): preference_dataset(some)
     with pytest.raises(ValueError, match='prompt of row 1 of train_dataset is None'):

@@ -25,8 +25,8 @@ from trl.kernels import chunked_logprob
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import use_adapter
-from .loss import (PER_TOKEN, PREFERENCE_LOSSES, anchor, check_count, check_losses, check_number, check_objective, objective, pair_weights,
-                       preference_loss, reweight, route)
+from .loss import (PER_TOKEN, PREFERENCE_LOSSES, anchor, check_count, check_losses, check_number, check_objective, objective,
+                       pair_weights, preference_loss, reweight, route)
 from .machine import keep_memory, number_format
 from .models import atomic_folder, load_model
 from .neurons import NeuronSet, model_signature, outside
@@ -52,7 +52,8 @@ def _told(data, name):
     "`data`, if what it tells the chat template is there in every row, or without that column if it is there in none"
     said = data['chat_template_kwargs'] if 'chat_template_kwargs' in data.column_names else ()
     none = [i for i, x in enumerate(said) if x is None]
-    if none and len(none) < len(data): raise ValueError(f'chat_template_kwargs of row {none[0]} of {name} is None: set the same keys in every row')
+    if none and len(none) < len(data):
+        raise ValueError(f'chat_template_kwargs of row {none[0]} of {name} is None: set the same keys in every row')
     return data.remove_columns('chat_template_kwargs') if none else data
 
 def _extras(rows, name):
@@ -391,7 +392,8 @@ def check_yfpo(args):
         raise ValueError(f'{args.objective} divides by the mean weight of all pairs, which a moving reference changes: '
                          'set sync_ref_model=False')
     if args.readout not in READOUTS: _unknown('readout', args.readout, READOUTS)
-    if not isinstance(args.reference_dir, (str, Path, type(None))): raise ValueError(f'reference_dir is {args.reference_dir!r}: give a path')
+    if not isinstance(args.reference_dir, (str, Path, type(None))):
+        raise ValueError(f'reference_dir is {args.reference_dir!r}: give a path')
     if args.truncation_mode != 'keep_start':
         raise ValueError("truncation_mode must be 'keep_start': neurons are read on what is left of an answer")
     reentrant = args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get('use_reentrant')
