@@ -558,7 +558,8 @@ def test_marks_of_the_template_are_taken(tiny, tmp_path):
     "TRL's own way to say which tokens are the assistant's"
     marked = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
               "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
-              "{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+              "{{ m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+              "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
     t = make((tiny[0], templated(tiny[1], marked)), tmp_path, LONG)
     assert read(t) == read(make(tiny, tmp_path, LONG))
     hushed = marked.replace("{% if m['role'] == 'assistant' %}", "{% if m['role'] == 'assistant' and 'Yes' not in m['content'] %}")
@@ -889,6 +890,16 @@ def test_lists_keep_what_the_template_is_told(tiny, tmp_path):
     sft = [dict(prompt=p['prompt'], completion=p['chosen'], chat_template_kwargs=dict(style='short '*s)) for p in PAIRS[:2] for s in (1, 9)]
     from yfpo.trainer import completion_dataset
     assert completion_dataset(sft)['chat_template_kwargs'][1] == dict(style='short '*9)
+
+def test_columns_that_are_null(tiny, tmp_path):
+    "As in a table that was joined from several: what no row sets is not there, what some rows set is a sentence"
+    plain = tokens(make(tiny, tmp_path, PAIRS))
+    nulls = [dict(p, tools=None, chat_template_kwargs=None, id=None) for p in PAIRS]
+    assert tokens(make(tiny, tmp_path, Dataset.from_list(nulls))) == plain == tokens(make(tiny, tmp_path, nulls))
+    some = Dataset.from_list([dict(p, chat_template_kwargs=dict(style='short') if i else None) for i, p in enumerate(PAIRS)])
+    with pytest.raises(ValueError, match='chat_template_kwargs of row 0 of train_dataset is None'): preference_dataset(some)
+    with pytest.raises(ValueError, match='prompt of row 1 of train_dataset is None'):
+        preference_dataset(Dataset.from_list([PAIRS[0], dict(PAIRS[1], prompt=None)]))
 
 # --- refusals
 

@@ -82,7 +82,6 @@ def marked(run, arm:str, seed:int):
         with atomic_write(mark) as tmp: Path(tmp).write_text(json.dumps(dict(arm=arm, seed=seed, why=str(e))) + '\n', encoding='utf-8')
         raise
 
-
 # %% ../nbs/25_launch.ipynb #23-launch-009
 def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
                options=(), # of `accelerate launch`, such as ['--config_file', 'fsdp.yaml']

@@ -95,7 +95,6 @@ def check_losses(types, # TRL's `loss_type`: a name, or a list of them
         raise ValueError("the loss 'exo_pair' takes the logarithm of label_smoothing: set it above 0, such as 1e-3")
     return names
 
-
 # %% ../nbs/12_loss.ipynb #10-loss-020
 def add_linear(loss:torch.Tensor, # preference loss of each pair (B,)
                delta_phi:torch.Tensor, # neuron margin of each pair (B,)

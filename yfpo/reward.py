@@ -278,7 +278,7 @@ def check_margins(phi, # read-outs (n, 2) of the reference on chosen and rejecte
         if not np.isfinite(np.asarray(getattr(stats, k))).all():
             raise ValueError(f'the {k} of the reward statistics is not finite: look at the weights of the reference model and of the set')
     bad = (~phi.isfinite()).any(1).nonzero()[:, 0].tolist()
-    if bad: raise ValueError(f'the read-out of the reference is not finite on {len(bad)} pairs, pair {bad[0]} the first: look at the neurons')
+    if bad: raise ValueError(f'the read-out of the reference is not finite on {len(bad)} pairs, {bad[0]} the first: look at the neurons')
     margin = phi[:, 0] - phi[:, 1]
     if not margin.any():
         raise ValueError(f'the read-outs of chosen and rejected are equal in all {len(phi)} pairs, because {_why_equal(phi, examples)}')
