@@ -456,14 +456,14 @@ def test_an_adapter_in_another_format(folder, tmp_path):
 
 FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma2', 'gemma3_text', 'phi3', 'gpt2')
 
-def of_family(family, attn=None):
+def of_family(family):
     "A small random model of the real class, with the vocabulary of `byte_tokenizer`"
     special = dict(vocab_size=259, initializer_range=.15, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **special,
                  **(dict(head_dim=8) if family in ('qwen3', 'gemma2', 'gemma3_text') else {}))
     if family == 'gpt2': sizes = dict(n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **special)
     torch.manual_seed(3)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), **(dict(attn_implementation=attn) if attn else {})).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_each_family_from_its_folder_to_a_trained_one(family, tmp_path):
