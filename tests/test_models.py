@@ -4,9 +4,14 @@ import gguf, numpy as np, pytest, torch
 from conftest import ROOT
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 from yfpo import models
 from yfpo.models import (atomic_folder, base_fingerprint, byte_tokenizer, embedded_gguf, fingerprint, from_gguf, load_model, save_model,
                          tiny_model)
+from yfpo.neurons import select_neurons
+from yfpo.problems import general_texts, make_problems
+from yfpo.responses import format_prompt
+from yfpo.trainer import YFPOConfig, YFPOTrainer
 
 def rotated(w, heads):
     "Rows of a query or key projection in llama.cpp's order: its rotary pairs are neighbours, those of transformers half a head apart"
@@ -446,3 +451,39 @@ def test_an_adapter_in_another_format(folder, tmp_path):
     assert load_model(saved, dtype='bfloat16')[0].dtype == torch.bfloat16
     rewrite(folder, lambda t: t[UP].add_(1e-6))
     with pytest.raises(ValueError, match='other weights'): load_model(saved, dtype='bfloat16')
+
+# ---- families
+
+FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma2', 'gemma3_text', 'phi3', 'gpt2')
+
+def of_family(family):
+    "A small random model of the real class, with the vocabulary of `byte_tokenizer`"
+    special = dict(vocab_size=259, initializer_range=.15, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **special,
+                 **(dict(head_dim=8) if family in ('qwen3', 'gemma2', 'gemma3_text') else {}))
+    if family == 'gpt2': sizes = dict(n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **special)
+    torch.manual_seed(3)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_each_family_from_its_folder_to_a_trained_one(family, tmp_path):
+    built = of_family(family)
+    model, tok = load_model(save_model(built, byte_tokenizer(), tmp_path/'first'))
+    assert model.config._attn_implementation == built.config._attn_implementation and torch.equal(model(x).logits, built(x).logits)
+    texts = [(format_prompt(tok, p.question), p.solution) for p in make_problems(4, seed=1)]
+    neurons = select_neurons(model, tok, texts, general_texts(8), k=.1, per_layer=.5)
+    pairs = [dict(prompt=p, chosen=r, rejected=r.replace('#### ', '#### 9')) for p, r in texts]
+    args = YFPOConfig(output_dir=str(tmp_path/'run'), max_steps=2, per_device_train_batch_size=2, save_strategy='no', disable_tqdm=True,
+                      bf16=False, activation_checkpointing=False, report_to='none', learning_rate=1e-3)
+    YFPOTrainer(model=model, args=args, train_dataset=pairs, processing_class=tok, neurons=neurons).train()
+    model.eval()
+    again, _ = load_model(save_model(model, tok, tmp_path/'second'))
+    assert torch.equal(again(x).logits, model(x).logits) and not torch.equal(again(x).logits, built(x).logits)
+    assert fingerprint(again) == fingerprint(model) != fingerprint(built)
+
+@pytest.mark.parametrize('family', [f for f in FAMILIES if f != 'gemma2'])
+def test_an_attention_that_is_asked_for_is_given(family, tmp_path):
+    folder = save_model(of_family(family), byte_tokenizer(), tmp_path/'m')
+    a, b = (load_model(folder, attn=attn)[0] for attn in ('sdpa', 'eager'))
+    assert (a.config._attn_implementation, b.config._attn_implementation) == ('sdpa', 'eager')
+    torch.testing.assert_close(a(x).logits, b(x).logits, rtol=1e-4, atol=1e-4)

@@ -1,14 +1,16 @@
 "Selection, controls, ablation and read-out against naive formulations, and what each refuses."
-import copy
+import copy, json, struct, warnings
 import pytest, torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from safetensors.torch import save, save_file
 from yfpo.interventions import ablate, delta_nll, text_nll
-from yfpo.models import tiny_model
+from yfpo.models import load_model, save_model, tiny_model
 from yfpo.attributors import response_means
 from yfpo.neurons import (NeuronSet, contrast_set, layer_matched, model_signature, random_neurons, select_neurons, set_from_scores,
                           top_neurons)
 from yfpo.problems import general_texts, make_problems
-from yfpo.relevance import Relevance, digit_ids
-from yfpo.responses import collate, encode, format_prompt, hidden_states
+from yfpo.relevance import Relevance, digit_ids, relevance_of
+from yfpo.responses import collate, encode, format_prompt, hidden_states, text_items
 from yfpo.reward import (KINDS_OF_READING, NeuronReader, ReadOut, RewardStats, fit_stats, margin_auc, pair_items, read_examples, readout,
                          reward_audit, set_readouts)
 
@@ -155,3 +157,151 @@ def test_audit_is_blind_to_the_free_rescaling(tiny, neurons, pairs):
     a, b = (set_readouts(m, ex, tok.pad_token_id, [neurons], digit_ids(tok)) for m in (model, hacked))
     moved = {k for k in a if not torch.allclose(a[k], b[k], atol=1e-4, rtol=1e-3)}
     assert moved == {'raw'}
+
+# ---- what is no set
+
+GOOD = dict(layer=torch.tensor([0, 1, 1]), index=torch.tensor([5, 60, 61]), weight=torch.tensor([.5, .25, .25]),
+            direction=torch.tensor([1., -1., 1.]))
+MEMBERS = {
+    'short': (dict(index=torch.tensor([5, 60])), r'its index has the shape \(2,\) where layer has \(3,\)'),
+    'two axes': (dict(weight=torch.ones(3, 1)), 'its weight has the shape'),
+    'no axis': (dict(layer=torch.tensor(3)), 'its layer has the shape'),
+    'nan': (dict(weight=torch.tensor([.5, float('nan'), .5])), 'a weight is NaN'),
+    'inf': (dict(weight=torch.tensor([1., 1., torch.inf])), 'inf'),
+    'negative': (dict(weight=torch.tensor([.5, -.5, 1.])), 'below 0'), 'all zero': (dict(weight=torch.zeros(3)), 'every weight is 0'),
+    'double': (dict(layer=torch.tensor([0, 1, 1]), index=torch.tensor([5, 60, 60])), 'neuron 60 of layer 1 is in it 2 times'),
+    'no direction': (dict(direction=torch.tensor([1., 0., 1.])), 'neither 1 nor -1'),
+    'nan direction': (dict(direction=torch.tensor([1., float('nan'), 1.])), 'neither 1 nor -1'),
+    'fraction': (dict(index=torch.tensor([5., 60.5, 61.])), 'its index is of torch.float32'),
+    'boolean': (dict(layer=torch.tensor([False, True, True])), 'its layer is of torch.bool'),
+    'complex': (dict(weight=torch.ones(3)*1j), 'its weight is of torch.complex64'),
+    'whole weights': (dict(weight=torch.tensor([1, 1, 1])), 'its weight is of torch.int64'),
+    'below 0': (dict(layer=torch.tensor([0, -1, 1])), 'below 0')}
+
+def write(folder, tensors, meta='{}'):
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder/'neurons.safetensors'); (folder/'neurons.json').write_text(meta)
+    return folder
+
+@pytest.mark.parametrize('case', MEMBERS)
+def test_one_checker_for_the_constructor_the_file_and_the_model(case, tiny, tmp_path):
+    change, says = MEMBERS[case]
+    with pytest.raises(ValueError, match=f'this is no NeuronSet, .*{says}'): NeuronSet(**{**GOOD, **change})
+    with pytest.raises(ValueError, match=f'the NeuronSet in .* is damaged, .*{says}.*: select again'):
+        NeuronSet.load(write(tmp_path/'s', {**GOOD, **change}))
+    s = NeuronSet(**GOOD, meta=dict(model=model_signature(tiny[0])))
+    for k, v in change.items(): setattr(s, k, v)
+    with pytest.raises(ValueError, match=says): s.check(tiny[0])
+
+@pytest.mark.parametrize('make, says', [
+    (lambda f: write(f, {k: v for k, v in GOOD.items() if k != 'weight'}), "lacks 'weight'"),
+    (lambda f: write(f, {**GOOD, 'odd': torch.ones(3)}), "holds 'odd'"),
+    (lambda f: write(f, GOOD, '[1, 2]'), 'its meta is a list and no dict'),
+    (lambda f: write(f, GOOD, '{"model": "tiny"}'), "'model' in its meta is no dict"), (lambda f: write(f, GOOD, '{"a"'), 'cut or damaged'),
+    (lambda f: write(f, GOOD, '['*100_000), 'cut or damaged'), (lambda f: write(f, GOOD, ''), 'cut or damaged'),
+    (lambda f: (write(f, GOOD)/'neurons.json').write_bytes(b'\xff\xfe'), 'neurons.json is cut or damaged'),
+    (lambda f: (write(f, GOOD)/'neurons.safetensors').write_bytes(save(GOOD)[:-7]), 'neurons.safetensors is cut or damaged'),
+    (lambda f: (write(f, GOOD)/'neurons.safetensors').write_bytes(b''), 'neurons.safetensors is cut or damaged'),
+    (lambda f: ((write(f, GOOD)/'neurons.json').unlink(), (f/'neurons.json').mkdir()), 'holds no NeuronSet')])
+def test_a_damaged_file_is_said_in_a_sentence(make, says, tmp_path):
+    make(tmp_path/'s')
+    with pytest.raises((ValueError, FileNotFoundError), match=says) as e: NeuronSet.load(tmp_path/'s')
+    assert '\n' not in str(e.value)
+
+def test_joined_sets_may_share_members():
+    assert len(NeuronSet(**{k: torch.cat([v, v]) for k, v in GOOD.items()}, meta=dict(selector='joined'))) == 6
+
+numbers = st.one_of(st.integers(-2**70, 2**70), st.floats(), st.booleans(), st.none(), st.text(max_size=5))
+jsons = st.recursive(numbers, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(['model', 'chosen_on', 'selector', 'k']) |
+                     st.text(max_size=3), x, max_size=3), max_leaves=6)
+dtypes = st.sampled_from([torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.bfloat16, torch.float64, torch.complex64,
+                          torch.float8_e4m3fn, torch.uint16])
+tensors = st.builds(lambda values, dtype, as2d: torch.tensor(values).to(dtype).reshape((1, -1) if as2d else (-1,)),
+                    st.lists(st.sampled_from([0., 1., -1., 2., .5, float('nan'), float('inf'), 1e30]), max_size=4), dtypes, st.booleans())
+whole = st.dictionaries(st.sampled_from(['layer', 'index', 'weight', 'direction', 'odd']), tensors, max_size=5).map(save)
+near = st.integers(0, 4).flatmap(lambda n: st.fixed_dictionaries({k: st.lists(st.sampled_from(v), min_size=n, max_size=n).map(
+    lambda x, d=d: torch.tensor(x, dtype=d)) for k, v, d in (('layer', [0, 1], torch.int64), ('index', [3, 4, 5, -1], torch.int64),
+    ('weight', [0., .5, 1.], torch.float32), ('direction', [1., -1.], torch.float32))}).map(save))
+written = jsons.map(lambda x: json.dumps(x).encode())
+header = st.builds(lambda h, rest: struct.pack('<Q', len(h)) + h + rest, written, st.binary(max_size=40))
+def damaged(b): return st.builds(lambda b, at, c: b[:at % (len(b) + 1)] + c + b[at % (len(b) + 1) + len(c):], b, st.integers(0, 999),
+                                 st.binary(max_size=3))
+weights = st.one_of(near, near, whole, st.binary(max_size=60), header, damaged(near), damaged(whole))
+metas = st.one_of(st.just(b'{}'), written, st.binary(max_size=20), damaged(written))
+
+def test_any_bytes_load_whole_or_are_refused_in_one_line(tmp_path):
+    seen = dict(loaded=0, refused=0)
+    @settings(max_examples=1500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(weights, metas)
+    def holds(tensors, meta):
+        (tmp_path/'neurons.safetensors').write_bytes(tensors); (tmp_path/'neurons.json').write_bytes(meta)
+        try: s = NeuronSet.load(tmp_path)
+        except (ValueError, FileNotFoundError) as e:
+            seen['refused'] += 1
+            assert type(e) in (ValueError, FileNotFoundError) and '\n' not in str(e) and str(tmp_path) in str(e)
+            return
+        seen['loaded'] += 1
+        assert len(s.layer) == len(s.index) == len(s.weight) == len(s.direction) and isinstance(s.meta, dict)
+        assert s.weight.isfinite().all() and set(s.direction.tolist()) <= {1., -1.} and s == NeuronSet.load(s.save(tmp_path/'again'))
+        assert s.meta.get('selector') == 'joined' or len(set(zip(s.layer.tolist(), s.index.tolist()))) == len(s)
+    holds()
+    assert seen['loaded'] > 50 and seen['refused'] > 500
+
+# ---- weights of another checkpoint
+
+def test_another_checkpoint_is_said_once_and_refused_when_strict(neurons, tiny, tmp_path):
+    kept, other = NeuronSet.load(neurons.save(tmp_path/'s')), tiny_model(seed=5)
+    other.name = 'elsewhere'
+    with pytest.warns(UserWarning, match='was selected on the weights of tiny .*those of elsewhere .* are others: after training') as said:
+        kept.check(other); kept.check(other); neurons.check(other)
+    assert len(said) == 1 and '\n' not in str(said[0].message)
+    with pytest.raises(ValueError, match='selected on the weights of tiny .*: select neurons in this model'): kept.check(other, strict=True)
+
+def test_the_same_checkpoint_in_any_clothes_is_the_same(neurons, tiny, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    folder = save_model(*tiny, tmp_path/'m')
+    wrapped = get_peft_model(load_model(folder)[0], LoraConfig(init_lora_weights=False, task_type='CAUSAL_LM'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for m in (tiny[0], load_model(folder)[0], load_model(folder, dtype='bfloat16')[0], wrapped): neurons.check(m, strict=True)
+        for make in (random_neurons, layer_matched): assert make(neurons).meta['chosen_on'] == neurons.meta['chosen_on']
+
+def test_training_in_place_is_no_other_model_and_old_sets_still_load(neurons, tmp_path):
+    model = tiny_model()
+    meta = {k: v for k, v in neurons.meta.items() if k != 'chosen_on'}
+    old = NeuronSet(neurons.layer, neurons.index, neurons.weight, neurons.direction, meta)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        neurons.check(model)
+        with torch.no_grad(): model.model.norm.weight.add_(1)
+        neurons.check(model)
+        NeuronSet.load(old.save(tmp_path/'old')).check(tiny_model(seed=7), strict=True)
+    with pytest.raises(ValueError, match='are others'): neurons.check(model, strict=True)
+
+# ---- texts
+
+@pytest.mark.parametrize('given, says', [('2+2', "the capability texts are one text, '2\\+2': give a list"), (b'2+2', 'are one text'),
+    (None, 'the capability texts are None: give a list of texts'), (7, 'texts are 7'), ([], 'there are no capability texts'),
+    ((x for x in ()), 'no capability texts'), ([1, 2], 'capability text 0 is 1: give a text'),
+    (['a long text', ''], 'capability text 1 is empty'),
+    ([('p', '')], 'text 0 has an empty completion'), ([('p',)], 'text 0 has 1 parts and not 2'), ([('p', 'r', 's')], 'has 3 parts'),
+    ([('p', 3)], 'has 3 as its completion'), ([(None, 'r')], 'has None as its prompt'), ([dict(prompt='p')], 'has no completion'),
+    (dict(prompt='p', completion='r'), 'are one dict'), ([dict(prompt=[], completion='r')], r'has \[\] as its prompt'),
+    ([dict(prompt='p', completion=[dict(role='user')])], 'as its completion'), ([float('nan')], 'text 0 is nan')])
+def test_texts_are_checked_by_one_function(given, says, tiny):
+    given = list(given) if hasattr(given, '__next__') else given
+    with pytest.raises(ValueError, match=says) as e: select_neurons(*tiny, given, general_texts(4))
+    assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match=says.replace('capability', 'general')): select_neurons(*tiny, general_texts(4), given)
+
+def test_any_iterable_of_texts(neurons, tiny, texts):
+    again = select_neurons(*tiny, iter(texts), (t for t in general_texts(10)), k=0.1, per_layer=0.2)
+    assert again == neurons
+    chat = [dict(prompt=[dict(role='user', content='2+2')], completion=[dict(role='assistant', content='4 it is')])]
+    assert text_items(tuple(chat)) == chat
+
+def test_relevance_takes_tokenised_texts_only(tiny):
+    with pytest.raises(ValueError, match="'2' is no Example: tokenise texts with `encode` first"): relevance_of(tiny[0], '2+2', 0)
+    with pytest.raises(ValueError, match='no texts to attribute'): relevance_of(tiny[0], None, 0)
+    ex = encode(tiny[1], ['one two three', 'four five'])
+    assert torch.equal(relevance_of(tiny[0], iter(ex), 0).mean, relevance_of(tiny[0], ex, 0).mean)

@@ -43,6 +43,15 @@ def test_resume_refuses_another_model(tiny, tmp_path):
     with pytest.raises(ValueError, match='another model'):
         generate(other, tok, ['a'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
 
+def test_a_file_knows_a_model_by_every_weight(tiny, tmp_path):
+    "The weights that change lie apart from every n-th one, in the columns of a down-projection"
+    model, tok = tiny
+    generate(model, tok, ['a'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
+    other = load_model('tiny')[0]
+    for b in other.model.layers: b.mlp.down_proj.weight.data[:, 1:] += 1
+    with pytest.raises(ValueError, match='another model'):
+        generate(other, tok, ['a'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
+
 @pytest.mark.parametrize('call,says', [
     (lambda m, t: generate(m, t, [], progress=False), 'no problems'), (lambda m, t: encode(t, ['x']), 'no response token'),
     (lambda m, t: collate([], 0), 'empty'), (lambda m, t: encode(t, [('p'*50, 'r')], max_length=20), 'no response token')])

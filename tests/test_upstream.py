@@ -12,6 +12,7 @@ MODELING = 'transformers.models.llama.modeling_llama'
 TOUCHED = {
     'transformers.AttentionInterface': dict(_global_mapping='give one model its own attention function, and take it out again'),
     'transformers.masking_utils.AttentionMaskInterface': dict(_global_mapping='give that function the masks of the one it stands in for'),
+    'torch.Tensor': dict(_version='hash the weights of a model again only if they changed'),
     'transformers.LlamaConfig': dict(_attn_implementation='know which attention function a model has, and so which masks it takes'),
     'transformers.DynamicLayer': dict(
         is_initialized='know whether a cache layer with room has its first tokens', lazy_initialization='give that layer dtype and device',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['chatml', 'EMBEDDED', 'TINY', 'TOKENIZERS', 'SYSTEM', 'byte_tokenizer', 'tiny_model', 'embedded_gguf', 'from_gguf',
-           'load_model', 'atomic_folder', 'save_model', 'unwrap', 'head_logits', 'own_attention', 'fingerprint',
-           'base_fingerprint', 'keep_base']
+           'load_model', 'unwrap', 'head_logits', 'own_attention', 'fingerprint', 'base_fingerprint', 'atomic_folder',
+           'save_model', 'keep_base']
 
 # %% ../nbs/01_models.ipynb #01-model-002
 import difflib, errno, functools, hashlib, importlib.util, json, math, os, re, shutil, sys, tempfile
@@ -178,6 +178,8 @@ def _local(name):
     if not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(name)): raise FileNotFoundError(_unknown(name))
     return str(name), str(name)
 
+def _is_adapter(source): return isinstance(source, Path) and (source/'adapter_config.json').exists()
+
 def _source(name):
     "The same name from wherever it is read later: paths are made whole"
     path = Path(name).expanduser()
@@ -260,53 +262,6 @@ def _stored(file):
         raise ValueError(f'{file} is cut or damaged ({_first_line(e)}): save or download it again') from e
 
 
-# %% ../nbs/01_models.ipynb #01-model-023
-SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
-
-def _refused(folder, e):
-    "Whether the system refused to write into `folder`; safetensors says so in its own words"
-    if isinstance(e, SafetensorError): return 'os error' in str(e)
-    at = Path(e.filename) if isinstance(e.filename, str) else folder
-    return e.errno in SYSTEM and (at in (folder, *folder.parents) or folder.parent in at.parents)
-
-@contextmanager
-def _written(folder):
-    "Within this scope a refusal of the system to write `folder` is one sentence, and after any error the parents made for it go again"
-    made = [p for p in folder.parents if not p.exists()]
-    try: yield
-    except BaseException as e:
-        for p in made:
-            with suppress(OSError): p.rmdir()
-        if not isinstance(e, (OSError, SafetensorError)) or not _refused(folder, e): raise
-        kind, why = (type(e), e.strerror) if isinstance(e, OSError) else (OSError, _first_line(e))
-        raise kind(f'{folder} cannot be written ({why}): give another folder, or make room') from e
-
-@contextmanager
-def atomic_folder(folder):
-    "Yield a temporary folder beside `folder` and put it in its place on success; an error or a kill leaves the earlier one whole"
-    folder = Path(folder).expanduser().absolute()
-    if folder.is_symlink(): folder = folder.resolve()          # what the link leads to is replaced, not the link
-    if folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder} is a file: give a folder')
-    with _written(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
-        old = tmp.with_name(tmp.name + '-old')
-        try:
-            tmp.chmod(0o755)
-            yield tmp
-            if folder.exists(): folder.rename(old)
-            tmp.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists(): old.rename(folder)
-            shutil.rmtree(tmp, ignore_errors=True); raise
-        shutil.rmtree(old, ignore_errors=True)
-
-def save_model(model, tokenizer, folder):
-    "Write model (safetensors) and tokenizer into `folder`, whole or not at all; returns the folder"
-    with atomic_folder(folder) as tmp: model.save_pretrained(tmp); tokenizer.save_pretrained(tmp); keep_base(model, tokenizer, tmp)
-    return Path(folder).expanduser()
-
-
 # %% ../nbs/01_models.ipynb #01-model-030
 def unwrap(model):
     "The transformers model inside a PEFT wrapper, or the model itself"
@@ -362,6 +317,53 @@ def _base_weights(model):
     return res
 
 
+# %% ../nbs/01_models.ipynb #01-model-023
+SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+def _refused(folder, e):
+    "Whether the system refused to write into `folder`; safetensors says so in its own words"
+    if isinstance(e, SafetensorError): return 'os error' in str(e)
+    at = Path(e.filename) if isinstance(e.filename, str) else folder
+    return e.errno in SYSTEM and (at in (folder, *folder.parents) or folder.parent in at.parents)
+
+@contextmanager
+def _written(folder):
+    "Within this scope a refusal of the system to write `folder` is one sentence, and after any error the parents made for it go again"
+    made = [p for p in folder.parents if not p.exists()]
+    try: yield
+    except BaseException as e:
+        for p in made:
+            with suppress(OSError): p.rmdir()
+        if not isinstance(e, (OSError, SafetensorError)) or not _refused(folder, e): raise
+        kind, why = (type(e), e.strerror) if isinstance(e, OSError) else (OSError, _first_line(e))
+        raise kind(f'{folder} cannot be written ({why}): give another folder, or make room') from e
+
+@contextmanager
+def atomic_folder(folder):
+    "Yield a temporary folder beside `folder` and put it in its place on success; an error or a kill leaves the earlier one whole"
+    folder = Path(folder).expanduser().absolute()
+    if folder.is_symlink(): folder = folder.resolve()          # what the link leads to is replaced, not the link
+    if folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder} is a file: give a folder')
+    with _written(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f'.{folder.name}-'))
+        old = tmp.with_name(tmp.name + '-old')
+        try:
+            tmp.chmod(0o755)
+            yield tmp
+            if folder.exists(): folder.rename(old)
+            tmp.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists(): old.rename(folder)
+            shutil.rmtree(tmp, ignore_errors=True); raise
+        shutil.rmtree(old, ignore_errors=True)
+
+def save_model(model, tokenizer, folder):
+    "Write model (safetensors) and tokenizer into `folder`, whole or not at all; returns the folder"
+    with atomic_folder(folder) as tmp: model.save_pretrained(tmp); tokenizer.save_pretrained(tmp); keep_base(model, tokenizer, tmp)
+    return Path(folder).expanduser()
+
+
 # %% ../nbs/01_models.ipynb #01-model-046
 def keep_base(model, tokenizer, folder):
     "Beside an adapter that PEFT wrote into `folder`: what its base is called and the hash of its weights, or the base itself"
@@ -379,8 +381,8 @@ def _weights_called(name, dtype):
     try: return base_fingerprint(load_model(name, dtype=dtype, device='cpu')[0])
     except (OSError, ValueError): return None
 
-def _is_adapter(source): return isinstance(source, Path) and (source/'adapter_config.json').exists()
 
+# %% ../nbs/01_models.ipynb #01-model-048
 def _base_name(folder):
     "What the adapter in `folder` was trained on, and the note that `keep_base` wrote or {}"
     config, note = (_object(f) if f.exists() else {} for f in (folder/'adapter_config.json', folder/'base.json'))
@@ -405,7 +407,8 @@ def _is_kept(base, name, note):
 
 def _read_adapter(base, folder):
     "`base` with the adapter in `folder` on it, ready to be trained on"
-    from peft import PeftConfig, get_peft_model
+    try: from peft import PeftConfig, get_peft_model
+    except ImportError as e: raise ImportError(f'the adapter in {folder} needs PEFT: run `pip install peft`') from e
     try:
         config = PeftConfig.from_pretrained(folder)
         config.inference_mode = False

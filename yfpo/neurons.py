@@ -111,12 +111,12 @@ def by_layer(self):
 def check(self, model,
           strict:bool=False): # refuse other weights, instead of saying once that they are others: after training they should be
     "Raise a ValueError unless this set belongs to models like `model` and every member exists in it"
+    if why := _trouble(*(getattr(self, k) for k in FIELDS), self.meta): raise ValueError(f'this NeuronSet is damaged, {why}: select again')
     sig, own = model_signature(model), self.meta.get('model')
     if own != sig:
         diff = ', '.join(f'{k} {(own or {}).get(k)} there, {v} here' for k, v in sig.items() if (own or {}).get(k) != v)
         raise ValueError(f'this NeuronSet was selected in another model ({diff}): select neurons in this model with `select_neurons`')
     if not len(self): raise ValueError('this NeuronSet is empty: select at least one neuron')
-    if why := _trouble(*(getattr(self, k) for k in FIELDS), self.meta): raise ValueError(f'this NeuronSet is damaged, {why}: select again')
     if self.layer.min() < 0 or self.index.min() < 0 or self.layer.max() >= sig['layers'] or self.index.max() >= sig['width']:
         raise ValueError(f"this NeuronSet has members outside the model's {sig['layers']} layers of {sig['width']} neurons: "
                          'it is damaged, select again')
