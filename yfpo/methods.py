@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from trl import GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from .decoding import text_ids
 from .loss import add_linear, add_logistic, check_number
 from .problems import is_correct
 from .models import unwrap
@@ -186,8 +187,8 @@ class NeuronReward:
         if self.correct_only and answer is None: raise ValueError('correct_only needs a column `answer` in the dataset')
         special, ex = {*self.tok.all_special_ids}, []
         for p, ids in zip(prompts, completion_ids):
-            head = self.tok(p if isinstance(p, str) else self.tok.apply_chat_template(p, tokenize=False, add_generation_prompt=True),
-                            add_special_tokens=False).input_ids
+            chat = p if isinstance(p, str) else self.tok.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
+            head = text_ids(self.tok, chat)
             ids = [int(t) for t in ids]
             end = next((i for i, t in enumerate(ids) if t in special), len(ids))
             ex.append(Example(head + ids[:end], len(head)))
