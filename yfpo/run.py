@@ -30,6 +30,11 @@ def root():
                             "install it with `pip install -e .`, or set YFPO_ROOT to the clone")
 
 # %% ../nbs/24_run.ipynb #18_run-007b
+def _a(x):
+    "The type of `x` with its article"
+    kind = type(x).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
 def _short(x, n:int=60):
     "`x` as Python writes it, cut after `n` characters, so that a sentence about it stays one"
     text = repr(x)
@@ -135,7 +140,7 @@ def _check_form(res, path):
     for k, v in res.items():
         if k not in FORM: raise ValueError(f'{path} has an unknown key {_short(k)}: {_nearest(k, FORM)}')
         if type(v) is not FORM[k]:
-            raise ValueError(f'{path}: {k} is {_short(v)}, a {type(v).__name__}, but must be of type {FORM[k].__name__}')
+            raise ValueError(f'{path}: {k} is {_short(v)}, {_a(v)}, but must be of type {FORM[k].__name__}')
 
 def _check_lists(res, path):
     "Arms, seeds and outputs: known, of the right type, and each once"
@@ -196,7 +201,7 @@ def read_recipe(recipe:str): # name of a file in nbs/paper/recipes, or the path 
     folder = root()/'nbs'/'paper'/'recipes'
     path = Path(recipe) if str(recipe).endswith(('.yaml', '.yml')) else folder/f'{recipe}.yaml'
     if not _there(path):
-        raise ValueError(f"there is no recipe {_short(recipe)}: {_nearest(recipe, sorted(f.stem for f in folder.glob('*.yaml')))}")
+        raise ValueError(f"there is no recipe {_short(recipe)}: {_nearest(Path(str(recipe)).stem, sorted(f.stem for f in folder.glob('*.yaml')))}")
     return check_recipe(_yaml(_text(path), path), path)
 
 # %% ../nbs/24_run.ipynb #18_run-020
@@ -244,7 +249,7 @@ def _as(x, like, limits): # like: a value of the same kind, None where none is k
     "`x` in the type of `like`; a ValueError that says what it must be"
     if type(like) is float and type(x) is int and abs(x) <= 2**53: x = float(x)
     if type(x) not in ((type(like),) if like is not None else (str, int, float)):
-        raise ValueError(f"{_short(x)}, a {type(x).__name__}, but must be of type {'a text or a number' if like is None else type(like).__name__}")
+        raise ValueError(f"{_short(x)}, {_a(x)}, but must be of type {'str, int or float' if like is None else type(like).__name__}")
     if type(x) is list:
         odd = next((y for y in x if type(y) is list and like and type(like[0]) is list and len(y) != len(like[0])), None)
         if odd is not None: raise ValueError(f'{_short(odd)}, but must be {len(like[0])} values, such as {like[0]}')
@@ -840,7 +845,7 @@ def publish(name:str, run_dir:str=''):
     if why: raise ValueError(f'the run in {run} cannot be published, {why}; finish it with `yfpo run {name}`')
     new, old = (to.with_name(f'.{to.name}.{x}') for x in ('new', 'old'))
     for d in (new, old): shutil.rmtree(d, ignore_errors=True)
-    shutil.copytree(run/'results', new, ignore=shutil.ignore_patterns('.*'))
+    with _locked(run): shutil.copytree(run/'results', new, ignore=shutil.ignore_patterns('.*'))
     if to.exists(): to.rename(old)                             # killed here, the old numbers are still whole
     new.rename(to)
     shutil.rmtree(old, ignore_errors=True)
@@ -1069,6 +1074,7 @@ def _cmd_cost(a):
     print(estimate_text(recipe) if recipe.get('cost') else cost_text(recipe))
 def _cmd_docs(a):
     from yfpo.site import write_site
+    if a.out and Path(_folder(a.out)).is_file(): raise ValueError(f'{_folder(a.out)} is a file, but must be a folder: give another --out')
     write_site(root(), _folder(a.out))
 def _cmd_env(a): print(json.dumps(dict(versions=versions(), hardware=hardware()), indent=1))
 def _cmd_report(a): show_results(report(a.recipe, _folder(a.results)))
