@@ -150,11 +150,14 @@ def written(path, rows):
     (dict(prompt='2+2?', chosen=4, rejected='5'), 'neither a text nor a list of messages'),
     (dict(prompt='2+2?', chosen=None, rejected='5'), 'neither a text'),
     (dict(prompt='2+2?', chosen=[dict(role='assistant', content='4')], rejected='5'), 'use one form in a row'),
-    (dict(prompt='2+2?', chosen='4', rejected='5', id=None), 'id is None'), (dict(prompt='2+2?', chosen='4', rejected='5', id=7), 'id is 7'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', id=None), 'id is None'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', id=7), 'id is 7'),
     (dict(prompt='2+2?', chosen='4', rejected='5', id=' '), "id is ' '"), (dict(prompt='2+2?', chosen='4', rejected='5', id=[1]), 'id is'),
     (dict(prompt='2+2?', chosen='4', rejected='5', question_id=3), 'question_id is 3'),
-    (dict(prompt='2+2?', chosen='4', rejected='5', question={}), 'question is {}'), (dict(prompt='2+2?', chosen='4', rejected='5', error=1), 'error is 1'),
-    (dict(prompt='2+2?', chosen='4', rejected='5', source=None), 'source is None'), (dict(prompt='2+2?', chosen='4\ud800', rejected='5'), 'neither a text'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', question={}), 'question is {}'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', error=1), 'error is 1'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', source=None), 'source is None'),
+    (dict(prompt='2+2?', chosen='4\ud800', rejected='5'), 'neither a text'),
     (dict(prompt=[dict(role=3, content='x')], chosen='4', rejected='5'), 'neither a text')])
 def test_bad_pairs(tmp_path, row, message):
     with pytest.raises(ValueError, match=f'row 2: .*({message})'):
@@ -175,20 +178,26 @@ PAIR = dict(prompt='1+1?', chosen='It is 2.', rejected='It is 3.')
 @pytest.mark.parametrize('rows,message', [
     ([dict(PAIR, id='a'), dict(PAIR, id='b', rejected='4'), dict(PAIR, id='a', rejected='5')], "rows 1 and 3: both have the id 'a'"),
     ([PAIR, dict(PAIR, id='pair-0', rejected='4')], "rows 1 and 2: both have the id 'pair-0'"),
-    ([PAIR, dict(PAIR, prompt='2+2?'), dict(PAIR, chosen='it is  3.', rejected='It is 2.')], 'rows 1 and 3: each prefers what the other rejects'),
-    ([{k: [dict(role='user', content=v)] for k, v in PAIR.items()}, dict(PAIR, chosen='It is 3.', rejected='It is 2.')], 'rows 1 and 2: each prefers')])
+    ([PAIR, dict(PAIR, prompt='2+2?'), dict(PAIR, chosen='it is  3.', rejected='It is 2.')],
+    'rows 1 and 3: each prefers what the other rejects'),
+    ([{k: [dict(role='user', content=v)] for k, v in PAIR.items()}, dict(PAIR, chosen='It is 3.', rejected='It is 2.')],
+    'rows 1 and 2: each prefers')])
 def test_rows_that_do_not_go_together(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message): load_pairs(written(tmp_path/'p.jsonl', rows))
 
 def test_a_question_may_have_two_pairs(tmp_path):
-    rows = [PAIR, dict(PAIR, rejected='It is 4.'), dict(PAIR, prompt='2+2?', chosen='It is 3.', rejected='It is 2.'), dict(PAIR, chosen='Two: 2.')]
+    rows = [PAIR, dict(PAIR, rejected='It is 4.'), dict(PAIR, prompt='2+2?', chosen='It is 3.', rejected='It is 2.'),
+        dict(PAIR, chosen='Two: 2.')]
     assert len(load_pairs(written(tmp_path/'p.jsonl', rows))) == 4
 
 WORDS = st.sampled_from(['', ' ', 'It is 2.', 'It is 3.', 'x'*500, '\ud800', 'a\nb', 'pair-0', '####', '0']) | st.text(max_size=5)
-ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | WORDS, lambda x: st.lists(x, max_size=2) | st.dictionaries(WORDS, x, max_size=2),
+ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda x: st.lists(x, max_size=2) | st.dictionaries(WORDS, x, max_size=2),
                    max_leaves=4)
-SIDE = WORDS | st.lists(st.fixed_dictionaries(dict(content=WORDS), optional=dict(role=st.sampled_from(['user', 'assistant', 3]))), max_size=2) | ANY
-ROW = st.fixed_dictionaries(dict(prompt=SIDE, chosen=SIDE, rejected=SIDE), optional=dict(id=WORDS | ANY, question_id=ANY, question=WORDS | ANY, error=ANY))
+SIDE = WORDS | st.lists(st.fixed_dictionaries(dict(content=WORDS), optional=dict(role=st.sampled_from(['user', 'assistant', 3]))),
+    max_size=2) | ANY
+ROW = st.fixed_dictionaries(dict(prompt=SIDE, chosen=SIDE, rejected=SIDE),
+    optional=dict(id=WORDS | ANY, question_id=ANY, question=WORDS | ANY, error=ANY))
 
 @given(rows=st.lists(ROW | st.just(PAIR) | st.dictionaries(WORDS, ANY, max_size=2), max_size=3))
 @settings(max_examples=1500, deadline=1000, suppress_health_check=list(HealthCheck))

@@ -74,8 +74,10 @@ def test_plain_papermill_from_anywhere(smoke, tmp_path):
     assert 'neuron_weight: float (default 0.1)' in r.stdout and 'Unknown type' not in r.stdout
 
 @pytest.mark.parametrize('stage,given,says', [
-    ('stage_problems', ['recpie', 'cpu'], "no parameter 'recpie': did you mean 'recipe'?"), ('stage_problems', ['n_test', '-5'], 'n_test is -5'),
-    ('stage_problems', ['recipe', '3'], 'recipe is 3, an int, but must be of type str'), ('table_main', ['results', 'x'], "did you mean 'results_dir'?"),
+    ('stage_problems', ['recpie', 'cpu'], "no parameter 'recpie': did you mean 'recipe'?"),
+    ('stage_problems', ['n_test', '-5'], 'n_test is -5'),
+    ('stage_problems', ['recipe', '3'], 'recipe is 3, an int, but must be of type str'),
+    ('table_main', ['results', 'x'], "did you mean 'results_dir'?"),
     ('stage_train', ['learning_rate', 'nan'], 'learning_rate is nan'), ('experiments', ['nosuch', '1'], "no parameter 'nosuch'")])
 def test_plain_papermill_refuses_what_the_notebook_does_not_know(tmp_path, stage, given, says):
     exe = str(Path(sys.executable).parent/'papermill')
@@ -84,8 +86,10 @@ def test_plain_papermill_refuses_what_the_notebook_does_not_know(tmp_path, stage
     assert r.returncode and says in r.stderr.strip().splitlines()[-1], r.stderr[-2000:]
 
 @pytest.mark.parametrize('change,says', [
-    (lambda rows: rows + rows[:1], 'it stands there twice'), (lambda rows: [{**rows[0], 'id': 'nosuch'}], 'its id is none of the questions'),
-    (lambda rows: [{**rows[0], 'id': [1]}], 'its id is none of the questions'), (lambda rows: [{'id': rows[0]['id']}], 'its text is missing')])
+    (lambda rows: rows + rows[:1], 'it stands there twice'),
+    (lambda rows: [{**rows[0], 'id': 'nosuch'}], 'its id is none of the questions'),
+    (lambda rows: [{**rows[0], 'id': [1]}], 'its id is none of the questions'),
+    (lambda rows: [{'id': rows[0]['id']}], 'its text is missing')])
 def test_responses_that_are_not_of_this_run_make_no_pairs(smoke, tmp_path, change, says):
     run = tmp_path/'run'
     for d in ('problems', 'sft', 'responses'): shutil.copytree(smoke[0]/d, run/d)

@@ -15,7 +15,6 @@ import argparse, ast, collections, difflib, functools, hashlib, importlib.metada
 import platform, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-from . import __version__
 from .machine import hardware, lanes, large_pages
 from .pace import START, Ticking, below, in_words, makespan, most_awaited, scaled
 from .warm import Template
@@ -186,7 +185,8 @@ def _text(path):
 def _json(path, *needed):
     "The object in a JSON file that has the keys `needed`, or a sentence; a missing file stays a FileNotFoundError"
     try: res = json.loads(_text(path))
-    except json.JSONDecodeError as e: raise ValueError(f'{path}, line {e.lineno}: not valid JSON ({e.msg}); it was cut short or edited, make it again') from None
+    except json.JSONDecodeError as e:
+        raise ValueError(f'{path}, line {e.lineno}: not valid JSON ({e.msg}); it was cut short or edited, make it again') from None
     lacks = [k for k in needed if not isinstance(res, dict) or k not in res]
     if lacks: raise ValueError(f'{path} lacks {", ".join(lacks)}: an older version wrote it, or it was edited; make it again')
     return res
@@ -201,7 +201,8 @@ def read_recipe(recipe:str): # name of a file in nbs/paper/recipes, or the path 
     folder = root()/'nbs'/'paper'/'recipes'
     path = Path(recipe) if str(recipe).endswith(('.yaml', '.yml')) else folder/f'{recipe}.yaml'
     if not _there(path):
-        raise ValueError(f"there is no recipe {_short(recipe)}: {_nearest(Path(str(recipe)).stem, sorted(f.stem for f in folder.glob('*.yaml')))}")
+        there = sorted(f.stem for f in folder.glob('*.yaml'))
+        raise ValueError(f"there is no recipe {_short(recipe)}: {_nearest(Path(str(recipe)).stem, there)}")
     return check_recipe(_yaml(_text(path), path), path)
 
 # %% ../nbs/24_run.ipynb #18_run-020
@@ -377,7 +378,8 @@ def plan(recipe, # a dict from `read_recipe`
         nb = root()/'nbs'/'paper'/(f'{label}.ipynb' if stage == 'outputs' else f'stage_{stage}.ipynb')
         if not nb.exists():
             own, start = (label, '') if stage == 'outputs' else (stage, 'stage_')
-            there = [f.stem.removeprefix(start) for f in sorted(nb.parent.glob('*.ipynb')) if f.stem.startswith(start or ('table_', 'fig_'))]
+            there = [f.stem for f in sorted(nb.parent.glob('*.ipynb')) if f.stem.startswith(start or ('table_', 'fig_'))]
+            there = [f.removeprefix(start) for f in there]
             raise ValueError(f"recipe {recipe['name']!r} names {own!r}, but there is no notebook {nb.name}: {_nearest(own, there)}")
         known, own = notebook_parameters(nb), recipe['stages'].get(stage) or {}
         params = {**{k: v for k, v in recipe['shared'].items() if k in known}, **own, **{k: v for k, v in overrides.items() if k in known},
@@ -388,7 +390,8 @@ def plan(recipe, # a dict from `read_recipe`
         params.update(results_dir=str(run/'results')) if 'results_dir' in known else params.update(run_dir=str(run))
         steps.append(dict(stage=stage, label=label, notebook=nb, params=params, needs=_needs(stage, label, extra, steps)))
     for k in [*recipe['shared'], *overrides]:
-        if k not in used: raise ValueError(f"no stage of recipe {recipe['name']!r} has a parameter {_short(k)}: {_nearest(k, sorted(used))}")
+        if k in used: continue
+        raise ValueError(f"no stage of recipe {recipe['name']!r} has a parameter {_short(k)}: {_nearest(k, sorted(used))}")
     return steps
 
 def _reads(stage, there):
@@ -1085,7 +1088,7 @@ def _cmd_readme(a): (root()/'README.md').write_text(readme_text(), encoding='utf
 def _parser():
     "The command line of `yfpo`"
     p = argparse.ArgumentParser('yfpo', description='Run the experiments of the YFPO companion and draw their tables and figures.')
-    p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+    p.add_argument('--version', action='version', version=f"%(prog)s {sys.modules['yfpo'].__version__}")
     sub = p.add_subparsers(required=True, metavar='COMMAND')
     def add(name, f, help, *args):
         s = sub.add_parser(name, help=help, description=help)
