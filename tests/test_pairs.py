@@ -3,6 +3,7 @@ import json, os, re, statistics
 from collections import Counter
 from pathlib import Path
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 from yfpo.problems import Problem, calc, extract_strict, is_correct, load_gsm8k, make_problems, to_number
 from yfpo.pairs import (ERRORS, check_no_test_overlap, clean_response, corrupt, filter_pairs, is_degenerate, load_pairs, make_pair,
                         match_lengths, pair_card,
@@ -135,6 +136,11 @@ def test_leakage(tmp_path):
     del pair['question']
     with pytest.raises(ValueError, match='leakage'): check_no_test_overlap([pair], [test])
 
+def written(path, rows):
+    "A file of rows in ASCII, where half a character can be spelt"
+    path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    return path
+
 @pytest.mark.parametrize('row,message', [
     (dict(prompt='2+2?', chosen='4'), 'no column rejected'), (dict(prompt='2+2?'), 'no column chosen or rejected'),
     (dict(prompt='2+2?', chosen='4', rejected='4'), 'chosen and rejected are equal'),
@@ -143,10 +149,19 @@ def test_leakage(tmp_path):
     (dict(prompt='2+2?', chosen=[], rejected=[]), 'some of prompt|chosen is empty'),
     (dict(prompt='2+2?', chosen=4, rejected='5'), 'neither a text nor a list of messages'),
     (dict(prompt='2+2?', chosen=None, rejected='5'), 'neither a text'),
-    (dict(prompt='2+2?', chosen=[dict(role='assistant', content='4')], rejected='5'), 'use one form in a row')])
+    (dict(prompt='2+2?', chosen=[dict(role='assistant', content='4')], rejected='5'), 'use one form in a row'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', id=None), 'id is None'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', id=7), 'id is 7'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', id=' '), "id is ' '"), (dict(prompt='2+2?', chosen='4', rejected='5', id=[1]), 'id is'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', question_id=3), 'question_id is 3'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', question={}), 'question is {}'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', error=1), 'error is 1'),
+    (dict(prompt='2+2?', chosen='4', rejected='5', source=None), 'source is None'),
+    (dict(prompt='2+2?', chosen='4\ud800', rejected='5'), 'neither a text'),
+    (dict(prompt=[dict(role=3, content='x')], chosen='4', rejected='5'), 'neither a text')])
 def test_bad_pairs(tmp_path, row, message):
     with pytest.raises(ValueError, match=f'row 2: .*({message})'):
-        load_pairs(save_pairs(tmp_path/'p.jsonl', [dict(prompt='1+1?', chosen='2', rejected='3'), row]))
+        load_pairs(written(tmp_path/'p.jsonl', [dict(prompt='1+1?', chosen='2', rejected='3'), row]))
 
 def test_files(tmp_path):
     pairs,_ = pairs_from_corruption(make_problems(20), seed=0)
@@ -157,6 +172,43 @@ def test_files(tmp_path):
     with pytest.raises(ValueError, match='holds no pairs'): load_pairs(tmp_path/'e.jsonl')
     (tmp_path/'b.jsonl').write_text('{"prompt": ')
     with pytest.raises(ValueError, match=r'b\.jsonl, line 1'): load_pairs(tmp_path/'b.jsonl')
+
+PAIR = dict(prompt='1+1?', chosen='It is 2.', rejected='It is 3.')
+
+@pytest.mark.parametrize('rows,message', [
+    ([dict(PAIR, id='a'), dict(PAIR, id='b', rejected='4'), dict(PAIR, id='a', rejected='5')], "rows 1 and 3: both have the id 'a'"),
+    ([PAIR, dict(PAIR, id='pair-0', rejected='4')], "rows 1 and 2: both have the id 'pair-0'"),
+    ([PAIR, dict(PAIR, prompt='2+2?'), dict(PAIR, chosen='it is  3.', rejected='It is 2.')],
+    'rows 1 and 3: each prefers what the other rejects'),
+    ([{k: [dict(role='user', content=v)] for k, v in PAIR.items()}, dict(PAIR, chosen='It is 3.', rejected='It is 2.')],
+    'rows 1 and 2: each prefers')])
+def test_rows_that_do_not_go_together(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message): load_pairs(written(tmp_path/'p.jsonl', rows))
+
+def test_a_question_may_have_two_pairs(tmp_path):
+    rows = [PAIR, dict(PAIR, rejected='It is 4.'), dict(PAIR, prompt='2+2?', chosen='It is 3.', rejected='It is 2.'),
+        dict(PAIR, chosen='Two: 2.')]
+    assert len(load_pairs(written(tmp_path/'p.jsonl', rows))) == 4
+
+WORDS = st.sampled_from(['', ' ', 'It is 2.', 'It is 3.', 'x'*500, '\ud800', 'a\nb', 'pair-0', '####', '0']) | st.text(max_size=5)
+ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda x: st.lists(x, max_size=2) | st.dictionaries(WORDS, x, max_size=2),
+                   max_leaves=4)
+SIDE = WORDS | st.lists(st.fixed_dictionaries(dict(content=WORDS), optional=dict(role=st.sampled_from(['user', 'assistant', 3]))),
+    max_size=2) | ANY
+ROW = st.fixed_dictionaries(dict(prompt=SIDE, chosen=SIDE, rejected=SIDE),
+    optional=dict(id=WORDS | ANY, question_id=ANY, question=WORDS | ANY, error=ANY))
+
+@given(rows=st.lists(ROW | st.just(PAIR) | st.dictionaries(WORDS, ANY, max_size=2), max_size=3))
+@settings(max_examples=1500, deadline=1000, suppress_health_check=list(HealthCheck))
+def test_any_rows_are_pairs_or_one_sentence(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp()/'any.jsonl'
+    try: pairs = load_pairs(written(path, rows), [P])
+    except ValueError as e:
+        said = str(e).replace(str(path), '')
+        assert '\n' not in said and 10 < len(said) < 400, said
+        return
+    assert len(pairs) == len({r['id'] for r in pairs}) == len(rows) and load_pairs(save_pairs(path, pairs)) == pairs
 
 def test_pair_card():
     from yfpo.models import load_model

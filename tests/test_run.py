@@ -432,7 +432,8 @@ def test_the_page_reads_a_seed_that_was_trained():
 # --- what a value may be ---
 
 @pytest.mark.parametrize('value,says', [
-    ('-5', 'at least 1'), ('0', 'at least 1'), ('99999999999999999999', 'at most 1,000,000'), ('8.0', 'must be of type int'), ('yes', 'of type int'),
+    ('-5', 'at least 1'), ('0', 'at least 1'), ('99999999999999999999', 'at most 1,000,000'), ('8.0', 'must be of type int'),
+    ('yes', 'of type int'),
     ('true', 'of type int'), ('1:30', 'of type int'), ('.nan', 'of type int'), ('[3]', 'of type int'), ('~', 'of type int')])
 def test_a_count_that_makes_no_sense_is_refused_before_anything_runs(value, says):
     r = read_recipe('smoke')
@@ -447,12 +448,14 @@ def test_a_count_that_makes_no_sense_is_refused_before_anything_runs(value, says
     ("k:float = 0.1 # of yfpo-dynamic: at most this share of one layer", [-1, 2], [0.]),
     ("learning_rate:float = 1e-3 # of AdamW, constant", [0, -1e-3, math.nan, math.inf, 10**400], [1e-9, 1]),
     ("rates:list = [1e-3] # of AdamW", [[0.], [-1.], [math.inf]], [[1, 1e-3]]),
-    ("epochs:float = 1.0 # passes over the pairs", [0, -1], [.5, 2]), ("weight:float = 0.5 # weight of the neuron term", [-1, math.inf], [0, 100]),
+    ("epochs:float = 1.0 # passes over the pairs", [0, -1], [.5, 2]),
+    ("weight:float = 0.5 # weight of the neuron term", [-1, math.inf], [0, 100]),
     ("n:int = 0 # pairs at most, 0 keeps all", [-1, 10**7], [0, 5]), ("n:int = 8 # pairs a step", [-1, 0, 1.5, '8', None], [1, 10**6]),
     ("n:int = 8 # pairs a pass, 0 for what fits", [-1], [0, 3]), ("seed:int = 0 # of the draws", [-1, 2**32], [0, 2**32 - 1]),
     ("level:list = [] # levels, 1 to 3; empty for all", [[0], [4], [None], [{}]], [[], [1, 3]]),
     ("top_p:float = 1.0 # nucleus mass, 0 to 1", [1.2, -.1], [.9]), ("sets:list = ['a'] # names", [['a', 'a'], [1], []], [['b', 'a']]),
-    ("shapes:list = [[20, 8]] # tokens", [[[0, 8]], [20], [['a']], [[]], [[1, 2, 3]]], [[[1, 1], [1, 1]]]), ("on:bool = False # whether", [0, 'no', None], [True])])
+    ("shapes:list = [[20, 8]] # tokens", [[[0, 8]], [20], [['a']], [[]], [[1, 2, 3]]], [[[1, 1], [1, 1]]]),
+    ("on:bool = False # whether", [0, 'no', None], [True])])
 def test_limits_follow_from_what_the_cell_says(declared, bad, good):
     from yfpo.run import _parameters
     known = _parameters(declared, 'x')
@@ -468,17 +471,23 @@ def test_every_default_is_within_its_own_limits():
 
 def test_numbers_are_read_as_yaml_1_2_does():
     from yfpo.run import _yaml
-    text = '[010, 1:30, yes, no, on, off, y, 1e-3, -1e-3, 1_000, 0o17, 0x1F, 0b11, 2001-01-01, ~, null, True, .5, 5., +1, -.inf, =, <<, 1e5]'
-    assert _yaml(text, 'x') == [10, '1:30', 'yes', 'no', 'on', 'off', 'y', 1e-3, -1e-3, '1_000', 15, 31, '0b11', '2001-01-01', None, None, True,
+    text = ('[010, 1:30, yes, no, on, off, y, 1e-3, -1e-3, 1_000, 0o17, 0x1F, 0b11, 2001-01-01, ~, null, True, .5, 5., +1, -.inf, =, <<, '
+            '1e5]')
+    assert _yaml(text, 'x') == [10, '1:30', 'yes', 'no', 'on', 'off', 'y', 1e-3, -1e-3, '1_000', 15, 31, '0b11', '2001-01-01', None, None,
+        True,
                                 .5, 5., 1, -math.inf, '=', '<<', 1e5]
 
 @pytest.mark.parametrize('text,says', [
     ('a: 1\nb: 2\na: 3', "line 3: not valid YAML: the key 'a' stands there twice"), ('{a: 1, "a": 2}', "the key 'a' stands there twice"),
-    ('['*5000, 'brackets'), ('{a: '*5000, 'brackets'), ('- '*3000 + 'a', 'levels'), ('a: &a [*a]', 'inside itself'), ('{1: 2}', 'the key 1 is no name'),
+    ('['*5000, 'brackets'), ('{a: '*5000, 'brackets'), ('- '*3000 + 'a', 'levels'), ('a: &a [*a]', 'inside itself'),
+    ('{1: 2}', 'the key 1 is no name'),
     ('{[1]: 2}', 'is no name'), ('a: *b', 'undefined alias'), ('a: !!python/object:os.system x', 'could not determine a constructor'),
-    ('a: !!int x', "'x' is no int"), ('a: !!map [1]', 'a mapping is expected'), ('a: "\\uD800"', 'is no str'), ('a: "\\UFFFFFFFF"', 'x'), ('a: "\\0"', 'is no str'),
-    ('a: 1\n--- \nb: 2', 'document'), ('a: [1', 'line 1'), ('\tb', 'line 1'), ('a\0', 'special characters'), ('x'*70000, '65,536 are allowed'),
-    ('a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n' + ''.join(f'{y}: &{y} [{", ".join(["*" + x]*9)}]\n' for x, y in zip('abcdefghi', 'bcdefghij')), 'aliases')])
+    ('a: !!int x', "'x' is no int"), ('a: !!map [1]', 'a mapping is expected'), ('a: "\\uD800"', 'is no str'), ('a: "\\UFFFFFFFF"', 'x'),
+    ('a: "\\0"', 'is no str'),
+    ('a: 1\n--- \nb: 2', 'document'), ('a: [1', 'line 1'), ('\tb', 'line 1'), ('a\0', 'special characters'),
+    ('x'*70000, '65,536 are allowed'),
+    ('a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n' + ''.join(f'{y}: &{y} [{", ".join(["*" + x]*9)}]\n' for x, y in zip('abcdefghi', 'bcdefghij')),
+    'aliases')])
 def test_yaml_that_is_wrong_or_endless_is_one_sentence_at_once(text, says):
     from yfpo.run import _yaml
     start = time.time()
@@ -493,8 +502,10 @@ def test_the_nearest_name_is_near():
 
 @pytest.mark.parametrize('old,new,says', [
     ('[0, 1]', '[4294967296]', 'below 2**32'), ('[0, 1]', '[true]', 'seeds are'), ('[table_main]', '[../x]', 'no name of a notebook'),
-    ('[table_main]', '[[a]]', 'no name of a notebook'), ('[table_main]', '[nosuch]', 'there are table_main'), ('  sft:', '  ../sft:', 'no name of a notebook'),
-    ('  sft:', '  nosuch:', 'there are sft, train'), ('about: toys', 'about: toys\njobs: 1000000', 'jobs is 1000000'), ('about: toys', 'about: [a]', 'of type str'),
+    ('[table_main]', '[[a]]', 'no name of a notebook'), ('[table_main]', '[nosuch]', 'there are table_main'),
+    ('  sft:', '  ../sft:', 'no name of a notebook'),
+    ('  sft:', '  nosuch:', 'there are sft, train'), ('about: toys', 'about: toys\njobs: 1000000', 'jobs is 1000000'),
+    ('about: toys', 'about: [a]', 'of type str'),
     ('about: toys\n', 'about: toys\n' + COST.replace('100.0', '.inf'), 'above 0 and finite'),
     ('about: toys\n', 'about: toys\n' + COST.replace('100.0', '-1'), 'above 0 and finite')])
 def test_what_else_can_be_wrong_with_a_recipe(toy, old, new, says):
@@ -504,7 +515,8 @@ def test_what_else_can_be_wrong_with_a_recipe(toy, old, new, says):
 
 # --- any recipe at all ---
 
-MARKS = ['[', ']', '{', '}', ':', ' ', '\n', '- ', '&a ', '*a', '!!int ', '"', "'", '#', '|', '>', '%', '@', '~', '.nan', '1e999', '0x', '---', '\t', '\0',
+MARKS = ['[', ']', '{', '}', ':', ' ', '\n', '- ', '&a ', '*a', '!!int ', '"', "'", '#', '|', '>', '%', '@', '~', '.nan', '1e999', '0x',
+    '---', '\t', '\0',
          '9'*400, '\ud7ff', '-1', '<<: ', '? ', '=', '!<%ff>', 'true', '\\U11111111']
 
 @st.composite
@@ -559,7 +571,8 @@ def test_a_value_with_a_minus_reaches_the_notebook(toy):
         assert e.value.code == 2
 
 def test_what_never_ran_leaves_no_folder(toy):
-    for args in (['check', 'toy'], ['publish', 'toy'], ['report', 'toy'], ['run', 'toy', '--until', 'nosuch'], ['run', 'toy', '-p', 'nosuch', '1'],
+    for args in (['check', 'toy'], ['publish', 'toy'], ['report', 'toy'], ['run', 'toy', '--until', 'nosuch'],
+        ['run', 'toy', '-p', 'nosuch', '1'],
                  ['run', 'toy', '--jobs', '-1'], ['run', 'toy', '--jobs', 10**9]): said(*args)
     assert not (toy/'runs').exists()
 
@@ -569,7 +582,8 @@ def test_errors_of_the_system_are_one_sentence(toy, tmp_path, monkeypatch):
     assert 'is a file, but must be a folder' in said('run', 'toy', '--run-dir', file)
     assert f'{file}/x: Not a directory' in said('run', 'toy', '--run-dir', file/'x')
     (tmp_path/'mine.yaml').mkdir()
-    assert 'is a folder' in said('run', tmp_path/'mine.yaml') and 'no recipe' in said('run', 'x'*5000) and 'no recipe' in said('run', 'a\0b')
+    assert 'is a folder' in said('run', tmp_path/'mine.yaml') and 'no recipe' in said('run', 'x'*5000)
+    assert 'no recipe' in said('run', 'a\0b')
     (paper/'recipes'/'bytes.yaml').write_bytes(b'name: \xff')
     assert 'is not UTF-8 text (byte 6)' in said('run', 'bytes')
     (paper/'stage_sft.ipynb').write_text('{"cells": ')
@@ -601,7 +615,8 @@ def test_broken_results_are_named(again, monkeypatch):
                       ('arm,seed,set,metric,value\na,0,t,nll,1\na,0,t,nll,1\n', 'row 2: a, 0, t, nll stands there twice')):
         (results/'main.csv').write_text(text)
         assert why in said('check', 'toy')
-    for text, why in (('main.csv: {nll: -1}\ncontrasts.csv: {}\n', 'nll is -1, but must be a number above 0'), ('a: 1', 'must name main.csv and contrasts.csv'),
+    for text, why in (('main.csv: {nll: -1}\ncontrasts.csv: {}\n', 'nll is -1, but must be a number above 0'),
+        ('a: 1', 'must name main.csv and contrasts.csv'),
                       ('main.csv: 3\ncontrasts.csv: .nan', 'contrasts.csv is nan')):
         (again/'nbs/paper/tolerances.yaml').write_text(text)
         assert why in said('check', 'toy')

@@ -1,9 +1,10 @@
 "The whole chain on the tiny model, through the command line and papermill."
-import json, subprocess, sys, time
+import json, shutil, subprocess, sys, time
 from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
+from yfpo.run import run_here
 
 YFPO = str(Path(sys.executable).parent/'yfpo')
 
@@ -71,6 +72,31 @@ def test_plain_papermill_from_anywhere(smoke, tmp_path):
     assert r.returncode == 0, r.stderr[-2000:]
     r = subprocess.run([exe, '--help-notebook', str(ROOT/'nbs/paper/stage_train.ipynb')], cwd=tmp_path, capture_output=True, text=True)
     assert 'neuron_weight: float (default 0.1)' in r.stdout and 'Unknown type' not in r.stdout
+
+@pytest.mark.parametrize('stage,given,says', [
+    ('stage_problems', ['recpie', 'cpu'], "no parameter 'recpie': did you mean 'recipe'?"),
+    ('stage_problems', ['n_test', '-5'], 'n_test is -5'),
+    ('stage_problems', ['recipe', '3'], 'recipe is 3, an int, but must be of type str'),
+    ('table_main', ['results', 'x'], "did you mean 'results_dir'?"),
+    ('stage_train', ['learning_rate', 'nan'], 'learning_rate is nan'), ('experiments', ['nosuch', '1'], "no parameter 'nosuch'")])
+def test_plain_papermill_refuses_what_the_notebook_does_not_know(tmp_path, stage, given, says):
+    exe = str(Path(sys.executable).parent/'papermill')
+    r = subprocess.run([exe, str(ROOT/f'nbs/paper/{stage}.ipynb'), 'o.ipynb', '-p', *given, '--no-progress-bar'], cwd=tmp_path,
+                       capture_output=True, text=True)
+    assert r.returncode and says in r.stderr.strip().splitlines()[-1], r.stderr[-2000:]
+
+@pytest.mark.parametrize('change,says', [
+    (lambda rows: rows + rows[:1], 'it stands there twice'),
+    (lambda rows: [{**rows[0], 'id': 'nosuch'}], 'its id is none of the questions'),
+    (lambda rows: [{**rows[0], 'id': [1]}], 'its id is none of the questions'),
+    (lambda rows: [{'id': rows[0]['id']}], 'its text is missing')])
+def test_responses_that_are_not_of_this_run_make_no_pairs(smoke, tmp_path, change, says):
+    run = tmp_path/'run'
+    for d in ('problems', 'sft', 'responses'): shutil.copytree(smoke[0]/d, run/d)
+    f = run/'responses'/'responses.jsonl'
+    f.write_text(''.join(json.dumps(r) + '\n' for r in change([json.loads(l) for l in f.read_text().splitlines()])))
+    with pytest.raises(ValueError, match=f'responses.jsonl, row .*{says}'):
+        run_here(ROOT/'nbs'/'paper'/'stage_pairs.ipynb', run_dir=str(run))
 
 def test_missing_upstream_names_the_command(tmp_path):
     exe = str(Path(sys.executable).parent/'papermill')

@@ -487,22 +487,41 @@ def save_pairs(path:str|Path, pairs) -> Path:
     return write_jsonl(path, pairs)
 
 # %% ../nbs/05_pairs.ipynb #03-pairs-071
+def _is_text(x):
+    "Whether `x` is a text that a file can hold; JSON may spell half of a character, which none can"
+    return isinstance(x, str) and not re.search('[\ud800-\udfff]', x)
+
+def _is_message(m): return isinstance(m, dict) and _is_text(m.get('content')) and _is_text(m.get('role'))
+
 def _check_row(r, where):
     "Raise one clear sentence if a row is no preference pair"
-    lacking = [k for k in ('prompt', 'chosen', 'rejected') if k not in r]
+    sides = ('prompt', 'chosen', 'rejected')
+    lacking = [k for k in sides if k not in r]
     if lacking: raise ValueError(f'{where}: no column {" or ".join(lacking)}; every row needs prompt, chosen and rejected')
-    for k in ('prompt', 'chosen', 'rejected'):
-        x = r[k]
-        message = lambda m: isinstance(m, dict) and isinstance(m.get('content'), str) and 'role' in m
-        if not isinstance(x, str) and not (isinstance(x, list) and all(map(message, x))):
+    for k in sides:
+        if not _is_text(r[k]) and not (isinstance(r[k], list) and all(map(_is_message, r[k]))):
             raise ValueError(f'{where}: {k} is neither a text nor a list of messages with role and content; write it as one of the two')
-        if not response_text(x).strip(): raise ValueError(f'{where}: {k} is empty; fill it in or remove the row')
-    if len({isinstance(r[k], str) for k in ('prompt', 'chosen', 'rejected')}) > 1:
+        if not response_text(r[k]).strip(): raise ValueError(f'{where}: {k} is empty; fill it in or remove the row')
+    if len({isinstance(r[k], str) for k in sides}) > 1:
         raise ValueError(f'{where}: some of prompt, chosen and rejected are texts and some are messages; use one form in a row')
     if response_text(r['chosen']).strip() == response_text(r['rejected']).strip():
         raise ValueError(f'{where}: chosen and rejected are equal; a preference needs two different responses')
+    for k in ('id', 'question_id', 'question', 'error', 'source'):
+        if k in r and not (_is_text(r[k]) and r[k].strip()):
+            raise ValueError(f'{where}: {k} is {repr(r[k])[:60]}, but must be a text that is not empty; write one, or leave the column out')
 
 # %% ../nbs/05_pairs.ipynb #03-pairs-072
+def _check_together(rows, path):
+    "Raise one clear sentence if two rows have one id, or prefer two responses the one way and the other"
+    ids,seen = {},{}
+    for i,r in enumerate(rows, 1):
+        if (first := ids.setdefault(r['id'], i)) != i:
+            raise ValueError(f'{path}, rows {first} and {i}: both have the id {r["id"][:60]!r}; give each pair an id of its own')
+        prompt,*sides = (_spaced(r[k]) for k in ('prompt', 'chosen', 'rejected'))
+        if other := seen.get((prompt, *sides[::-1])):
+            raise ValueError(f'{path}, rows {other} and {i}: each prefers what the other rejects, for one prompt; remove one of them')
+        seen.setdefault((prompt, *sides), i)
+
 def load_pairs(path:str|Path, test_problems=()) -> list: # problems that must not occur
     "Read and check pairs, your own or `save_pairs`'s; rows without `id` and `question_id` get them"
     refuse_test_solutions(path)
@@ -512,7 +531,9 @@ def load_pairs(path:str|Path, test_problems=()) -> list: # problems that must no
     if test_problems: check_no_test_overlap(rows, test_problems)
     ids = {}
     number = [ids.setdefault(normal_text(_question(r)), len(ids)) for r in rows]
-    return [dict(dict(id=f'pair-{i}', question_id=f'question-{q}'), **r) for i,(q,r) in enumerate(zip(number, rows))]
+    rows = [dict(dict(id=f'pair-{i}', question_id=f'question-{q}'), **r) for i,(q,r) in enumerate(zip(number, rows))]
+    _check_together(rows, path)
+    return rows
 
 # %% ../nbs/05_pairs.ipynb #03-pairs-076
 def _spread(xs):

@@ -15,7 +15,6 @@ import argparse, ast, collections, difflib, functools, hashlib, importlib.metada
 import platform, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-from . import __version__
 from .machine import hardware, lanes, large_pages
 from .pace import START, Ticking, below, in_words, makespan, most_awaited, scaled
 from .warm import Template
@@ -30,6 +29,11 @@ def root():
                             "install it with `pip install -e .`, or set YFPO_ROOT to the clone")
 
 # %% ../nbs/24_run.ipynb #18_run-007b
+def _a(x):
+    "The type of `x` with its article"
+    kind = type(x).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
 def _short(x, n:int=60):
     "`x` as Python writes it, cut after `n` characters, so that a sentence about it stays one"
     text = repr(x)
@@ -135,7 +139,7 @@ def _check_form(res, path):
     for k, v in res.items():
         if k not in FORM: raise ValueError(f'{path} has an unknown key {_short(k)}: {_nearest(k, FORM)}')
         if type(v) is not FORM[k]:
-            raise ValueError(f'{path}: {k} is {_short(v)}, a {type(v).__name__}, but must be of type {FORM[k].__name__}')
+            raise ValueError(f'{path}: {k} is {_short(v)}, {_a(v)}, but must be of type {FORM[k].__name__}')
 
 def _check_lists(res, path):
     "Arms, seeds and outputs: known, of the right type, and each once"
@@ -181,7 +185,8 @@ def _text(path):
 def _json(path, *needed):
     "The object in a JSON file that has the keys `needed`, or a sentence; a missing file stays a FileNotFoundError"
     try: res = json.loads(_text(path))
-    except json.JSONDecodeError as e: raise ValueError(f'{path}, line {e.lineno}: not valid JSON ({e.msg}); it was cut short or edited, make it again') from None
+    except json.JSONDecodeError as e:
+        raise ValueError(f'{path}, line {e.lineno}: not valid JSON ({e.msg}); it was cut short or edited, make it again') from None
     lacks = [k for k in needed if not isinstance(res, dict) or k not in res]
     if lacks: raise ValueError(f'{path} lacks {", ".join(lacks)}: an older version wrote it, or it was edited; make it again')
     return res
@@ -196,7 +201,8 @@ def read_recipe(recipe:str): # name of a file in nbs/paper/recipes, or the path 
     folder = root()/'nbs'/'paper'/'recipes'
     path = Path(recipe) if str(recipe).endswith(('.yaml', '.yml')) else folder/f'{recipe}.yaml'
     if not _there(path):
-        raise ValueError(f"there is no recipe {_short(recipe)}: {_nearest(recipe, sorted(f.stem for f in folder.glob('*.yaml')))}")
+        there = sorted(f.stem for f in folder.glob('*.yaml'))
+        raise ValueError(f"there is no recipe {_short(recipe)}: {_nearest(Path(str(recipe)).stem, there)}")
     return check_recipe(_yaml(_text(path), path), path)
 
 # %% ../nbs/24_run.ipynb #18_run-020
@@ -244,7 +250,7 @@ def _as(x, like, limits): # like: a value of the same kind, None where none is k
     "`x` in the type of `like`; a ValueError that says what it must be"
     if type(like) is float and type(x) is int and abs(x) <= 2**53: x = float(x)
     if type(x) not in ((type(like),) if like is not None else (str, int, float)):
-        raise ValueError(f"{_short(x)}, a {type(x).__name__}, but must be of type {'a text or a number' if like is None else type(like).__name__}")
+        raise ValueError(f"{_short(x)}, {_a(x)}, but must be of type {'str, int or float' if like is None else type(like).__name__}")
     if type(x) is list:
         odd = next((y for y in x if type(y) is list and like and type(like[0]) is list and len(y) != len(like[0])), None)
         if odd is not None: raise ValueError(f'{_short(odd)}, but must be {len(like[0])} values, such as {like[0]}')
@@ -372,7 +378,8 @@ def plan(recipe, # a dict from `read_recipe`
         nb = root()/'nbs'/'paper'/(f'{label}.ipynb' if stage == 'outputs' else f'stage_{stage}.ipynb')
         if not nb.exists():
             own, start = (label, '') if stage == 'outputs' else (stage, 'stage_')
-            there = [f.stem.removeprefix(start) for f in sorted(nb.parent.glob('*.ipynb')) if f.stem.startswith(start or ('table_', 'fig_'))]
+            there = [f.stem for f in sorted(nb.parent.glob('*.ipynb')) if f.stem.startswith(start or ('table_', 'fig_'))]
+            there = [f.removeprefix(start) for f in there]
             raise ValueError(f"recipe {recipe['name']!r} names {own!r}, but there is no notebook {nb.name}: {_nearest(own, there)}")
         known, own = notebook_parameters(nb), recipe['stages'].get(stage) or {}
         params = {**{k: v for k, v in recipe['shared'].items() if k in known}, **own, **{k: v for k, v in overrides.items() if k in known},
@@ -383,7 +390,8 @@ def plan(recipe, # a dict from `read_recipe`
         params.update(results_dir=str(run/'results')) if 'results_dir' in known else params.update(run_dir=str(run))
         steps.append(dict(stage=stage, label=label, notebook=nb, params=params, needs=_needs(stage, label, extra, steps)))
     for k in [*recipe['shared'], *overrides]:
-        if k not in used: raise ValueError(f"no stage of recipe {recipe['name']!r} has a parameter {_short(k)}: {_nearest(k, sorted(used))}")
+        if k in used: continue
+        raise ValueError(f"no stage of recipe {recipe['name']!r} has a parameter {_short(k)}: {_nearest(k, sorted(used))}")
     return steps
 
 def _reads(stage, there):
@@ -840,7 +848,7 @@ def publish(name:str, run_dir:str=''):
     if why: raise ValueError(f'the run in {run} cannot be published, {why}; finish it with `yfpo run {name}`')
     new, old = (to.with_name(f'.{to.name}.{x}') for x in ('new', 'old'))
     for d in (new, old): shutil.rmtree(d, ignore_errors=True)
-    shutil.copytree(run/'results', new, ignore=shutil.ignore_patterns('.*'))
+    with _locked(run): shutil.copytree(run/'results', new, ignore=shutil.ignore_patterns('.*'))
     if to.exists(): to.rename(old)                             # killed here, the old numbers are still whole
     new.rename(to)
     shutil.rmtree(old, ignore_errors=True)
@@ -1069,6 +1077,7 @@ def _cmd_cost(a):
     print(estimate_text(recipe) if recipe.get('cost') else cost_text(recipe))
 def _cmd_docs(a):
     from yfpo.site import write_site
+    if a.out and Path(_folder(a.out)).is_file(): raise ValueError(f'{_folder(a.out)} is a file, but must be a folder: give another --out')
     write_site(root(), _folder(a.out))
 def _cmd_env(a): print(json.dumps(dict(versions=versions(), hardware=hardware()), indent=1))
 def _cmd_report(a): show_results(report(a.recipe, _folder(a.results)))
@@ -1079,7 +1088,7 @@ def _cmd_readme(a): (root()/'README.md').write_text(readme_text(), encoding='utf
 def _parser():
     "The command line of `yfpo`"
     p = argparse.ArgumentParser('yfpo', description='Run the experiments of the YFPO companion and draw their tables and figures.')
-    p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+    p.add_argument('--version', action='version', version=f"%(prog)s {sys.modules['yfpo'].__version__}")
     sub = p.add_subparsers(required=True, metavar='COMMAND')
     def add(name, f, help, *args):
         s = sub.add_parser(name, help=help, description=help)
