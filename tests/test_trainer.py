@@ -981,3 +981,22 @@ def test_bf16_trains_on_a_cpu(tiny, tmp_path):
                     processing_class=tok, neurons=some_neurons(model))
     t.train()
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+def test_an_adapter_that_the_trainer_saved_is_read_back(tiny, tmp_path):
+    "By load_model, by from_folder and by PEFT itself: the same logits"
+    from peft import LoraConfig, PeftModel
+    from yfpo.models import load_model
+    t = YFPOTrainer(model=copy.deepcopy(tiny[0]), args=config(tmp_path/'run', max_steps=2, learning_rate=1e-2), train_dataset=PAIRS,
+                    processing_class=tiny[1], neurons=some_neurons(tiny[0]),
+                    peft_config=LoraConfig(r=2, task_type='CAUSAL_LM', init_lora_weights=False))
+    t.remove_callback(PrinterCallback)
+    t.train()
+    t.save_model(str(tmp_path/'m'))
+    tiny[1].save_pretrained(tmp_path/'m')
+    x = torch.tensor([tiny[1]('2+2=4').input_ids])
+    with torch.no_grad():
+        own = t.model.eval()(x).logits
+        for m in (load_model(str(tmp_path/'m'))[0], PeftModel.from_pretrained(copy.deepcopy(tiny[0]), tmp_path/'m').eval(),
+                  YFPOTrainer.from_folder(tmp_path/'m', config(tmp_path/'on'), PAIRS, tiny[1]).model.eval()):
+            torch.testing.assert_close(m(x).logits, own)
+        assert not torch.allclose(tiny[0](x).logits, own, atol=1e-3)

@@ -174,7 +174,8 @@ def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
     if len({i for i, _ in qs}) < len(qs): raise ValueError('two problems have the same id: responses could not be told apart')
     ask, short = template or (lambda q: format_prompt(tokenizer, q)), lambda x: hashlib.sha256(x.encode()).hexdigest()[:16]
     prompts = {i: ask(q) for i, q in qs}
-    run = short(repr((fingerprint(model), str(model.dtype), temperature, top_p, max_new_tokens, seed, *([tuple(stop)] if stop else []))))
+    model_, more = fingerprint(model) if path else '', [tuple(stop)] if stop else []
+    run = short(repr((model_, str(model.dtype), temperature, top_p, max_new_tokens, seed, *more)))
     done = {(r['id'], r['sample']): r for r in _done(path, run, {i: short(p) for i, p in prompts.items()}, restart)}
     todo = [dict(id=i, sample=s, prompt=prompts[i]) for i, _ in qs for s in range(n) if (i, s) not in done]
     made = completions(model, tokenizer, [r['prompt'] for r in todo], [f"{seed}/{r['id']}/{r['sample']}" for r in todo], temperature, top_p,

@@ -28,7 +28,7 @@ from trl.trainer.utils import use_adapter
 from .loss import (PER_TOKEN, PREFERENCE_LOSSES, anchor, check_count, check_losses, check_number, check_objective, objective,
                        pair_weights, preference_loss, reweight, route)
 from .machine import keep_memory, number_format
-from .models import atomic_folder, load_model
+from .models import atomic_folder, keep_base, load_model
 from .neurons import NeuronSet, model_signature, outside
 from .problems import atomic_write
 from .progress import track
@@ -893,8 +893,10 @@ def _evaluate(self, eval_dataset=None, *args, **kwargs):
 def _save_model(self, output_dir=None, *args, **kwargs):
     "The model, and what its training depended on: `neurons/` and `reward/` beside the weights"
     super(YFPOTrainer, self).save_model(output_dir, *args, **kwargs)
-    if self.neurons is None or not self.args.should_save: return
+    if not self.args.should_save: return
     folder = Path(output_dir or self.args.output_dir)
+    keep_base(self.accelerator.unwrap_model(self.model), self.processing_class, folder)     # of an adapter, what it belongs to
+    if self.neurons is None: return
     self.neurons.save(folder/'neurons'); self.reward_stats.save(folder/'reward')
 
 YFPOTrainer.evaluate, YFPOTrainer.save_model = _evaluate, _save_model
@@ -904,7 +906,7 @@ def from_folder(cls, folder, # written by `save_model`: plain weights, `neurons/
                 args, train_dataset, processing_class, keep_stats:bool=False, **kwargs):
     "A trainer that goes on from a saved model; its reference is that model, and its statistics are fitted anew unless `keep_stats`"
     folder = Path(folder)
-    if not (folder/'config.json').exists():
+    if not any((folder/f).exists() for f in ('config.json', 'adapter_config.json')):
         raise FileNotFoundError(f'{folder} holds no model (config.json): give a folder written by `YFPOTrainer.save_model`')
     stats = RewardStats.load(folder/'reward') if keep_stats else None
     return cls(model=load_model(str(folder))[0], args=args, train_dataset=train_dataset, processing_class=processing_class,
