@@ -98,6 +98,15 @@ def test_responses_that_are_not_of_this_run_make_no_pairs(smoke, tmp_path, chang
     with pytest.raises(ValueError, match=f'responses.jsonl, row .*{says}'):
         run_here(ROOT/'nbs'/'paper'/'stage_pairs.ipynb', run_dir=str(run))
 
+def test_a_family_of_arms_that_are_not_there_is_refused(smoke, tmp_path):
+    shutil.copytree(smoke[0]/'results'/'samples', tmp_path/'results'/'samples')
+    with pytest.raises(ValueError, match='names no two arms of this run'):
+        run_here(ROOT/'nbs'/'paper'/'stage_compare.ipynb', run_dir=str(tmp_path), family=['dpo'])
+
+def test_an_unknown_kind_of_rejected_response_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="rejected 'x' is unknown"):
+        run_here(ROOT/'nbs'/'paper'/'stage_bench_step.ipynb', run_dir=str(tmp_path), rejected=['x'])
+
 def test_missing_upstream_names_the_command(tmp_path):
     exe = str(Path(sys.executable).parent/'papermill')
     r = subprocess.run([exe, str(ROOT/'nbs/paper/stage_sft.ipynb'), 'o.ipynb', '-p', 'run_dir', str(tmp_path/'r'), '--no-progress-bar'],
