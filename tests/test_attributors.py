@@ -219,7 +219,7 @@ def test_faithfulness_of_a_known_map(examples):
 
 def test_cards_for_other_families(examples):
     class Tok:
-        pad_token_id = 0
+        pad_token_id, eos_token_id, added_tokens_decoder = 0, None, {}
         def __len__(self): return 97
         def decode(self, ids): return f'<{ids[0]}>'
         def __call__(self, text, **k): return type('E', (), dict(input_ids=[int(t) for t in text.split()]))

@@ -157,10 +157,10 @@ def written(path, rows):
     (dict(prompt='2+2?', chosen='4', rejected='5', question={}), 'question is {}'),
     (dict(prompt='2+2?', chosen='4', rejected='5', error=1), 'error is 1'),
     (dict(prompt='2+2?', chosen='4', rejected='5', source=None), 'source is None'),
-    (dict(prompt='2+2?', chosen='4\ud800', rejected='5'), 'neither a text'),
+    (dict(prompt='2+2?', chosen='4\ud800', rejected='5'), 'half of a surrogate pair'),
     (dict(prompt=[dict(role=3, content='x')], chosen='4', rejected='5'), 'neither a text')])
 def test_bad_pairs(tmp_path, row, message):
-    with pytest.raises(ValueError, match=f'row 2: .*({message})'):
+    with pytest.raises(ValueError, match=f'(row|line) 2: .*({message})'):
         load_pairs(written(tmp_path/'p.jsonl', [dict(prompt='1+1?', chosen='2', rejected='3'), row]))
 
 def test_files(tmp_path):

@@ -62,3 +62,13 @@ def test_the_embedded_model_answers():
     model, tok = load_model()
     row = generate(model, tok, ['What is 2 + 2?'], max_new_tokens=24, progress=False)[0]
     assert '4' in row['text'] and tok.pad_token_id != tok.eos_token_id and model.config.num_hidden_layers == 30
+
+@pytest.mark.parametrize('how,says', [(dict(temperature=-1.), 'temperature is -1'), (dict(temperature=float('nan')), 'temperature is nan'),
+    (dict(temperature=float('inf')), 'temperature is inf'), (dict(top_p=0), 'top_p is 0'), (dict(top_p=1.5), 'top_p is 1.5'),
+    (dict(max_new_tokens=0), 'max_new_tokens is 0'), (dict(backend='x'), "backend 'x' is unknown")])
+def test_settings_that_nothing_can_be_drawn_with(how, says, tmp_path):
+    "Refused also where a file already holds every answer"
+    model, tok = load_model('tiny')
+    generate(model, tok, ['2+2?'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
+    with pytest.raises(ValueError, match=says):
+        generate(model, tok, ['2+2?'], path=tmp_path/'r.jsonl', progress=False, **{**dict(max_new_tokens=2), **how})

@@ -687,7 +687,7 @@ def test_a_model_or_a_set_that_is_not_finite_is_refused(tiny, tmp_path):
         make(tiny, tmp_path/'a', model=broken(tiny[0]))
     neurons = some_neurons(tiny[0])
     neurons.weight[2] = float('nan')
-    with pytest.raises(ValueError, match='weights or directions that are not finite'):
+    with pytest.raises(ValueError, match='a weight is NaN, infinite'):
         YFPOTrainer(model=tiny[0], args=config(tmp_path), train_dataset=PAIRS, processing_class=tiny[1], neurons=neurons)
     with pytest.raises(NotFiniteError, match='the ref_model has weights'):
         make(tiny, tmp_path/'b', trainer_kw=dict(ref_model=broken(tiny[0])))
@@ -935,7 +935,8 @@ def test_bad_rows_are_refused_in_a_sentence(tiny, tmp_path, rows, words):
     *((dict(beta=b), 'beta is') for b in (0, -.1, inf, nan, '0.1', True)), (dict(discopop_tau=0), 'discopop_tau is 0'),
     (dict(loss_type='robust', label_smoothing=.5), 'less than 0.5'), (dict(loss_type='exo_pair'), 'above 0'),
     (dict(label_smoothing=nan), 'label_smoothing is nan'), (dict(ld_alpha=2.), 'ld_alpha is 2'), (dict(ld_alpha=nan), 'ld_alpha is nan'),
-    (dict(f_divergence_type='kl'), "did you mean 'reverse_kl'"), (dict(f_alpha_divergence_coef=inf), 'f_alpha_divergence_coef is inf'),
+    (dict(f_divergence_type='kl'), "'kl' is unknown: there are reverse_kl"),
+    (dict(f_alpha_divergence_coef=inf), 'f_alpha_divergence_coef is inf'),
     *((dict(learning_rate=r), 'learning_rate is') for r in (inf, nan, -1e-6)), (dict(max_grad_norm=nan), 'max_grad_norm is nan'),
     (dict(max_grad_norm=-1), 'max_grad_norm is -1'), (dict(weight_decay=nan), 'weight_decay is nan'),
     *((dict(max_length=n), 'max_length is') for n in (0, 1, -5, 12.5)), (dict(max_steps=-1, num_train_epochs=0), 'num_train_epochs is 0'),

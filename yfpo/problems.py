@@ -14,7 +14,7 @@ __all__ = ['SPACES', 'VULGAR', 'PLAIN', 'NUMBER', 'STRICT', 'FLEXIBLE', 'MARKED'
            'general_texts', 'agreement_texts']
 
 # %% ../nbs/00_problems.ipynb #00-probl-002
-import ast, hashlib, itertools, json, operator, os, random, re, threading, unicodedata
+import ast, hashlib, itertools, json, logging, operator, os, random, re, threading, unicodedata
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -240,6 +240,7 @@ def _math(text, answer):
     try: from math_verify import parse, verify
     except ImportError: raise ImportError("the rule 'math' needs math-verify; install it with pip install 'yfpo[math]'") from None
     wait = 5 if threading.current_thread() is threading.main_thread() else None    # seconds; its alarm rings in the main thread only
+    if wait is None: logging.getLogger('math_verify').setLevel(logging.ERROR)      # which else warns of it at every answer
     read, text = partial(parse, parsing_timeout=wait), plain_text(text)
     marked = MARKED.search(text) or re.search(r'####\s*(\S[^\n]*)\s*$', text)
     return verify(read(f'${answer}$'), read(f'${marked[1].strip("$* ")}$' if marked else text), timeout_seconds=wait)

@@ -11,7 +11,7 @@ import hashlib, json, os
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from .decoding import completions, text_ids
+from .decoding import check_decoding, completions, text_ids
 from .models import head_logits
 from .problems import atomic_write
 from .progress import track
@@ -168,6 +168,7 @@ def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
              stop=(), # texts that end a response and are cut off
              backend:str='auto'): # see `completions`
     "Responses as dicts `id, sample, text, n_tokens, finished`, in the order of `problems`"
+    check_decoding(temperature, top_p, max_new_tokens, backend)
     if n > 1 and temperature <= 0: raise ValueError(f'{n} greedy responses to one question are all the same: set temperature above 0')
     if not len(problems): raise ValueError('there are no problems to answer: the list is empty')
     qs = [(str(i), q) if isinstance(q, str) else (q.id, q.question) for i, q in enumerate(problems)]

@@ -10,7 +10,7 @@ __all__ = ['SWITCHES', 'DIVERGENCES', 'as_dataset', 'preference_dataset', 'NotFi
            'complete_checkpoint', 'card_text', 'lean_head', 'train_yfpo']
 
 # %% ../nbs/13_trainer.ipynb #12_train-002
-import contextlib, copy, difflib, hashlib, json, math, os, re, warnings
+import contextlib, copy, hashlib, json, math, os, re, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
@@ -26,7 +26,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import use_adapter
 from .loss import (PER_TOKEN, PREFERENCE_LOSSES, anchor, check_count, check_losses, check_number, check_objective, objective,
-                       pair_weights, preference_loss, reweight, route)
+                       pair_weights, preference_loss, refuse_name, reweight, route)
 from .machine import keep_memory, number_format
 from .models import atomic_folder, keep_base, load_model
 from .neurons import NeuronSet, model_signature, outside
@@ -349,10 +349,6 @@ SWITCHES = ('share_prompts', 'precompute_ref_log_probs', 'use_weighting', 'sync_
 
 DIVERGENCES = ('reverse_kl', 'forward_kl', 'js_divergence', 'alpha_divergence')
 
-def _unknown(what, name, known):
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0)
-    raise ValueError(f'the {what} {name!r} is unknown: did you mean {near[0]!r}? There are {", ".join(known)}')
-
 def check_preference(args):
     "Refuse of TRL's settings what it finds out only in the first step, or never"
     for k in SWITCHES:
@@ -364,7 +360,7 @@ def check_preference(args):
     for k in ('beta', 'discopop_tau'):
         if check_number(k, getattr(args, k)) <= 0: raise ValueError(f'{k} is {getattr(args, k)}: give a number above 0')
     check_number('f_alpha_divergence_coef', args.f_alpha_divergence_coef)
-    if args.f_divergence_type not in DIVERGENCES: _unknown('f_divergence_type', args.f_divergence_type, DIVERGENCES)
+    if args.f_divergence_type not in DIVERGENCES: refuse_name('f_divergence_type', args.f_divergence_type, DIVERGENCES)
     if args.ld_alpha is not None and check_number('ld_alpha', args.ld_alpha, 0) > 1:
         raise ValueError(f'ld_alpha is {args.ld_alpha}: it is a share, so give 0 to 1')
     if not args.sync_ref_model: return
@@ -383,7 +379,7 @@ def check_yfpo(args):
     if o.form == 'weigh' and args.neuron_weight and args.sync_ref_model:
         raise ValueError(f'{args.objective} divides by the mean weight of all pairs, which a moving reference changes: '
                          'set sync_ref_model=False')
-    if args.readout not in READOUTS: _unknown('readout', args.readout, READOUTS)
+    if args.readout not in READOUTS: refuse_name('readout', args.readout, READOUTS)
     if not isinstance(args.reference_dir, (str, Path, type(None))):
         raise ValueError(f'reference_dir is {args.reference_dir!r}: give a path')
     if args.truncation_mode != 'keep_start':
