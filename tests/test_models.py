@@ -236,6 +236,21 @@ def test_what_else_counts_in_the_fingerprint():
     assert {base_fingerprint(m) for m in (lora, stronger)} == {fingerprint(model)}
     assert fingerprint(model, torch.bfloat16) == fingerprint(copy.deepcopy(model).bfloat16(), torch.bfloat16)
 
+def test_settings_count_in_the_fingerprint(tmp_path):
+    "The same weights with another epsilon, number of heads or rotary base say other things of a text"
+    model, tok = load_model('tiny')
+    folder = save_model(model, tok, tmp_path/'m')
+    seen = {fingerprint(model)}
+    read = dict(rms_norm_eps=.1, num_attention_heads=8, num_key_value_heads=1, hidden_act='gelu', rope_parameters=dict(rope_theta=9.))
+    for k, v in read.items():
+        other = copy.deepcopy(model)
+        setattr(other.config, k, v)
+        seen.add(fingerprint(other))
+    assert len(seen) == 6
+    for k, v in dict(use_cache=False, pad_token_id=7, bos_token_id=None, architectures=['X'], _name_or_path='elsewhere').items():
+        setattr(model.config, k, v)
+    assert fingerprint(model) == fingerprint(load_model(folder)[0])
+
 def test_a_fingerprint_survives_a_round_trip(tmp_path):
     for dtype in ('float32', 'bfloat16'):
         model, tok = load_model('tiny', dtype=dtype)

@@ -1,5 +1,6 @@
 "Problems: extraction against hand-made answers and lm-evaluation-harness's filters, loaders on good and bad files, splits"
 import json, os, re
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 import pytest
@@ -8,7 +9,7 @@ from yfpo.problems import (OTHER_SETS, Problem, annotations_hold, atomic_write, 
                            extract_number, extract_strict,
                            general_texts, is_correct, load_gsm8k, load_other, load_problems, load_svamp, make_ood, make_problems,
                            masked_text, parse_annotations,
-                           read_jsonl,
+                           read_jsonl, read_problems,
                            show_number, split_problems, strip_annotations, templates, to_number, write_jsonl)
 
 DATA = Path(os.environ.get('YFPO_DATA_DIR') or Path(__file__).resolve().parents[2]/'shared'/'data')
@@ -405,3 +406,23 @@ def test_out_of_distribution_shares_no_wording_with_training():
     assert size(large) > 5*size([p for p in ood if p not in large])
     assert load_problems('templates-ood', n=5, seed=3) == make_ood(5, 3)
 
+# ---- problems between stages
+
+GOOD = dict(id='a-1', question='How many?', solution='2+2=<<2+2=4>>4\n#### 4', answer='4', source='demo')
+
+def test_problems_are_read_back_as_they_were_written(tmp_path):
+    ps = load_problems('templates', n=20) + load_problems('templates-ood', n=6)
+    assert read_problems(write_jsonl(tmp_path/'p.jsonl', map(asdict, ps))) == ps
+
+@pytest.mark.parametrize('rows, said', [
+    ([dict(GOOD, answer='5')], "row 1: the answer is '5' and the solution ends in '4'; they must agree"),
+    ([GOOD, dict(GOOD, id=7)], 'row 2: id is 7, but must be text'),
+    ([GOOD, GOOD], "row 2: the id 'a-1' is that of row 1"),
+    ([{k: v for k, v in GOOD.items() if k != 'source'}], "row 1 lacks the key 'source'"),
+    ([dict(GOOD, questoin='x')], "row 1 has an unknown key 'questoin'"),
+    ([dict(GOOD, meta=[1])], r'row 1: meta is \[1\], but must be an object'),
+    ([dict(GOOD, question=' ')], "row 1: question is ' ', but must be text"),
+    ([dict(GOOD, answer=None)], 'row 1: answer is None, but must be text'),
+    ([dict(GOOD, solution='#### four')], "row 1: 'four' after \"####\" is not one number")])
+def test_problems_that_were_edited_by_hand_are_refused_with_their_row(tmp_path, rows, said):
+    with pytest.raises(ValueError, match=f'p.jsonl, {said}'): read_problems(write_jsonl(tmp_path/'p.jsonl', rows))

@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from conftest import ROOT
-from yfpo.run import check_parameter, main, notebook_parameters, plan, read_recipe
+from yfpo.run import CHOICES, check_parameter, main, notebook_parameters, plan, read_recipe
 
 SPEC = dict(display_name='python3', language='python', name='python3')
 HEAD = "recipe:str = 'toy' # name of the recipe\n"
@@ -432,7 +432,7 @@ def test_the_page_reads_a_seed_that_was_trained():
 # --- what a value may be ---
 
 @pytest.mark.parametrize('value,says', [
-    ('-5', 'at least 1'), ('0', 'at least 1'), ('99999999999999999999', 'at most 1,000,000'), ('8.0', 'must be of type int'),
+    ('-5', 'at least 1'), ('0', 'at least 1'), ('99999999999999999999', 'at most 100,000'), ('8.0', 'must be of type int'),
     ('yes', 'of type int'),
     ('true', 'of type int'), ('1:30', 'of type int'), ('.nan', 'of type int'), ('[3]', 'of type int'), ('~', 'of type int')])
 def test_a_count_that_makes_no_sense_is_refused_before_anything_runs(value, says):
@@ -450,7 +450,7 @@ def test_a_count_that_makes_no_sense_is_refused_before_anything_runs(value, says
     ("rates:list = [1e-3] # of AdamW", [[0.], [-1.], [math.inf]], [[1, 1e-3]]),
     ("epochs:float = 1.0 # passes over the pairs", [0, -1], [.5, 2]),
     ("weight:float = 0.5 # weight of the neuron term", [-1, math.inf], [0, 100]),
-    ("n:int = 0 # pairs at most, 0 keeps all", [-1, 10**7], [0, 5]), ("n:int = 8 # pairs a step", [-1, 0, 1.5, '8', None], [1, 10**6]),
+    ("n:int = 0 # pairs at most, 0 keeps all", [-1, 10**7], [0, 5]), ("n:int = 8 # pairs a step", [-1, 0, 1.5, '8', None], [1, 10**5]),
     ("n:int = 8 # pairs a pass, 0 for what fits", [-1], [0, 3]), ("seed:int = 0 # of the draws", [-1, 2**32], [0, 2**32 - 1]),
     ("level:list = [] # levels, 1 to 3; empty for all", [[0], [4], [None], [{}]], [[], [1, 3]]),
     ("top_p:float = 1.0 # nucleus mass, 0 to 1", [1.2, -.1], [.9]), ("sets:list = ['a'] # names", [['a', 'a'], [1], []], [['b', 'a']]),
@@ -468,6 +468,32 @@ def test_every_default_is_within_its_own_limits():
     for nb in (ROOT/'nbs'/'paper').glob('*.ipynb'):
         known = notebook_parameters(nb)
         for k, (_, default, _) in known.items(): assert check_parameter(k, default, known, nb.name) == default
+
+FREE = ('recipe', 'run_dir', 'results_dir', 'data_dir', 'model', 'revision', 'task', 'arms', 'arms_read', 'family', 'outcome', 'kind',
+        'drawn', 'easy', 'hard', 'limits', 'neurons', 'study', 'templates')  # of files, arms, recipes: refused where they are not found
+
+def test_every_word_that_a_stage_takes_is_one_of_a_list_or_free():
+    for nb in sorted((ROOT/'nbs'/'paper').glob('*.ipynb')):
+        for k, (kind, default, _) in notebook_parameters(nb).items():
+            words = [x for x in (default if kind == 'list' else [default]) if isinstance(x, str)]
+            if not words or k in FREE: continue
+            assert any({*words} <= {*c} for c in CHOICES[k]), (nb.name, k)
+            with pytest.raises(ValueError, match=f'^x: {k} is .nosuch'):
+                check_parameter(k, ['nosuch'] if kind == 'list' else 'nosuch', notebook_parameters(nb), 'x')
+
+def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
+    from yfpo.attributors import ATTRIBUTORS
+    from yfpo.decoding import BACKENDS
+    from yfpo.loss import OBJECTIVES
+    from yfpo.machine import FORMATS
+    from yfpo.methods import METHODS
+    from yfpo.problems import OTHER_SETS
+    from yfpo.reward import READOUTS
+    tables = dict(objective=OBJECTIVES, readout=READOUTS, method=ATTRIBUTORS, backend=BACKENDS, precision=FORMATS)
+    for k, table in tables.items(): assert sorted(CHOICES[k][0]) == sorted(table), k
+    assert sorted(CHOICES['method'][1]) == sorted(METHODS)
+    assert sorted(CHOICES['source'][0]) == sorted(['templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *OTHER_SETS])
+
 
 def test_numbers_are_read_as_yaml_1_2_does():
     from yfpo.run import _yaml

@@ -721,6 +721,13 @@ def test_grpo_stops_too(tiny, tmp_path):
             reward_funcs=[lambda completions, **kw: [float(len(set(c))) for c in completions]])
     with pytest.raises(NotFiniteError, match='loss is nan at step 1'): t.train()
 
+@pytest.mark.parametrize('sets', [PAIRS[:2], dict(own=PAIRS[:2], other=PAIRS[2:4])])
+def test_an_evaluation_that_is_not_finite_stops_too(tiny, tmp_path, sets):
+    t = make(tiny, tmp_path, neuron_weight=.5, trainer_kw=dict(eval_dataset=sets))
+    assert all(math.isfinite(v) for v in t.evaluate().values())
+    t.model.load_state_dict(broken(tiny[0]).state_dict())
+    with pytest.raises(NotFiniteError, match=r'the eval_(own_)?loss is nan at step 0: nothing of it was saved'): t.evaluate()
+
 def test_the_loss_is_looked_at_once(tiny, tmp_path, monkeypatch):
     "In place of transformers' filter, which asks twice of each batch: no further wait for a device"
     t, asked = make(tiny, tmp_path, neuron_weight=.5, gradient_accumulation_steps=2, max_steps=2), []

@@ -12,7 +12,7 @@ from .dynamic import DynamicSelection
 from .models import atomic_folder, load_model
 from .neurons import NeuronSet, layer_matched
 from .pairs import load_pairs
-from .problems import Problem, atomic_write, general_texts, read_jsonl, strip_annotations, write_rows
+from .problems import atomic_write, general_texts, read_problems, strip_annotations, write_rows
 from .responses import format_prompt
 from .run import need, notebook_parameters, plan, read_recipe, run_folder
 from .trainer import NotFiniteError, train_yfpo
@@ -38,7 +38,7 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
     net, tokenizer = load_model(str(need(run/'sft'/'model', recipe, 'sft')))
     out, moving = run/'train'/f'{arm}-seed{seed}', []
     def follow(trainer):
-        solved = [Problem(**r) for r in read_jsonl(need(run/'problems'/'select.jsonl', recipe, 'problems'))][:n_select]
+        solved = read_problems(need(run/'problems'/'select.jsonl', recipe, 'problems'))[:n_select]
         texts = [(format_prompt(tokenizer, p.question), strip_annotations(p.solution)) for p in solved]
         moving.append(DynamicSelection(trainer, tokenizer, texts, general_texts(len(texts), seed=seed, themes=range(9)), every, warmup,
                                        decay, per_layer=per_layer, batch_size=batch_size, seed=seed))

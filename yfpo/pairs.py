@@ -561,7 +561,8 @@ def pair_card(pairs, tokenizer=None, # lengths are tokens with it, words without
     if not pairs: raise ValueError('there are no pairs to describe; make some first')
     if model is not None and tokenizer is None: raise ValueError('log-probabilities need the tokenizer of the model; give pair_card both')
     unit = 'tokens' if tokenizer is not None else 'words'
-    size = lambda t: len(tokenizer(t, add_special_tokens=False).input_ids) if tokenizer is not None else len(t.split())
+    def size(t): # without a token for a beginning, since a response goes on
+        return len(tokenizer(t, add_special_tokens=False).input_ids) if tokenizer is not None else len(t.split())
     c,r = ([size(response_text(p[k])) for p in pairs] for k in ('chosen', 'rejected'))
     count = lambda k: dict(sorted(Counter(p.get(k, 'unknown') for p in pairs).items()))
     card = dict(n=len(pairs), questions=len({p['question_id'] for p in pairs}), unit=unit, by_error=count('error'),

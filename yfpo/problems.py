@@ -8,16 +8,16 @@ __all__ = ['SPACES', 'VULGAR', 'PLAIN', 'NUMBER', 'STRICT', 'FLEXIBLE', 'MARKED'
            'LINKS', 'VERBS', 'PLURAL', 'SINGULAR', 'atomic_write', 'parse_json', 'read_text', 'read_jsonl',
            'write_jsonl', 'write_rows', 'plain_text', 'to_number', 'show_number', 'calc', 'Annotation',
            'strip_annotations', 'parse_annotations', 'annotations_hold', 'extract_strict', 'extract_flexible',
-           'extract_number', 'normalise_answer', 'is_correct', 'Problem', 'gold_number', 'gold_problem', 'load_gsm8k',
-           'equation_solution', 'load_svamp', 'OtherSet', 'load_other', 'Template', 'templates', 'make_problems',
-           'make_ood', 'load_problems', 'normal_text', 'masked_text', 'check_disjoint', 'split_problems',
-           'general_texts', 'agreement_texts']
+           'extract_number', 'normalise_answer', 'is_correct', 'Problem', 'gold_number', 'gold_problem',
+           'read_problems', 'load_gsm8k', 'equation_solution', 'load_svamp', 'OtherSet', 'load_other', 'Template',
+           'templates', 'make_problems', 'make_ood', 'load_problems', 'normal_text', 'masked_text', 'check_disjoint',
+           'split_problems', 'general_texts', 'agreement_texts']
 
 # %% ../nbs/00_problems.ipynb #00-probl-002
 import ast, hashlib, itertools, json, logging, operator, os, random, re, threading, unicodedata
 from collections import Counter, defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -289,6 +289,30 @@ def gold_problem(question:str, solution:str, id:str, source:str, where:str='', *
         if not isinstance(v, str) or not v.strip():
             raise ValueError(f'{where}: the {k} is missing or empty; every row needs a question and an answer')
     return Problem(id, question.strip(), solution.strip(), gold_number(solution, where), source, meta)
+
+
+# %% ../nbs/00_problems.ipynb #00-probl-038a
+def _problem(row, where):
+    "The `Problem` that a row of a file holds, its parts of the right kind and its answer that of its solution"
+    names = [f.name for f in fields(Problem)]
+    odd = next((k for k in [*row, *names[:5]] if k not in names or k not in row), None)
+    if odd: raise ValueError(f'{where} {"has an unknown" if odd in row else "lacks the"} key {odd!r}: a problem has {", ".join(names)}')
+    for k in names[:5]:
+        if not isinstance(row[k], str) or not (row[k].strip() or k == 'solution'):
+            raise ValueError(f'{where}: {k} is {row[k]!r:.40}, but must be text')
+    if not isinstance(row.get('meta', {}), dict): raise ValueError(f'{where}: meta is {row["meta"]!r:.40}, but must be an object')
+    if '####' in row['solution'] and (gold := gold_number(row['solution'], where)) != row['answer']:
+        raise ValueError(f'{where}: the answer is {row["answer"][:40]!r} and the solution ends in {gold[:40]!r}; they must agree')
+    return Problem(**row)
+
+def read_problems(path:str|Path) -> list: # a JSONL file with the fields of `Problem`
+    "Problems that were written with `write_jsonl`, each checked, and each id once"
+    rows, lines = read_jsonl(path), {}
+    res = [_problem(r, f'{path}, row {i}') for i,r in enumerate(rows, 1)]
+    for i,p in enumerate(res, 1):
+        first = lines.setdefault(p.id, i)
+        if first != i: raise ValueError(f'{path}, row {i}: the id {p.id!r} is that of row {first}; ids are unique')
+    return res
 
 
 # %% ../nbs/00_problems.ipynb #00-probl-040

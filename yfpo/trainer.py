@@ -197,17 +197,24 @@ class FiniteSteps:
         self.check_weights()
         return out
 
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        for k, v in metrics.items():
+            if k.endswith('loss') and not math.isfinite(v): self.stop(k, v, step=self.state.global_step)
+        return metrics
+
     def save_model(self, *args, **kwargs):
         self.check_weights()
         super().save_model(*args, **kwargs)
 
 # %% ../nbs/13_trainer.ipynb #12_train-075
-def _stop(self, what, value, batches=()): # batches: the `ref_row` of each that is to blame
+def _stop(self, what, value, batches=(), step=None): # batches: the `ref_row` of each that is to blame; step: default the one under way
     "End the training with a sentence"
     rows = [r for b in batches if b is not None for r in b.tolist()]
     pairs = f', on the pairs {self.named(rows)}' if rows else ''
     last = complete_checkpoint(self.args.output_dir, self.accelerator.num_processes, not self.args.save_only_model)
-    raise NotFiniteError(f'the {what} is {float(value):g} at step {self.state.global_step + 1}{pairs}: nothing of it was saved, the last '
+    step = self.state.global_step + 1 if step is None else step
+    raise NotFiniteError(f'the {what} is {float(value):g} at step {step}{pairs}: nothing of it was saved, the last '
                          f'good checkpoint is {last or "none"}; lower the learning rate, or look at these pairs and at the weights')
 
 def _named(self, rows):
@@ -432,7 +439,7 @@ def turns_read(tokenizer, prompt, response, # messages
     "For each token of a conversation behind the prompt whether it is a word of the assistant"
     def render(messages, **more): return tokenizer.apply_chat_template(messages, **kwargs, **more)
     text, spans = turn_spans(lambda m: render(m, tokenize=False), [*prompt, *response], len(prompt))
-    at = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    at = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping   # the template has them
     read = [any(a < end and b > start for start, end in spans) for a, b in at]
     if has_generation_markers(tokenizer.chat_template):
         marks = render([*prompt, *response], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)['assistant_masks']
