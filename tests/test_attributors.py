@@ -1,6 +1,6 @@
 "Attributors on every family, selectors with a criterion of their own, controls, interventions and cards beyond their notebooks."
 import math
-import pytest, torch
+import numpy as np, pytest, torch
 from test_relevance import PUBLIC, random_model, relative
 from yfpo.attributors import ATTRIBUTORS, attribute, integrated_gradients, logprob_increase
 from yfpo.cards import cards_html, neuron_cards
@@ -128,6 +128,8 @@ def test_matched_controls(chosen):
 def test_spearman_is_a_rank_correlation():
     a = torch.tensor([3., 1., 2., 10.])
     assert spearman(a, a.exp()) == pytest.approx(1) and spearman(a, -a) == pytest.approx(-1)
+    flat = torch.tensor([[0., 0., 0.], [1., 2., 0.]])          # many neurons score nothing: their order is no information
+    assert spearman(flat, flat.roll(1, 1)) == pytest.approx(np.corrcoef([2.5, 2.5, 2.5, 5, 6, 2.5], [2.5, 2.5, 2.5, 2.5, 5, 6])[0, 1])
 
 # ---- interventions
 

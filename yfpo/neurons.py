@@ -394,9 +394,9 @@ def bottom_neurons(neurons, cap, gen=None, seed:int=0):
 
 # %% ../nbs/08_neurons.ipynb #06-neuro-046
 def spearman(a, b):
-    "Rank correlation of two score tensors of equal shape"
-    ranks = [x.flatten().double().argsort().argsort().double() for x in (a, b)]
-    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
+    "Rank correlation of two score tensors of equal shape, scipy's: equal scores share a rank; NaN where all scores are equal"
+    from scipy.stats import spearmanr                          # here, since it takes a second to import
+    return float(spearmanr(*(x.flatten().double().cpu().numpy() for x in (a, b))).statistic)
 
 def stability(model, tokenizer, text_sets, # list of (capability texts, general texts): other seeds, other sizes
               k:float=0.005, universal:float=0.001, per_layer:float=0.03, method:str='attnlrp', batch_size:int=8, **options):
