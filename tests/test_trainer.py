@@ -869,7 +869,7 @@ def test_pairs_that_come_again_or_the_other_way_are_named():
     (dict(prompt=PAIRS[0]['prompt'], chosen='4', rejected='5'), 'row 1 of train_dataset mixes text and messages'),
     (dict(prompt='a', chosen='4', rejected='5'), 'mixes text and messages: prompt is text in row 1 and messages in row 0'),
     (dict(PAIRS[0], prompt=None), 'prompt of row 1 of train_dataset is None'), (dict(PAIRS[0], chosen=None), 'chosen of row 1 .* is None'),
-    (dict(PAIRS[0], chosen=[]), 'row 1 .* empty chosen'), (dict(PAIRS[0], chosen=3), 'chosen of row 1 .* neither text nor'),
+    (dict(PAIRS[0], chosen=[]), 'chosen of row 1 .* is an empty list'), (dict(PAIRS[0], chosen=3), 'chosen of row 1 .* neither text nor'),
     (dict(chosen=PAIRS[0]['chosen'], rejected=PAIRS[0]['rejected']), "row 1 of train_dataset has no 'prompt'"),
     (dict(PAIRS[0], rejected=turns('a')), 'row 1 .* empty rejected')])
 def test_rows_that_are_not_pairs_are_named(row, words):

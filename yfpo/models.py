@@ -381,6 +381,7 @@ def keep_base(model, tokenizer, folder):
         name = None
         base.save_pretrained(Path(folder)/'base', state_dict={k: v.contiguous() for k, v in _base_weights(model).items()})
         tokenizer.save_pretrained(Path(folder)/'base')
+    else: shutil.rmtree(Path(folder)/'base', ignore_errors=True)         # of an adapter that lay here before
     note = dict(name=name, dtype=str(base.dtype).removeprefix('torch.'), weights=now)
     (Path(folder)/'base.json').write_text(json.dumps(note, indent=1) + '\n', encoding='utf-8')
 
