@@ -364,6 +364,8 @@ def _check_kinds(args):
         if switch and type(v) is not bool: raise ValueError(f'{f.name} is {v!r}: give True or False')
     if not isinstance(args.output_dir, (str, Path, type(None))): raise ValueError(f'output_dir is {args.output_dir!r}: give a path')
     if args.output_dir and Path(args.output_dir).is_file(): raise ValueError(f'output_dir {args.output_dir} is a file: give a folder')
+    if not isinstance(getattr(args, 'loss_weights', None), (list, tuple, type(None))):
+        raise ValueError(f'loss_weights is {args.loss_weights!r}: give a list, one weight for each of loss_type')
     pad = getattr(args, 'pad_to_multiple_of', None)
     if pad is not None and not isinstance(pad, str): check_count('pad_to_multiple_of', pad)    # 'auto', or None
 
@@ -465,8 +467,6 @@ def check_preference(args):
     if args.use_liger_kernel:
         raise ValueError('use_liger_kernel=True puts other code in place of the MLPs that are read, and TRL is to drop it: leave it off')
     args.loss_type = check_losses(args.loss_type, args.label_smoothing)
-    if not isinstance(args.loss_weights, (list, tuple, type(None))):
-        raise ValueError(f'loss_weights is {args.loss_weights!r}: give a list, one weight for each of loss_type')
     for i, w in enumerate(args.loss_weights or ()): check_number(f'loss_weights[{i}]', w)
     for k in ('beta', 'discopop_tau'):
         if check_number(k, getattr(args, k)) <= 0: raise ValueError(f'{k} is {getattr(args, k)}: give a number above 0')
