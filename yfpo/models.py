@@ -144,6 +144,8 @@ def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', 
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     _check_dtype(dtype)
     source, called = _local(name)
+    if revision and not isinstance(source, str) or source in (EMBEDDED, TINY) and revision:
+        raise ValueError(f'revision is {revision!r}, but {called} is not read from the hub: leave it out')
     if _is_adapter(source): model, tokenizer = _with_adapter(source, dtype=dtype, device=device, attn=attn, use=use)
     else: model, tokenizer = _plain(source, revision, _dtype(dtype, str(source), revision, device, use), attn)
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token

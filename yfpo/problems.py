@@ -307,11 +307,10 @@ def _problem(row, where):
 
 def read_problems(path:str|Path) -> list: # a JSONL file with the fields of `Problem`
     "Problems that were written with `write_jsonl`, each checked, and each id once"
-    rows, lines = read_jsonl(path), {}
+    rows = read_jsonl(path)
+    if not rows: raise ValueError(f'{path} is empty; make it again')
     res = [_problem(r, f'{path}, row {i}') for i,r in enumerate(rows, 1)]
-    for i,p in enumerate(res, 1):
-        first = lines.setdefault(p.id, i)
-        if first != i: raise ValueError(f'{path}, row {i}: the id {p.id!r} is that of row {first}; ids are unique')
+    _check_ids(res, path)
     return res
 
 
@@ -382,7 +381,10 @@ def _svamp_problem(r, where):
         body,question = body.rstrip(',') + ',', re.sub(r'^(How|What)\b', lambda m: m[0].lower(), question)
     stated = to_number(r['Answer'])
     if stated is None: raise ValueError(f'{where}: the answer {r["Answer"]!r} is not a number; write it in digits')
-    agrees = calc(r['Equation']) == stated
+    if not isinstance(r['ID'], (str, int)) or r['ID'] == '': raise ValueError(f'{where}: the ID is {r["ID"]!r}; give each row its own')
+    try: agrees = calc(r['Equation']) == stated
+    except (ValueError, SyntaxError, ZeroDivisionError) as e:
+        raise ValueError(f'{where}: the Equation {r["Equation"][:40]!r} cannot be calculated ({e}); mend it') from None
     solution = equation_solution(r['Equation']) if agrees else f'#### {show_number(stated)}'
     return gold_problem(f'{body} {question}', solution, f'svamp-{r["ID"]}', 'svamp', where, type=r.get('Type', ''), agrees=agrees)
 
@@ -401,7 +403,16 @@ def load_svamp(data_dir:str|Path=None, # folder with svamp/SVAMP.json or SVAMP.j
     else: path,rows = 'ChilleD/SVAMP', _hub('ChilleD/SVAMP', None, 'train+test' if split == 'all' else split, revision)
     if not rows: raise ValueError(f'{path} is empty; it should hold a list of problems')
     order = lambda p: [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', p.id)]
-    return sorted((_svamp_problem(r, f'{path}, row {i+1}') for i,r in enumerate(rows)), key=order)
+    res = [_svamp_problem(r, f'{path}, row {i+1}') for i,r in enumerate(rows)]
+    _check_ids(res, path)
+    return sorted(res, key=order)
+
+def _check_ids(problems, path):
+    "Refuse an id that two rows have"
+    lines = {}
+    for i,p in enumerate(problems, 1):
+        first = lines.setdefault(p.id, i)
+        if first != i: raise ValueError(f'{path}, row {i}: the id {p.id!r} is that of row {first}; ids are unique')
 
 # %% ../nbs/00_problems.ipynb #00-probl-086
 class OtherSet(NamedTuple):
@@ -717,6 +728,8 @@ def load_problems(name:str, # 'gsm8k/train', 'gsm8k/test', 'svamp', 'templates',
                   seed:int=0,
                   difficulty=None) -> list: # of templates: 1, 2 or 3, or several; None for all
     "Problems of a named source"
+    if not isinstance(name, str): raise ValueError(f'the name of the problems is {name!r}; give text, such as gsm8k/train')
+    if n is not None and (type(n) is not int or n < 1): raise ValueError(f'n is {n!r}; give a whole number of at least 1, or None for all')
     if name == 'templates': return make_problems(1000 if n is None else n, seed=seed, difficulty=difficulty)
     if name == 'templates-ood': return make_ood(200 if n is None else n, seed=seed, difficulty=difficulty)
     if difficulty is not None: raise ValueError(f'{name} has no levels of difficulty, only templates do: leave difficulty out')
@@ -756,7 +769,7 @@ def split_problems(problems, sizes:dict, # name -> number of problems; one may b
     "Disjoint random splits by question; questions that differ only in numbers stay together"
     groups = defaultdict(list)
     for p in problems: groups[masked_text(p.question)].append(p)
-    groups = list(groups.values())
+    groups, found = list(groups.values()), len(groups)
     random.Random(f'split-{seed}').shuffle(groups)
     if sum(n < 0 for n in sizes.values()) > 1: raise ValueError(f'only one split may take the rest (-1), but sizes is {sizes}')
     res = {}
@@ -765,8 +778,8 @@ def split_problems(problems, sizes:dict, # name -> number of problems; one may b
         got = []
         while groups and (n < 0 or len(got) < n): got += groups.pop()
         if not got or len(got) < n:
-            raise ValueError(f'split {name!r} got {len(got)} of {max(n, 1)} problems: '
-                             f'{len(problems)} problems are too few for sizes {sizes}')
+            raise ValueError(f'split {name!r} got {len(got)} of {max(n, 1)} problems: {len(problems)} problems in {found} wordings are too '
+                             f'few for sizes {sizes}, since questions that differ only in numbers stay together')
         res[name] = got if n < 0 else got[:n]
     check_disjoint(res)
     return {name: res[name] for name in sizes}

@@ -126,7 +126,8 @@ ARMS = ('dpo', 'yfpo', 'yfpo-random', 'yfpo-dynamic')          # base and sft ar
 def _check_cost(cost, path):
     if cost is None: return
     for k in sorted({*cost} ^ {*COST}):
-        raise ValueError(f"{path}: cost {'has an unknown' if k in cost else 'lacks the'} key {_short(k)}: {_nearest(k, COST)}")
+        if k in cost: raise ValueError(f'{path}: cost has an unknown key {_short(k)}: {_nearest(k, COST)}')
+        raise ValueError(f'{path}: cost lacks the key {k!r}; it needs {", ".join(COST)}')
     for k, v in cost.items():
         if type(v) is not COST[k] and not (COST[k] is float and type(v) is int) or not v:
             raise ValueError(f'{path}: cost {k} is {_short(v)}, but must be of type {COST[k].__name__} and not nothing')
@@ -147,7 +148,9 @@ def _check_lists(res, path):
         if a not in ARMS: raise ValueError(f'{path} has an unknown arm {_short(a)}: {_nearest(a, ARMS)}')
     if not res['seeds'] or any(type(x) is not int or not 0 <= x < 2**32 for x in res['seeds']):
         raise ValueError(f"{path}: seeds are {_short(res['seeds'])}, but must be a list of whole numbers, 0 or more and below 2**32")
-    for k in res['outputs']: _check_label(k, 'output', path)
+    for k in res['outputs']:
+        _check_label(k, 'output', path)
+        if not k.startswith(('table_', 'fig_')) and k != 'cost': raise ValueError(f'{path}: the output {k!r} is no table_, no fig_ and not cost')
     for k in ('arms', 'seeds', 'outputs'):
         twice = [x for x, n in collections.Counter(res[k]).items() if n > 1]
         if twice: raise ValueError(f'{path}: {k} names {_short(twice[0])} twice; name it once')
@@ -187,7 +190,8 @@ def _json(path, *needed):
     try: res = json.loads(_text(path))
     except json.JSONDecodeError as e:
         raise ValueError(f'{path}, line {e.lineno}: not valid JSON ({e.msg}); it was cut short or edited, make it again') from None
-    lacks = [k for k in needed if not isinstance(res, dict) or k not in res]
+    if not isinstance(res, dict): raise ValueError(f'{path} holds {_a(res)} and no object: it was edited, make it again')
+    lacks = [k for k in needed if k not in res]
     if lacks: raise ValueError(f'{path} lacks {", ".join(lacks)}: an older version wrote it, or it was edited; make it again')
     return res
 
@@ -262,7 +266,8 @@ def _limits(name, default, help):
     "(lowest, highest, whether the lowest itself is too low) of a number, from what its help says of it"
     if name == 'seed': return 0, 2**32 - 1, False
     if m := re.search(r'\b(\d+) to (\d+)\b', help): return int(m[1]), int(m[2]), False
-    if re.match(r'([^:]*: )?(at most )?(this )?shares? of', help): return 0, 1, False
+    if re.match(r'([^:]*: )?(at most )?(this )?shares? of', help): return 0, 1, name in ('k', 'fractions')
+    if name == 'max_length': return 2, MOST, False             # a token of the prompt and one of the response
     first = default
     while type(first) is list and first: first = first[0]
     if type(first) is int: return int(first != 0 and not re.search(r'\b0 ', help)), MOST, False     # `0 keeps all`
@@ -392,6 +397,12 @@ def _refuse_fixed(recipe, overrides):
             raise ValueError(f"recipe {recipe['name']!r}, {where}: {k!r} is set by the runner; arms and seeds stand in `arms`, `seeds` "
                              "and `shared: seed` of the recipe, folders in --run-dir")
 
+def _data_folder(path, where):
+    "The folder of data, seen from the repository and not from where one stands"
+    folder = root()/Path(path).expanduser()
+    if not folder.is_dir(): raise ValueError(f'{where}: data_dir is {path}, which is no folder: give one with gsm8k/ or svamp/, or leave it empty')
+    return str(folder)
+
 def plan(recipe, # a dict from `read_recipe`
          run_dir:str='', overrides=None): # parameters that replace the recipe's in every stage that has them
     "Every notebook run of a recipe, checked: dicts `stage, label, notebook, params, needs`"
@@ -408,7 +419,9 @@ def plan(recipe, # a dict from `read_recipe`
         params = {**{k: v for k, v in recipe['shared'].items() if k in known}, **own, **{k: v for k, v in overrides.items() if k in known},
                   **extra}
         used |= set(known)
-        params = {k: check_parameter(k, v, known, f"stage {stage!r} of recipe {recipe['name']!r}") for k, v in params.items()}
+        where = f"stage {stage!r} of recipe {recipe['name']!r}"
+        params = {k: check_parameter(k, v, known, where) for k, v in params.items()}
+        if params.get('data_dir'): params['data_dir'] = _data_folder(params['data_dir'], where)
         params['recipe'] = recipe['name']
         params.update(results_dir=str(run/'results')) if 'results_dir' in known else params.update(run_dir=str(run))
         steps.append(dict(stage=stage, label=label, notebook=nb, params=params, needs=_needs(stage, label, extra, steps)))
@@ -463,9 +476,10 @@ def estimate(recipe): # a dict from `read_recipe`, with `cost`
     "Rows `stage, tokens, pflop, hours` of what a recipe will take, an order of magnitude before anything has run"
     c = recipe.get('cost')
     if not c: raise ValueError(f"recipe {recipe['name']!r} has no `cost`: name there {', '.join(COST)}")
+    params = {s['stage']: s['params'] for s in plan(recipe)}    # checked, with what is shared
     def st(stage):
         nb = root()/'nbs'/'paper'/f'stage_{stage}.ipynb'
-        return {**{k: v[1] for k, v in notebook_parameters(nb).items()}, **(recipe['stages'].get(stage) or {})}
+        return {**{k: v[1] for k, v in notebook_parameters(nb).items()}, **params.get(stage, {})}
     rows = []
     for stage in recipe['stages']:
         work = _tokens(stage, st, recipe['arms'], recipe['seeds'], c['question_tokens'], c['solution_tokens'])
@@ -732,12 +746,15 @@ def _run_beside(todo, jobs, run_one, board, template):
 def _chosen(recipe, steps, until, force, only):
     "Steps up to the stage `until`, or of the stages `only`; the labels to run again: those of the stages `force` and what reads from them"
     stages, again = list(dict.fromkeys(s['stage'] for s in steps)), set()
-    for s in [until, *force, *only]:
-        if s and s != 'all' and s not in stages: raise ValueError(f"recipe {recipe['name']!r} has no stage {s!r}: {_nearest(s, stages)}")
+    if until and only: raise ValueError('--until and --only exclude each other: give one of them')
+    for s in [*([until] if until else []), *force, *only]:
+        if s != 'all' and s not in stages: raise ValueError(f"recipe {recipe['name']!r} has no stage {s!r}: {_nearest(s, stages)}")
     for s in steps:
         if s['stage'] in force or 'all' in force or again & set(s['needs']): again.add(s['label'])
-    if only: return [s for s in steps if s['stage'] in only], again
-    return [s for s in steps if not until or stages.index(s['stage']) <= stages.index(until)], again
+    run = only or [s for s in stages if not until or stages.index(s) <= stages.index(until)]
+    lost = [s for s in force if s != 'all' and s not in run]
+    if lost: raise ValueError(f"--force names {lost[0]!r}, which does not run here: there are {', '.join(run)}")
+    return [s for s in steps if s['stage'] in run], again
 
 def _keys_there(recipe, everything, steps, run):
     "Keys of the finished steps that `steps` read from, for a run of single stages on what an earlier run left"
@@ -792,11 +809,14 @@ def _promise(recipe, todo, seconds, where, jobs):
 def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, run_dir:str='', only=(), jobs:int=0, say=print):
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
     recipe = read_recipe(name)
-    if data_dir: recipe['shared']['data_dir'] = str(Path(data_dir).expanduser().resolve())
+    if data_dir:
+        recipe['shared']['data_dir'] = str(Path(data_dir).expanduser().resolve())
+        _data_folder(recipe['shared']['data_dir'], '--data-dir')
     _check_jobs(jobs, '')
     recipe['jobs'] = jobs = lanes(jobs or recipe['jobs'])
     everything, ran, keys = plan(recipe, run_dir, overrides), 0, {}
     steps, again = _chosen(recipe, everything, until, force, only)
+    if only: _keys_there(recipe, everything, steps, run_folder(recipe['name'], run_dir, make=False))     # refused before a folder is made
     run = run_folder(recipe['name'], run_dir)
     if recipe.get('cost') and not only: say(estimate_text(recipe), flush=True)
     with _locked(run):
@@ -1071,7 +1091,8 @@ def _folder(path): return str(Path(os.path.expanduser(path)).resolve()) if path 
 
 def _cmd_run(a):
     given = _values(a.p)
-    ran, run = run_recipe(a.recipe, a.data_dir, a.until, a.force or (), given, _folder(a.run_dir), a.only or (), a.jobs)
+    if a.until == '': raise ValueError('--until is empty: name a stage, or leave it out')
+    ran, run = run_recipe(a.recipe, a.data_dir, a.until or '', a.force or (), given, _folder(a.run_dir), a.only or (), a.jobs)
     if not ran: print(f'nothing to do: {run} is up to date (use --force to run it again)')
     if a.until or a.only: return print(f"results so far in {run/'results'}, executed notebooks in {run/'notebooks'}")
     show_results(run/'results')
@@ -1121,7 +1142,7 @@ def _parser():
     run_dir = (['--run-dir'], dict(default='', help='folder of the run, default runs/RECIPE'))
     add('run', _cmd_run, 'run what is not yet done of a recipe', recipe, run_dir,
         (['--data-dir'], dict(default='', help='folder with gsm8k/*.jsonl and svamp/SVAMP.json')),
-        (['--until'], dict(default='', help='last stage to run')),
+        (['--until'], dict(help='last stage to run')),
         (['--only'], dict(action='append', metavar='STAGE', help='run this stage alone, on what an earlier run left')),
         (['--force'], dict(action='append', nargs='?', const='all', metavar='STAGE',
                            help='run this stage, or all, and what follows from it again although it is done')),
