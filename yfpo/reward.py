@@ -360,8 +360,8 @@ def check_margins(phi, # read-outs (n, 2) of the reference on chosen and rejecte
         raise ValueError(f'the margins of the {len(phi)} pairs have no spread (s = {stats.scale:.1g}), so nothing can be in units of it: '
                          'give more pairs that differ, neurons that differ on them, or the statistics of an earlier run')
     if ro.ref_relative and (most := (phi.abs().max()/stats.scale).item()) <= FLOOR:
-        raise ValueError(f'the read-outs of the {len(phi)} pairs are at most {most:.1g} in units of the scale, which is rounding, since the '
-                         'std or the scale of the reward statistics is too large: leave reward_stats out, to fit them anew')
+        raise ValueError(f'the read-outs of the {len(phi)} pairs are at most {most:.1g} in units of the scale, which is rounding, since '
+                         'the std or the scale of the reward statistics is too large: leave reward_stats out, to fit them anew')
 
 def _why_equal(phi, examples):
     n = len(phi)
