@@ -167,3 +167,91 @@ def test_methods_under_accumulation_and_checkpointing(name, extra, tiny, tmp_pat
     if 'gradient_checkpointing' not in extra: return
     on, off = (by_method(name, tiny, tmp_path/k, .5, gradient_checkpointing=k == 'on') for k in ('on', 'off'))
     assert losses(on) == pytest.approx(losses(off), rel=1e-5) and losses(on) != losses(ours)
+
+# --- what is refused before anything is trained
+
+nan = float('nan')
+
+@pytest.fixture(scope='module')
+def still(tiny, tmp_path_factory): return make(tiny, tmp_path_factory.mktemp('still'), neuron_weight=.5)
+
+@pytest.mark.parametrize('kw, words', [
+    (dict(every=0), 'every is 0: give a whole number'), (dict(every=-1), 'every is -1'), (dict(every='x'), "every is 'x'"),
+    (dict(every=nan), 'every is nan'), (dict(warmup=-1), 'warmup is -1'), (dict(warmup=2.5), 'warmup is 2.5'),
+    (dict(leave=0), 'leave is 0, which is below 1'), (dict(leave=-1), 'leave is -1'), (dict(leave=float('inf')), 'leave is inf'),
+    (dict(per_layer=0), 'per_layer is 0'), (dict(per_layer=5), 'per_layer is 5'), (dict(per_layer='x'), "per_layer is 'x'"),
+    (dict(universal=2), 'universal is 2'), (dict(universal=-1), 'universal is -1'), (dict(decay='x'), "decay is 'x'"),
+    (dict(decay=1), 'decay is 1: give a number from 0 to below 1'), (dict(batch_size=0), 'batch_size is 0')])
+def test_settings_of_the_selection_are_refused_at_once(still, tiny, kw, words):
+    with pytest.raises(ValueError, match=words): DynamicSelection(still, tiny[1], *texts(tiny[1]), **kw)
+
+@pytest.mark.parametrize('kw, words', [
+    (dict(every=0), 'every is 0'), (dict(every=-3), 'every is -3'), (dict(every='x'), "every is 'x'"), (dict(every=nan), 'every is nan'),
+    (dict(prose='a string'), "the prose texts are one text, 'a string': give a list"), (dict(prose=[None]), 'prose text 0 is None'),
+    (dict(draw=5), 'draw is 5: give a function'), (dict(problems=['2+2?']), 'problem 0 is a str: give Problems'),
+    (dict(problems=[{}]), 'problem 0 is a dict'), (dict(problems={}), 'problems is a dict'), (dict(problems=[]), 'no problems'),
+    (dict(stop=StopRule()), 'watches prose_nll, and there is no prose'), (dict(stop='kl'), "stop is 'kl': give a StopRule"),
+    (dict(stop=StopRule('prose_nl'), prose=['Some words.']), "did you mean 'prose_nll'"), (dict(n_samples=0), 'n_samples is 0')])
+def test_settings_of_the_monitor_are_refused_at_once(still, tiny, kw, words):
+    with pytest.raises(ValueError, match=words): Monitor(still, tiny[1], **{**dict(problems=make_problems(1)), **kw})
+
+def test_a_monitor_takes_a_generator_and_a_rule_of_what_it_measures(still, tiny):
+    m = Monitor(still, tiny[1], (p for p in make_problems(2)), (t for t in ['One.', 'Two.']), stop=StopRule('prose_nll'), every=1)
+    assert len(m.problems) == 2 == len(m.prose)
+    for metric in ('kl', 'phi_policy', 'norm_outside'): Monitor(still, tiny[1], make_problems(1), stop=StopRule(metric))
+
+@pytest.mark.parametrize('kw, words', [(dict(patience=1.5), 'patience is 1.5'), (dict(patience='a'), "patience is 'a'"),
+                                       (dict(worse_by='x'), "worse_by is 'x'"), (dict(metric=5), 'metric is 5')])
+def test_stop_rules_that_cannot_be_are_refused(kw, words):
+    with pytest.raises(ValueError, match=words): StopRule(**kw)
+
+PLAIN = {'sft': [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS],
+         'kto': [dict(prompt=p['prompt'], completion=p[k], label=k == 'chosen') for p in PAIRS for k in ('chosen', 'rejected')]}
+
+def built(name, tiny, folder, rows=None, change=None, **kw):
+    "A trainer of one method, not run"
+    cls, cfg, own = METHODS[name]
+    args = cfg(output_dir=str(folder), max_steps=1, per_device_train_batch_size=2, bf16=False, use_cpu=True, report_to='none',
+               disable_tqdm=True, **own)
+    model = copy.deepcopy(tiny[0])
+    if change: change(model)
+    more = dict(neurons=some_neurons(tiny[0]), train_dataset=PLAIN.get(name, PAIRS) if rows is None else rows)
+    return cls(model=model, args=args, processing_class=tiny[1], **{**more, **kw})
+
+def freeze(model): model.requires_grad_(False)
+def spoil(model): model.model.layers[0].mlp.down_proj.weight.data[0, 0] = nan
+
+@pytest.mark.parametrize('name', ['sft', 'simpo', 'cpo', 'orpo', 'kto'])
+def test_a_method_refuses_what_it_cannot_train(name, tiny, tmp_path):
+    from yfpo.trainer import NotFiniteError
+    with pytest.raises(ValueError, match='no weight of the model can be trained'): built(name, tiny, tmp_path, change=freeze)
+    with pytest.raises(NotFiniteError, match='weights that are not finite, in model.layers.0.mlp.down_proj'):
+        built(name, tiny, tmp_path, change=spoil)
+    for k in ('train_dataset', 'eval_dataset'):
+        for empty in ([], Dataset.from_list([])):
+            with pytest.raises(ValueError, match=f'{k} is empty: give at least one row with prompt'):
+                built(name, tiny, tmp_path, **{k: empty})
+    with pytest.raises(ValueError, match=r"the readout \['standardised'\] is unknown"):
+        built(name, tiny, tmp_path, readout=['standardised'])
+    for what in ([], {}, True, tmp_path):
+        with pytest.raises(ValueError, match=f'neurons is a {type(what).__name__}, but must be a NeuronSet'):
+            built(name, tiny, tmp_path, neurons=what)
+
+@pytest.mark.parametrize('name', ['sft', 'simpo', 'cpo', 'orpo', 'kto'])
+def test_a_method_reads_lists_as_datasets(name, tiny, tmp_path):
+    rows = PLAIN.get(name, PAIRS)
+    ours = built(name, tiny, tmp_path, rows, eval_dataset=dict(own=rows[:2]))
+    theirs = built(name, tiny, tmp_path, Dataset.from_list(rows), eval_dataset=dict(own=Dataset.from_list(rows[:2])))
+    assert ours.ref_phi == theirs.ref_phi and ours.reward_stats.scale == theirs.reward_stats.scale
+
+@pytest.mark.parametrize('labels', [(0, 5), (-1, 1), ('True', 'False'), (None, True), (.5, 1.)])
+def test_labels_of_kto_are_true_or_false(labels, tiny, tmp_path):
+    rows = [dict(r, label=labels[i % 2]) for i, r in enumerate(PLAIN['kto'])]
+    bad = next(i for i, x in enumerate(labels) if type(x) not in (bool, int) or x not in (0, 1))
+    for data in (rows, Dataset.from_list(rows)):
+        with pytest.raises(ValueError, match=f'label of row {bad} of train_dataset is {labels[bad]!r}: give True or False'):
+            built('kto', tiny, tmp_path, data)
+
+def test_labels_of_kto_may_be_0_and_1(tiny, tmp_path):
+    rows = [dict(r, label=int(r['label'])) for r in PLAIN['kto']]
+    assert built('kto', tiny, tmp_path, rows).ref_phi == built('kto', tiny, tmp_path).ref_phi

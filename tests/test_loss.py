@@ -3,7 +3,7 @@ import ast, math
 from pathlib import Path
 import pytest, torch
 from yfpo.loss import (LOSS_TYPES, OBJECTIVES, PREFERENCE_LOSSES, SIDES, add_linear, add_logistic, anchor, check_count, check_losses,
-                       check_objective, dpo_loss, objective, offset, pair_weights, preference_loss, reweight, route, yoked)
+                       check_objective, check_steps, dpo_loss, objective, offset, pair_weights, preference_loss, reweight, route, yoked)
 
 B = 7
 def draw(seed=0, dtype=torch.float32):
@@ -162,3 +162,29 @@ def test_losses_that_cannot_be_are_refused(types, eps, words):
 def test_counts_are_whole_numbers_from_one_on(value):
     with pytest.raises(ValueError, match=f'n is {value!r}: give a whole number, 1 or more'): check_count('n', value)
     assert check_count('n', 1) == 1 and check_count('n', 0, 0) == 0
+
+ONES = torch.ones(3)
+
+@pytest.mark.parametrize('args, words', [
+    (('sppo_hard', ONES, ONES, 0.), 'beta is 0.0: give a number above 0'), (('ipo', ONES, ONES, 0.), 'beta is 0.0'),
+    (('sigmoid', ONES, ONES, -1.), 'beta is -1'), (('sigmoid', ONES, ONES, math.nan), 'beta is nan'),
+    (('robust', ONES, ONES, .1, .5), 'less than 0.5'), (('robust', ONES, ONES, .1, 2.), 'label_smoothing is 2'),
+    (('discopop', ONES, ONES, .1, 0., 0.), 'discopop_tau is 0.0: give a number above 0'), ((['ipo'], ONES, ONES), 'did you mean'),
+    (('ipo', [1.], ONES), 'chosen is a list: give a tensor'),
+    (('ipo', ONES, torch.ones(2)), r'rejected has the shape \(2,\) and chosen \(3,\)')])
+def test_a_loss_refuses_what_the_settings_of_a_run_refuse(args, words):
+    with pytest.raises(ValueError, match=words): preference_loss(*args)
+
+def test_dpo_refuses_too():
+    with pytest.raises(ValueError, match='beta is -1, which is below 0'): dpo_loss(ONES, ONES, ONES, ONES, beta=-1)
+    with pytest.raises(ValueError, match='ref_rejected is a list'): dpo_loss(ONES, ONES, ONES, [1.])
+
+@pytest.mark.parametrize('f', [lambda: objective(['yoked']), lambda: check_objective({'yoked': 1}), lambda: route(ONES, ONES, ['both']),
+                               lambda: check_objective('yoked', grad_to=['both'])])
+def test_names_that_are_no_text_are_unknown(f):
+    with pytest.raises(ValueError, match='is unknown: (did you mean|there are)'): f()
+
+@pytest.mark.parametrize('value', [0, -1, 1.5, math.nan, math.inf, 'x', True, None])
+def test_steps_are_whole_or_a_share(value):
+    with pytest.raises(ValueError, match=f'every is {value}|every is {value!r}'): check_steps('every', value)
+    assert [check_steps('every', x) for x in (.1, 1, 3.)] == [.1, 1, 3.] and check_steps('warmup', 0, 0) == 0

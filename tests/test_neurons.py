@@ -6,7 +6,7 @@ from safetensors.torch import save, save_file
 from yfpo.interventions import ablate, delta_nll, text_nll
 from yfpo.models import load_model, save_model, tiny_model
 from yfpo.attributors import response_means
-from yfpo.neurons import (NeuronSet, contrast_set, layer_matched, model_signature, random_neurons, select_neurons, set_from_scores,
+from yfpo.neurons import (NeuronSet, as_set, contrast_set, layer_matched, model_signature, random_neurons, select_neurons, set_from_scores,
                           top_neurons)
 from yfpo.problems import general_texts, make_problems
 from yfpo.relevance import Relevance, digit_ids, relevance_of
@@ -210,6 +210,16 @@ def test_a_damaged_file_is_said_in_a_sentence(make, says, tmp_path):
 
 def test_joined_sets_may_share_members():
     assert len(NeuronSet(**{k: torch.cat([v, v]) for k, v in GOOD.items()}, meta=dict(selector='joined'))) == 6
+
+@pytest.mark.parametrize('whole, real', [(torch.uint8, torch.float16), (torch.int16, torch.bfloat16), (torch.int32, torch.float64)])
+def test_members_have_one_type_whatever_was_given(whole, real, tiny):
+    s = NeuronSet(*(GOOD[k].to(d) for k, d in zip(GOOD, (whole, whole, real, real))), meta=dict(model=model_signature(tiny[0])))
+    assert [getattr(s, k).dtype for k in GOOD] == [torch.int64]*2 + [torch.float32]*2
+    with NeuronReader(tiny[0], s) as reader: assert reader.norms().shape == (3,)
+
+@pytest.mark.parametrize('given', [[], {}, True, 'folder', None])
+def test_what_is_no_set_is_said(given):
+    with pytest.raises(ValueError, match=f'neurons is a {type(given).__name__}, but must be a NeuronSet: select'): as_set(given)
 
 numbers = st.one_of(st.integers(-2**70, 2**70), st.floats(), st.booleans(), st.none(), st.text(max_size=5))
 jsons = st.recursive(numbers, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(['model', 'chosen_on', 'selector', 'k']) |

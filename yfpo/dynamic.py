@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
-from .neurons import NeuronSet, capability_relevance, eligible, jaccard, layer_matched, model_signature, spearman
+from .neurons import NeuronSet, capability_relevance, check_shares, eligible, jaccard, layer_matched, model_signature, spearman
+from .loss import check_count, check_number, check_steps
 from .problems import atomic_write, write_rows
 
 # %% ../nbs/14_dynamic.ipynb #12-dynam-005
@@ -73,12 +74,16 @@ class DynamicSelection(TrainerCallback):
                  swap:str='policy', # 'policy', or 'random': as many swaps as the policy's relevance asks for, at random
                  batch_size:int=8, seed:int=0):
         if swap not in ('policy', 'random'): raise ValueError(f"swap is {swap!r}: use 'policy' or 'random'")
-        if not 0 <= decay < 1: raise ValueError(f'decay is {decay}: give a number from 0 to below 1')
+        check_number('leave', leave, 1)
+        check_shares(universal=check_number('universal', universal), per_layer=check_number('per_layer', per_layer))
+        check_count('batch_size', batch_size)
+        if not 0 <= check_number('decay', decay) < 1: raise ValueError(f'decay is {decay}: give a number from 0 to below 1')
         if trainer.neurons is None: raise ValueError('the trainer rewards no neurons: give it neurons= before selecting them again')
         if trainer.ref_model is None and not hasattr(trainer.model, 'peft_config'):
             raise ValueError('new members need the reference beside the policy: set precompute_ref_log_probs=False')
         self.trainer, self.tokenizer, self.texts = trainer, tokenizer, (capability, general)
-        self.every, self.warmup, self.decay, self.leave, self.swap = every, warmup, decay, leave, swap
+        self.every, self.warmup, self.decay = check_steps('every', every), check_steps('warmup', warmup, 0), decay
+        self.leave, self.swap = leave, swap
         self.per_layer, self.universal, self.batch_size, self.seed = per_layer, universal, batch_size, seed
         self.policy, self.rows = trainer.neurons, []           # the set that the policy's relevance has chosen so far
         model, scope = trainer._reference()

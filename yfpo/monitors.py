@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from transformers import TrainerCallback
-from .problems import atomic_write, is_correct, read_jsonl
+from .loss import check_count, check_name, check_number, check_steps
+from .problems import Problem, atomic_write, is_correct, read_jsonl
 from .decoding import text_ids
-from .responses import Example, encode, example_logprobs, format_prompt, generate, response_logprobs
+from .responses import Example, encode, example_logprobs, format_prompt, generate, response_logprobs, text_items
 from .reward import NeuronReader, read_examples
 
 # %% ../nbs/15_monitors.ipynb #14_monit-005
@@ -51,8 +52,9 @@ class StopRule:
     patience: int = 1
 
     def __post_init__(self):
-        if not self.worse_by >= 0: raise ValueError(f'worse_by is {self.worse_by}: give 0 or more')
-        if self.patience < 1: raise ValueError(f'patience is {self.patience}: give 1 or more')
+        if not isinstance(self.metric, str): raise ValueError(f'metric is {self.metric!r}: give the name of a column of the log')
+        check_number('worse_by', self.worse_by, 0)
+        check_count('patience', self.patience)
 
     def fires(self, rows):
         "Whether the last `patience` rows are all worse than the first by more than `worse_by`"
@@ -70,14 +72,37 @@ class Monitor(TrainerCallback):
                  max_new_tokens:int=256, batch_size:int=16, seed:int=0,
                  stop:StopRule=None,
                  draw=None): # function of (log, monitor rows) that draws them, called after every look
-        if not len(problems): raise ValueError('there are no problems to sample answers to: give at least one')
-        self.trainer, self.tokenizer, self.problems, self.prose = trainer, tokenizer, problems, list(prose)
-        self.stop, self.draw = stop, draw
-        self.every, self.n_samples, self.max_new_tokens, self.batch_size, self.seed = every, n_samples, max_new_tokens, batch_size, seed
+        self.trainer, self.tokenizer, self.problems, self.prose = trainer, tokenizer, _problems(problems), _prose(prose)
+        self.stop, self.draw, self.every, self.seed = stop, draw, check_steps('every', every), seed
+        counts = dict(n_samples=n_samples, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        for k, n in counts.items(): setattr(self, k, check_count(k, n))
+        if draw is not None and not callable(draw): raise ValueError(f'draw is {draw!r}: give a function of (log, monitor rows)')
+        if stop is not None: self._check_stop()
         self.rows, self.path = [], Path(trainer.args.output_dir)/'monitor.jsonl'
         trainer.add_callback(self)
 
 # %% ../nbs/15_monitors.ipynb #14_monit-015
+def _problems(problems):
+    "`problems` as a list of `Problem`s, at least one"
+    if isinstance(problems, (str, dict)) or not hasattr(problems, '__iter__'):
+        raise ValueError(f'problems is a {type(problems).__name__}: give a list of Problems')
+    problems = list(problems)
+    if not problems: raise ValueError('there are no problems to sample answers to: give at least one')
+    odd = next((i for i, p in enumerate(problems) if not isinstance(p, Problem)), None)
+    if odd is not None: raise ValueError(f'problem {odd} is a {type(problems[odd]).__name__}: give Problems, as `read_problems` reads them')
+    return problems
+
+def _prose(prose): return [] if isinstance(prose, (list, tuple)) and not prose else text_items(prose, 'prose')
+
+def _check_stop(self):
+    "Refuse a rule that could never fire, because nobody measures what it watches"
+    if not isinstance(self.stop, StopRule): raise ValueError(f'stop is {self.stop!r}: give a StopRule')
+    if self.stop.metric == 'prose_nll' and not self.prose:
+        raise ValueError('the stop rule watches prose_nll, and there is no prose to measure it on: give prose=, or another metric')
+    kept = 'accuracy length digits repeated ended kl kl_se kl_per_token'.split() + ['prose_nll']*bool(self.prose)
+    if self.trainer.neurons is not None: kept += 'phi_policy phi_ref norm_set norm_outside'.split()
+    check_name('metric of the stop rule', self.stop.metric, kept)
+
 def _look(self, step):
     "One row: what the policy says now, and what it costs"
     t = self.trainer
@@ -117,7 +142,7 @@ def _costs(self, policy):
         with NeuronReader(policy, s) as r: out[k] = (r.norms().cpu()/stats.wnorm).mean().item()
     return out
 
-Monitor.look, Monitor._samples, Monitor._costs = _look, _samples, _costs
+Monitor.look, Monitor._samples, Monitor._costs, Monitor._check_stop = _look, _samples, _costs, _check_stop
 
 # %% ../nbs/15_monitors.ipynb #14_monit-016
 def _due(self, state):

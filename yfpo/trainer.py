@@ -745,7 +745,7 @@ def _numbered(self, data, name):
 def set_neurons(self, neurons, stats=None): # statistics of an earlier run, else fitted on the reference and the training pairs
     "Reward `neurons` from now on: the reference is read on all texts, statistics and the sample outside follow"
     model, scope = self._reference()
-    self.neurons, self.reward_stats = neurons.check(model), stats
+    self.neurons, self.reward_stats = neurons.check(model), RewardStats.given(stats, neurons, self.args.readout)
     self.outside, phi = outside(neurons, self.args.n_outside), []    # the same for every training seed
     for name, ex in self.texts.items():                        # the training pairs first
         with scope(), self.accelerator.main_process_first():   # one process reads, the others take its file

@@ -1,0 +1,106 @@
+"Reward statistics and pairs: what is refused, and in which words"
+import copy, json
+import pytest, torch
+from datasets import Dataset
+from test_trainer import LONG, PAIRS, make, some_neurons, tiny
+from yfpo.neurons import NeuronSet
+from yfpo.reward import RewardStats, checked_pairs, fit_moments, fit_stats, reward_audit
+
+__all__ = ['tiny']
+nan = float('nan')
+
+@pytest.fixture(scope='module')
+def stats(tiny): return fit_stats(*tiny, PAIRS, some_neurons(tiny[0]))[0]
+
+def with_(stats, **change): return RewardStats(**{**vars(copy.deepcopy(stats)), **change})
+def first(x, v): return torch.cat([torch.tensor([v]), x[1:]])
+
+# ---- statistics that are given
+
+@pytest.mark.parametrize('change, words', [
+    (dict(mean=torch.zeros(1), std=torch.ones(1), wnorm=torch.ones(1)), r'mean .* has the shape \(1,\), and there are 8 neurons'),
+    (dict(std=-torch.ones(8)), 'the std of neuron 0 in the reward statistics is -1'),
+    (dict(std=first(torch.ones(8), 0.)), 'the std of neuron 0 in the reward statistics is 0'),
+    (dict(wnorm=-torch.ones(8)), 'the wnorm of neuron 0'), (dict(mean=[0.]*8), 'the mean .* is no tensor of floats'),
+    (dict(std=torch.ones(8, dtype=torch.int64)), 'the std .* is no tensor of floats'),
+    (dict(mean=torch.full((8,), nan)), 'the mean .* not finite'),
+    (dict(scale='1'), "the scale of the reward statistics is '1' and no number"), (dict(scale=None), 'the scale .* is None and no number'),
+    (dict(scale=-1.), r'the scale .* is -1\.0, which is no spread'), (dict(scale=nan), 'the scale .* is nan, which is not finite'),
+    (dict(slope=nan), 'the slope .* is nan, which is not finite')])
+def test_statistics_that_cannot_be_are_refused(stats, tiny, change, words):
+    with pytest.raises(ValueError, match=words) as e: RewardStats.given(with_(stats, **change), some_neurons(tiny[0]))
+    assert str(e.value).endswith(': leave reward_stats out, to fit them anew')
+
+@pytest.mark.parametrize('what', [5, '/tmp/x', {}, True])
+def test_what_is_no_statistics_is_refused(tiny, tmp_path, what):
+    with pytest.raises(ValueError, match=f'reward_stats is a {type(what).__name__}, but must be RewardStats'):
+        make(tiny, tmp_path, trainer_kw=dict(reward_stats=what))
+
+def test_statistics_of_another_set_or_read_out_are_refused(stats, tiny, tmp_path):
+    own, other = some_neurons(tiny[0]), some_neurons(tiny[0], seed=5)
+    assert RewardStats.given(stats, own, 'standardised') is stats and RewardStats.given(None, own) is None
+    with pytest.raises(ValueError, match='fitted for another set of neurons'): RewardStats.given(stats, other)
+    with pytest.raises(ValueError, match="for the readout 'standardised', and not for 'contribution'"):
+        make(tiny, tmp_path/'a', readout='contribution', trainer_kw=dict(reward_stats=stats))
+    with pytest.raises(ValueError, match=r'has the shape \(1,\), and there are 8'):
+        make(tiny, tmp_path/'b', trainer_kw=dict(reward_stats=fit_stats(*tiny, PAIRS, some_neurons(tiny[0], 1))[0]))
+    older = with_(stats, readout='', neurons='')
+    assert RewardStats.given(older, other, 'contribution') is older                    # which do not tell
+
+@pytest.mark.parametrize('change', [lambda s: dict(std=s.std*1e12), lambda s: dict(scale=1e12)])
+def test_statistics_that_switch_the_reward_off_are_refused(stats, tiny, tmp_path, change):
+    with pytest.raises(ValueError, match='in units of the scale, which is rounding'):
+        make(tiny, tmp_path, neuron_weight=.5, trainer_kw=dict(reward_stats=with_(stats, **change(stats))))
+
+# ---- their file
+
+def test_the_note_of_set_and_read_out_is_read_back(stats, tiny, tmp_path):
+    stats.save(tmp_path)
+    back = RewardStats.load(tmp_path)
+    assert (back.readout, back.neurons, back.scale) == ('standardised', stats.neurons, stats.scale) and len(back.neurons) == 16
+    (tmp_path/'reward.json').write_text('{"scale": 0.5, "slope": 0.0}')                # as files were before
+    assert RewardStats.load(tmp_path).readout == '' and RewardStats.load(tmp_path).scale == .5
+
+def wrong(name, text): return lambda f: (f/name).write_bytes(text)
+def without(f):
+    from safetensors.torch import save_file
+    save_file(dict(mean=torch.ones(8), std=torch.ones(8)), f/'reward.safetensors')
+
+@pytest.mark.parametrize('spoil, words', [
+    (wrong('reward.json', b'{'), 'reward.json is cut or damaged'), (wrong('reward.json', b'[1]'), 'reward.json holds a list, and no dict'),
+    (wrong('reward.json', b'{}'), "reward.json lacks 'scale'"), (wrong('reward.json', b'{"scale": 1, "x": 2}'), "reward.json holds 'x'"),
+    (wrong('reward.json', b'{"scale": "a"}'), "the scale .* is 'a' and no number"), (wrong('reward.json', b'{"scale": NaN}'), 'not finite'),
+    (wrong('reward.safetensors', b'123'), 'reward.safetensors is cut or damaged'), (without, "reward.safetensors lacks 'wnorm'"),
+    (lambda f: (f/'reward.json').unlink(), r'holds no reward statistics \(reward.json\)')])
+def test_a_damaged_file_is_said_in_a_sentence(stats, tmp_path, spoil, words):
+    stats.save(tmp_path); spoil(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as e: RewardStats.load(tmp_path)
+    assert type(e.value) in (ValueError, FileNotFoundError) and '\n' not in str(e.value) and str(tmp_path) in str(e.value)
+
+# ---- the pairs that are read
+
+ONE = PAIRS[0]
+@pytest.mark.parametrize('pair, words', [
+    ({k: ONE[k] for k in ('chosen', 'rejected')}, "pair 1 to fit reward statistics on has no 'prompt'"), ('text', "has no 'prompt'"),
+    (dict(ONE, chosen=None), 'has None as its chosen'), (dict(ONE, rejected=[dict(role='assistant', content=None)]), 'as its rejected'),
+    (dict(ONE, chosen=[dict(role='assistant', content=[dict(type='text', text='4')])]), 'as its chosen'),
+    (dict(ONE, chosen=ONE['chosen'] + ONE['prompt'] + ONE['chosen']), 'has 3 messages as its chosen, of which one can be read'),
+    (dict(ONE, chosen=ONE['prompt']), 'a message of the user as its chosen')])
+def test_pairs_that_would_be_read_otherwise_are_refused(tiny, pair, words):
+    own = some_neurons(tiny[0])
+    for f in (lambda: fit_stats(*tiny, [ONE, pair], own), lambda: reward_audit(*tiny, [ONE, pair], own, {})):
+        with pytest.raises(ValueError, match=words.replace('to fit reward statistics on', '.*')): f()
+
+@pytest.mark.parametrize('pairs, words', [([], 'there are no pairs to audit: give held-out'), ('ab', 'are one str'),
+                                          (dict(ONE), 'are one dict'), (None, 'are one NoneType')])
+def test_what_is_no_list_of_pairs_is_refused(pairs, words):
+    with pytest.raises(ValueError, match=words): checked_pairs(pairs, 'to audit', 'give held-out preference pairs')
+
+def test_any_iterable_of_pairs_gives_the_trainers_scale(tiny, stats, tmp_path):
+    for rows in ((p for p in PAIRS), Dataset.from_list(PAIRS)):
+        assert fit_stats(*tiny, rows, some_neurons(tiny[0]))[0].scale == pytest.approx(stats.scale)
+    assert make(tiny, tmp_path).reward_stats.scale == pytest.approx(stats.scale, rel=1e-4)
+    with pytest.raises(ValueError, match='messages as its'): fit_stats(*tiny, LONG, some_neurons(tiny[0]))
+
+def test_no_text_at_all_is_refused(tiny):
+    with pytest.raises(ValueError, match='no tokens to fit reward statistics on'): fit_moments([], some_neurons(tiny[0]), torch.ones(8))
