@@ -502,3 +502,8 @@ def test_an_attention_that_is_asked_for_is_given(family, tmp_path):
     a, b = (load_model(folder, attn=attn)[0] for attn in ('sdpa', 'eager'))
     assert (a.config._attn_implementation, b.config._attn_implementation) == ('sdpa', 'eager')
     torch.testing.assert_close(a(x).logits, b(x).logits, rtol=1e-4, atol=1e-4)
+
+def test_a_revision_is_one_of_the_hub(tmp_path):
+    model, tok = load_model('tiny')
+    for name in ('tiny', 'smollm2-135m-instruct', save_model(model, tok, tmp_path/'m')):
+        with pytest.raises(ValueError, match="revision is 'abc', but .* is not read from the hub"): load_model(name, revision='abc')

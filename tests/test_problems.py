@@ -426,3 +426,26 @@ def test_problems_are_read_back_as_they_were_written(tmp_path):
     ([dict(GOOD, solution='#### four')], "row 1: 'four' after \"####\" is not one number")])
 def test_problems_that_were_edited_by_hand_are_refused_with_their_row(tmp_path, rows, said):
     with pytest.raises(ValueError, match=f'p.jsonl, {said}'): read_problems(write_jsonl(tmp_path/'p.jsonl', rows))
+
+def test_an_empty_file_of_problems_is_named(tmp_path):
+    (tmp_path/'p.jsonl').write_text('')
+    with pytest.raises(ValueError, match='p.jsonl is empty'): read_problems(tmp_path/'p.jsonl')
+
+ROW = dict(ID='chal-1', Body='Ada has 3 pens.', Question='How many?', Equation='( 3.0 + 0.0 )', Answer=3.0)
+
+@pytest.mark.parametrize('rows, said', [
+    ([ROW, ROW], "row 2: the id 'svamp-chal-1' is that of row 1"), ([dict(ROW, ID=None)], 'row 1: the ID is None; give each row its own'),
+    ([dict(ROW, Equation='( 3.0 / 0.0 )')], r"row 1: the Equation '\( 3.0 / 0.0 \)' cannot be calculated"),
+    ([dict(ROW, Equation='3 +')], 'row 1: the Equation .* cannot be calculated')])
+def test_svamp_rows_that_cannot_be_are_named(tmp_path, rows, said):
+    (tmp_path/'SVAMP.json').write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=f'SVAMP.json, {said}'): load_svamp(tmp_path)
+
+@pytest.mark.parametrize('args, said', [((None,), 'the name of the problems is None'), (('templates', None, -3), 'n is -3'),
+                                        (('templates', None, 2.5), 'n is 2.5'), (('svamp', '.', True), 'n is True')])
+def test_what_is_no_name_or_number_of_problems(args, said):
+    with pytest.raises(ValueError, match=said): load_problems(*args)
+
+def test_a_split_says_how_many_wordings_there_are():
+    ps = [Problem(f'a-{i}', f'Ada has {i} pens. How many?', f'#### {i}', str(i), 'demo') for i in range(40)]
+    with pytest.raises(ValueError, match='40 problems in 1 wordings are too few'): split_problems(ps, dict(a=20, b=20))

@@ -163,7 +163,7 @@ def test_the_estimate_by_hand():
     assert f"{sum(x['hours'] for x in rows.values()):8.2f} h" in estimate_text(r).splitlines()[-1]
 
 def test_a_costly_recipe_says_so_before_it_starts(again):
-    r = yfpo(ROOT, 'run', 'paper', '--until', 'problems', '--data-dir', '/nowhere', '--run-dir', again/'paper')
+    r = yfpo(ROOT, 'run', 'paper', '--until', 'problems', '--data-dir', again, '--run-dir', again/'paper')
     assert r.returncode == 1 and r.stdout.index('Estimate for paper on one NVIDIA H100') < r.stdout.index('[1/1] problems')
     assert 'Estimate for paper' in yfpo(ROOT, 'cost', 'paper').stdout
 
@@ -443,8 +443,8 @@ def test_a_count_that_makes_no_sense_is_refused_before_anything_runs(value, says
     assert says in str(e.value) and '\n' not in str(e.value)
 
 @pytest.mark.parametrize('declared,bad,good', [
-    ("k:float = 0.1 # share of all neurons to select", [-.1, 1.1, math.nan, math.inf], [0, 1, .5]),
-    ("k:list = [0.1] # shares of all neurons", [[1.5], [math.nan], ['a'], [], [.1, .1], [[.1]], [True]], [[0, 1.], [.5]]),
+    ("k:float = 0.1 # share of all neurons to select", [0, -.1, 1.1, math.nan, math.inf], [1, .5]),
+    ("k:list = [0.1] # shares of all neurons", [[0.], [1.5], [math.nan], ['a'], [], [.1, .1], [[.1]], [True]], [[.1, 1.], [.5]]),
     ("k:float = 0.1 # of yfpo-dynamic: at most this share of one layer", [-1, 2], [0.]),
     ("learning_rate:float = 1e-3 # of AdamW, constant", [0, -1e-3, math.nan, math.inf, 10**400], [1e-9, 1]),
     ("rates:list = [1e-3] # of AdamW", [[0.], [-1.], [math.inf]], [[1, 1e-3]]),
@@ -649,7 +649,7 @@ def test_broken_results_are_named(again, monkeypatch):
     (committed/'manifest.json').write_text('{"stages": {')
     assert 'manifest.json, line 1: not valid JSON' in said('report', 'toy')
     (committed/'manifest.json').write_text('[]')
-    assert 'manifest.json lacks stages' in said('report', 'toy')
+    assert 'manifest.json holds a list and no object' in said('report', 'toy')
     (committed/'manifest.json').unlink()
     shutil.rmtree(committed/'training')
     assert 'table_main failed: FileNotFoundError' in said('report', 'toy')
@@ -665,3 +665,27 @@ def test_publishing_that_is_killed_half_way_loses_nothing(again, monkeypatch):
     assert {f.relative_to(to): f.read_bytes() for f in to.rglob('*') if f.is_file()} == before
     main(['publish', 'toy'])
     assert [f.name for f in to.parent.iterdir()] == ['toy']
+
+@pytest.mark.parametrize('flags, words', [
+    (['--only', ''], "no stage ''"), (['--force', '', '--until', 'sft'], "no stage ''"), (['--until', ''], '--until is empty'),
+    (['--only', 'sft', '--until', 'train'], 'exclude each other'), (['--until', 'sft', '--force', 'train'], "--force names 'train'"),
+    (['--only', 'sft', '--force', 'train'], "--force names 'train', which does not run here: there are sft"),
+    (['--only', 'train'], 'which has not run'), (['--data-dir', '/nowhere'], 'which is no folder'), (['-p', 'data_dir', 'nosuch'], 'data_dir')])
+def test_flags_that_cannot_be_meant_leave_no_folder(toy, tmp_path, flags, words):
+    r = yfpo(toy, 'run', 'toy', '--run-dir', tmp_path/'new', *flags)
+    assert r.returncode == 1 and words in r.stderr and 'Traceback' not in r.stderr and not (tmp_path/'new').exists(), r.stderr
+
+def test_an_estimate_reads_what_a_run_would(tmp_path):
+    recipe = dict(read_recipe('paper'))
+    from yfpo.run import estimate
+    first = sum(r['pflop'] for r in estimate(recipe))
+    more = dict(recipe, shared=dict(recipe['shared'], batch_size=4))
+    assert sum(r['pflop'] for r in estimate(more)) == first
+    for change, words in ((dict(shared=dict(modle='x')), 'modle'), (dict(stages=dict(problmes={})), "did you mean 'problems'"),
+                          (dict(stages=dict(problems=dict(n_pairs='many'))), 'must be of type int')):
+        with pytest.raises(ValueError, match=words): estimate(dict(recipe, **change))
+
+def test_an_output_draws(toy):
+    f = toy/'nbs'/'paper'/'recipes'/'toy.yaml'
+    f.write_text(f.read_text().replace('[table_main]', '[stage_sft]'))
+    assert 'no notebook stage_sft.ipynb that draws: there are table_main' in yfpo(toy, 'run', 'toy').stderr

@@ -97,7 +97,8 @@ def test_a_tuple_of_adapters_a_tokenizer_and_neurons_of_another_kind(tiny, tmp_p
     args = dict(model=tiny_model(), args=config(tmp_path), train_dataset=PAIRS)
     with pytest.raises(ValueError, match='there is no processing_class'): YFPOTrainer(**args, neurons=some_neurons(tiny[0]))
     for x in ([1, 2], 'x', True):
-        with pytest.raises(ValueError, match='neurons is .*: give a NeuronSet'): YFPOTrainer(**args, processing_class=tiny[1], neurons=x)
+        with pytest.raises(ValueError, match='neurons is a .*, but must be a NeuronSet'):
+            YFPOTrainer(**args, processing_class=tiny[1], neurons=x)
     with pytest.raises(ValueError, match='ref_model must be a loaded model'): make(tiny, tmp_path, trainer_kw=dict(ref_model='tiny'))
     with pytest.raises(ValueError, match='no weight of the model can be trained'): train_sft(frozen(), tiny[1], SFT, tmp_path)
 
@@ -245,3 +246,12 @@ def test_sft_says_what_it_leaves_out_and_begins_where_nothing_is(tiny, tmp_path)
 def test_a_column_of_another_name_changes_no_completion(tiny, tmp_path):
     def loss(rows): return train_sft(copy.deepcopy(tiny[0]), tiny[1], rows, tmp_path, max_steps=1)[0]['loss']
     assert loss(Dataset.from_list([dict(r, text='other') for r in SFT])) == loss(SFT)
+
+def test_statistics_of_another_set_or_read_out_are_refused(tiny, tmp_path):
+    stats = make(tiny, tmp_path/'a').reward_stats
+    assert make(tiny, tmp_path/'b', trainer_kw=dict(reward_stats=stats), neuron_weight=.5).reward_stats.scale == stats.scale
+    with pytest.raises(ValueError, match='contribution'):
+        make(tiny, tmp_path/'c', trainer_kw=dict(reward_stats=stats), neuron_weight=.5, readout='contribution')
+    with pytest.raises(ValueError, match='neurons'):
+        YFPOTrainer(model=tiny_model(), args=config(tmp_path/'d', neuron_weight=.5), train_dataset=PAIRS, processing_class=tiny[1],
+                    neurons=some_neurons(tiny[0], seed=1), reward_stats=stats)

@@ -148,9 +148,7 @@ def _check_lists(res, path):
         if a not in ARMS: raise ValueError(f'{path} has an unknown arm {_short(a)}: {_nearest(a, ARMS)}')
     if not res['seeds'] or any(type(x) is not int or not 0 <= x < 2**32 for x in res['seeds']):
         raise ValueError(f"{path}: seeds are {_short(res['seeds'])}, but must be a list of whole numbers, 0 or more and below 2**32")
-    for k in res['outputs']:
-        _check_label(k, 'output', path)
-        if not k.startswith(('table_', 'fig_')) and k != 'cost': raise ValueError(f'{path}: the output {k!r} is no table_, no fig_ and not cost')
+    for k in res['outputs']: _check_label(k, 'output', path)
     for k in ('arms', 'seeds', 'outputs'):
         twice = [x for x, n in collections.Counter(res[k]).items() if n > 1]
         if twice: raise ValueError(f'{path}: {k} names {_short(twice[0])} twice; name it once')
@@ -266,7 +264,7 @@ def _limits(name, default, help):
     "(lowest, highest, whether the lowest itself is too low) of a number, from what its help says of it"
     if name == 'seed': return 0, 2**32 - 1, False
     if m := re.search(r'\b(\d+) to (\d+)\b', help): return int(m[1]), int(m[2]), False
-    if re.match(r'([^:]*: )?(at most )?(this )?shares? of', help): return 0, 1, name in ('k', 'fractions')
+    if re.match(r'([^:]*: )?(at most )?(this )?shares? of', help): return 0, 1, bool(re.search('neurons', help)) and name in ('k', 'fractions')
     if name == 'max_length': return 2, MOST, False             # a token of the prompt and one of the response
     first = default
     while type(first) is list and first: first = first[0]
@@ -400,8 +398,8 @@ def _refuse_fixed(recipe, overrides):
 def _data_folder(path, where):
     "The folder of data, seen from the repository and not from where one stands"
     folder = root()/Path(path).expanduser()
-    if not folder.is_dir(): raise ValueError(f'{where}: data_dir is {path}, which is no folder: give one with gsm8k/ or svamp/, or leave it empty')
-    return str(folder)
+    if folder.is_dir(): return str(folder)
+    raise ValueError(f'{where}: data_dir is {path}, which is no folder: give one with gsm8k/ or svamp/, or leave it empty')
 
 def plan(recipe, # a dict from `read_recipe`
          run_dir:str='', overrides=None): # parameters that replace the recipe's in every stage that has them
@@ -410,11 +408,12 @@ def plan(recipe, # a dict from `read_recipe`
     _refuse_fixed(recipe, overrides)
     for stage, label, extra in _instances(recipe):
         nb = root()/'nbs'/'paper'/(f'{label}.ipynb' if stage == 'outputs' else f'stage_{stage}.ipynb')
-        if not nb.exists():
+        drawn = stage != 'outputs' or label.startswith(('table_', 'fig_')) or label == 'cost'      # no stage, and no other recipe's
+        if not nb.exists() or not drawn:
             own, start = (label, '') if stage == 'outputs' else (stage, 'stage_')
             there = [f.stem for f in sorted(nb.parent.glob('*.ipynb')) if f.stem.startswith(start or ('table_', 'fig_'))]
             there = [f.removeprefix(start) for f in there]
-            raise ValueError(f"recipe {recipe['name']!r} names {own!r}, but there is no notebook {nb.name}: {_nearest(own, there)}")
+            raise ValueError(f"recipe {recipe['name']!r} names {own!r}, but there is no notebook {nb.name}{'' if drawn else ' that draws'}: {_nearest(own, there)}")
         known, own = notebook_parameters(nb), recipe['stages'].get(stage) or {}
         params = {**{k: v for k, v in recipe['shared'].items() if k in known}, **own, **{k: v for k, v in overrides.items() if k in known},
                   **extra}

@@ -26,11 +26,11 @@ from trl.kernels import chunked_logprob
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import use_adapter
-from .loss import (PER_TOKEN, PREFERENCE_LOSSES, anchor, check_count, check_losses, check_number, check_objective, objective,
-                       pair_weights, preference_loss, refuse_name, reweight, route)
+from .loss import (PER_TOKEN, PREFERENCE_LOSSES, anchor, check_count, check_losses, check_name, check_number, check_objective,
+                       objective, pair_weights, preference_loss, refuse_name, reweight, route)
 from .machine import keep_memory, number_format
 from .models import atomic_folder, base_fingerprint, keep_base, load_model
-from .neurons import NeuronSet, model_signature, outside
+from .neurons import NeuronSet, as_set, model_signature, outside
 from .problems import atomic_write
 from .progress import track
 from .packing import PackedForward, packed_states, packs, shared_logprobs
@@ -490,7 +490,7 @@ def check_yfpo(args):
     if o.form == 'weigh' and args.neuron_weight and args.sync_ref_model:
         raise ValueError(f'{args.objective} divides by the mean weight of all pairs, which a moving reference changes: '
                          'set sync_ref_model=False')
-    if not isinstance(args.readout, str) or args.readout not in READOUTS: refuse_name('readout', args.readout, READOUTS)
+    check_name('readout', args.readout, READOUTS)
     if not isinstance(args.reference_dir, (str, Path, type(None))):
         raise ValueError(f'reference_dir is {args.reference_dir!r}: give a path')
     if args.reference_dir:
@@ -626,8 +626,7 @@ def _check_inputs(self, model, args, neurons):
     "Refuse what cannot be trained, before any work is done"
     _check_model(model, 'model')
     if neurons is not None:
-        if not isinstance(neurons, NeuronSet): raise ValueError(f'neurons is {neurons!r:.60}: give a NeuronSet, as `NeuronSet.load` does')
-        neurons.check(model)
+        as_set(neurons).check(model)
         if not all(torch.isfinite(getattr(neurons, k)).all() for k in ('weight', 'direction')):
             raise ValueError('the set of neurons has weights or directions that are not finite: select it again')
     elif args.neuron_weight:
@@ -753,7 +752,7 @@ def set_neurons(self, neurons, stats=None): # statistics of an earlier run, else
         if not phi:
             own, out = (RewardStats(*(kept[f'{k}_{x}'] for x in ('mean', 'std', 'wnorm')), kept['scale'].item(), kept['slope'].item())
                         for k in ('set', 'outside'))
-            self.reward_stats, self.outside_stats = self.reward_stats or own, out
+            self.reward_stats, self.outside_stats = self.reward_stats or own.of(neurons, self.args.readout), out
             self._usable(kept, ex)
         phi.append(kept['phi'])
     self.ref_phi, margin = torch.cat(phi), (phi[0][:, 0] - phi[0][:, 1])/self.reward_stats.scale
