@@ -264,7 +264,7 @@ def _limits(name, default, help):
     "(lowest, highest, whether the lowest itself is too low) of a number, from what its help says of it"
     if name == 'seed': return 0, 2**32 - 1, False
     if m := re.search(r'\b(\d+) to (\d+)\b', help): return int(m[1]), int(m[2]), False
-    if re.match(r'([^:]*: )?(at most )?(this )?shares? of', help): return 0, 1, bool(re.search('neurons', help)) and name in ('k', 'fractions')
+    if re.match(r'([^:]*: )?(at most )?(this )?shares? of', help): return 0, 1, 'neurons' in help and name in ('k', 'fractions')
     if name == 'max_length': return 2, MOST, False             # a token of the prompt and one of the response
     first = default
     while type(first) is list and first: first = first[0]
@@ -413,7 +413,8 @@ def plan(recipe, # a dict from `read_recipe`
             own, start = (label, '') if stage == 'outputs' else (stage, 'stage_')
             there = [f.stem for f in sorted(nb.parent.glob('*.ipynb')) if f.stem.startswith(start or ('table_', 'fig_'))]
             there = [f.removeprefix(start) for f in there]
-            raise ValueError(f"recipe {recipe['name']!r} names {own!r}, but there is no notebook {nb.name}{'' if drawn else ' that draws'}: {_nearest(own, there)}")
+            what = f"{nb.name}{'' if drawn else ' that draws'}"
+            raise ValueError(f"recipe {recipe['name']!r} names {own!r}, but there is no notebook {what}: {_nearest(own, there)}")
         known, own = notebook_parameters(nb), recipe['stages'].get(stage) or {}
         params = {**{k: v for k, v in recipe['shared'].items() if k in known}, **own, **{k: v for k, v in overrides.items() if k in known},
                   **extra}
