@@ -305,6 +305,13 @@ def _problem(row, where):
         raise ValueError(f'{where}: the answer is {row["answer"][:40]!r} and the solution ends in {gold[:40]!r}; they must agree')
     return Problem(**row)
 
+def _check_ids(problems, path):
+    "Refuse an id that two rows have"
+    lines = {}
+    for i,p in enumerate(problems, 1):
+        first = lines.setdefault(p.id, i)
+        if first != i: raise ValueError(f'{path}, row {i}: the id {p.id!r} is that of row {first}; ids are unique')
+
 def read_problems(path:str|Path) -> list: # a JSONL file with the fields of `Problem`
     "Problems that were written with `write_jsonl`, each checked, and each id once"
     rows = read_jsonl(path)
@@ -406,13 +413,6 @@ def load_svamp(data_dir:str|Path=None, # folder with svamp/SVAMP.json or SVAMP.j
     res = [_svamp_problem(r, f'{path}, row {i+1}') for i,r in enumerate(rows)]
     _check_ids(res, path)
     return sorted(res, key=order)
-
-def _check_ids(problems, path):
-    "Refuse an id that two rows have"
-    lines = {}
-    for i,p in enumerate(problems, 1):
-        first = lines.setdefault(p.id, i)
-        if first != i: raise ValueError(f'{path}, row {i}: the id {p.id!r} is that of row {first}; ids are unique')
 
 # %% ../nbs/00_problems.ipynb #00-probl-086
 class OtherSet(NamedTuple):

@@ -306,6 +306,11 @@ def _check_weights(self):
 
 FiniteSteps.stop, FiniteSteps.named, FiniteSteps.check_weights = _stop, _named, _check_weights
 
+def _check_ids(model, data, name, columns=('prompt_ids', 'chosen_ids', 'rejected_ids')):
+    "Refuse a tokenizer that writes tokens which the model does not have"
+    n, top = model.get_input_embeddings().num_embeddings, max(max(ids, default=0) for k in columns for ids in data[k])
+    if top >= n: raise ValueError(f'the tokenizer writes token {top} in {name}, and the model has {n}: give the tokenizer of this model')
+
 def check_trainable(model):
     "Refuse a model of which nothing would be trained"
     if not any(p.requires_grad for p in model.parameters()):
@@ -616,11 +621,6 @@ def _check_model(model, what):
         raise ValueError(f'{what} is a {type(model).__name__} and no model that writes text: give the first of what `load_model` returns')
     if hasattr(model, 'peft_config') and 'default' not in model.peft_config:
         raise ValueError(f"{what} has no adapter called 'default', which TRL trains, but {', '.join(model.peft_config)}: name it so")
-
-def _check_ids(model, data, name, columns=('prompt_ids', 'chosen_ids', 'rejected_ids')):
-    "Refuse a tokenizer that writes tokens which the model does not have"
-    n, top = model.get_input_embeddings().num_embeddings, max(max(ids, default=0) for k in columns for ids in data[k])
-    if top >= n: raise ValueError(f'the tokenizer writes token {top} in {name}, and the model has {n}: give the tokenizer of this model')
 
 def _check_inputs(self, model, args, neurons):
     "Refuse what cannot be trained, before any work is done"
