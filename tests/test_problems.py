@@ -95,7 +95,7 @@ REPLIES = [                # reply, strict, flexible, numeric, gold, whether mat
     ('x = .5', None, '.5', '0.5', '0.5', True),
     ('3½ cups', None, '3', '3.5', '3.5', False),
     ('¾', None, None, '0.75', '0.75', True),
-    ('10²', None, '10', None, '100', False),
+    ('10²', None, '10', None, '100', True),
     ('2^10', None, '10', None, '1024', True),
     ('1e3', None, '3', '1000', '1000', False),
     ('2 x 10^3', None, '3', '2000', '2000', False),
@@ -449,3 +449,45 @@ def test_what_is_no_name_or_number_of_problems(args, said):
 def test_a_split_says_how_many_wordings_there_are():
     ps = [Problem(f'a-{i}', f'Ada has {i} pens. How many?', f'#### {i}', str(i), 'demo') for i in range(40)]
     with pytest.raises(ValueError, match='40 problems in 1 wordings are too few'): split_problems(ps, dict(a=20, b=20))
+
+# ---- replies as people and models write them: the whole value, or no answer
+
+@pytest.mark.parametrize('text, value', [
+    *[(t, None) for t in ('#### 0,500', '= 0,125', r'$\frac123$', r'$\frac{1.5}{2}$', r'$\frac{1,000}{4}$', r'#### \frac{7{,}000}{2}',
+                          '1/(2)', '(-1)/2', 'x/2', '5//2', r'\boxed{\sqrt{2}}', r'\boxed{2\pi}', r'\boxed{\frac{\pi}{2}}', r'\boxed{x^2}',
+                          r'\boxed{3x}', r'\boxed{5!}', '#### √4', '#### 10-15', '#### 3 to 5', '#### 5 or 6', '#### 1, 234', '#### 2+3', '#### 5*3',
+                          '#### 2-1/2', '#### 1__000', '#### 5h30', '#### 5 hours 30 minutes', '#### 5 ft 6 in', '#### 2024-01-02',
+                          '#### 0.(3)', '#### 1.5 K', '#### 5M', '#### 5 bn', '$5B', '5 mil', '5 hundredths', '5´000x', '#### 12-46')],
+    *[(t, v) for t, v in ((r'$\frac{-1}{2}$', '-0.5'), (r'$\cfrac{1}{2}$', '0.5'), (r'#### \frac{-1}{2}', '-0.5'), ('7 / 2', '3.5'),
+                          ('#### 7/{2}', '3.5'), ('7⁄8', '0.875'), ('#### 3.5 Million', '3500000'), ('3.5million', '3500000'),
+                          ('2 millions', '2000000'), ('3 crore', '30000000'), ('3.5 lakh', '350000'), (r'#### 1.5 \cdot 10^3', '1500'),
+                          ('#### 1.5·10³', '1500'), ('#### 5×10³', '5000'), ('1\u2007234', '1234'), ('1\u3000234', '1234'),
+                          ('5\u200b6', '56'), ('12\u200d34', '1234'), (r'\boxed{- 5}', '-5'), ('The answer is $- 5$.', '-5'),
+                          ('The area is 12 cm^2.', '12'), ('12 cm^3', '12'), ('5 m2', '5'), (r'\boxed{12\text{ cm}^2}', None),
+                          ('#### 18 eggs, and I checked it 3 times', '18'), ('It costs $5/day', '5'), ('He drives 60 km/h.', '60'),
+                          ('#### 5 6', '5'), ('#### **18** and 3', '18'), (r'\boxed{x = 5}', '5'), (r'\boxed{5\%}', '5'))]])
+def test_replies_are_read_whole_or_not_at_all(text, value):
+    assert extract_number(text) == value
+
+def test_long_runs_of_spaces_take_no_time():
+    from time import perf_counter
+    start = perf_counter()
+    for space in (' ', '\u00a0'): assert extract_number('####' + space*200_000) is None
+    assert perf_counter() - start < 2
+
+@pytest.mark.parametrize('gold', ['0,500', r'\frac123', '00,000', '0,05,000', r'\frac{1.5}{2}', '10-15'])
+def test_golds_of_two_meanings_are_no_numbers(gold):
+    assert to_number(gold) is None
+
+def test_calculations_are_exact_or_refused():
+    assert calc('9007199254740993.0') == 9007199254740993 and calc('0.12345678901234567890') == Fraction('0.1234567890123456789')
+    assert calc('1e-400') == Fraction(1, 10**400)
+    for bad, says in (('1_000', 'without _'), ('1/0', 'divides by zero'), ('1e99999', 'too large')):
+        with pytest.raises(ValueError, match=says): calc(bad)
+    for text in ('<<5+6=1,1>>', '<<100+0=1,00>>'):
+        with pytest.raises(ValueError, match='cannot calculate'): annotations_hold(text)
+    assert annotations_hold('<<500+500=1,000>>')
+
+@pytest.mark.parametrize('gold', ['', ' '])
+def test_a_gold_that_math_verify_cannot_read(gold):
+    with pytest.raises(ValueError, match='nothing that math-verify reads'): is_correct('5', gold, 'math')
