@@ -227,7 +227,8 @@ def _odd_value(k, v):
 def _check_sample(r, alike, where): # alike: the columns of the same question in the other files
     "A sentence about the first thing that is wrong with a row"
     kind = next((c for c in COLUMNS if {*c} & {*r}), COLUMNS[0])
-    lacks = [k for k in ('arm', 'seed', 'set', 'id', *kind) if k not in r] or sorted(alike.setdefault((r['set'], str(r['id'])), {*r}) - {*r})
+    lacks = [k for k in ('arm', 'seed', 'set', 'id', *kind) if k not in r]
+    lacks = lacks or sorted(alike.setdefault((str(r['set']), str(r['id'])), {*r}) - {*r})
     if lacks: raise ValueError(f'{where} lacks the column {lacks[0]}: evaluate that arm again')
     for k, v in r.items():
         if must := _odd_value(k, v): raise ValueError(f'{where}: {k} is {v!r:.40}, but must be {must}: evaluate that arm again')
@@ -236,11 +237,15 @@ def _check_sample(r, alike, where): # alike: the columns of the same question in
 
 def read_samples(folder): # `results/samples` of a run, a file an arm and seed
     "All rows, each checked, with the same columns for the same question in every file"
-    rows, alike = [], {}
+    rows, alike, seen = [], {}, set()
     for f in sorted(Path(folder).glob('*.jsonl')):
         own = read_jsonl(f)
         if not own: raise ValueError(f'{f} is empty: evaluate that arm again')
-        for i, r in enumerate(own, 1): _check_sample(r, alike, f'{f}, row {i}')
+        for i, r in enumerate(own, 1):
+            _check_sample(r, alike, f'{f}, row {i}')
+            if (key := (r['arm'], r['seed'], r['set'], r['id'])) in seen:
+                raise ValueError(f'{f}, row {i}: question {r["id"]!r} of the set {r["set"]!r} stands there twice: evaluate that arm again')
+            seen.add(key)
         rows += own
     if not rows: raise ValueError(f'{folder} holds no file of answers: run the `evaluate` stage first')
     return rows

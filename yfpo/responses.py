@@ -221,7 +221,8 @@ def read_responses(path, # JSONL that `generate` wrote
     rows, asked, seen = read_jsonl(path), {*ids}, set()
     for i, r in enumerate(rows, 1):
         why = _why_not(r, asked, seen)
-        if why: raise ValueError(f"{path}, row {i} ({str(r.get('id')):.40}, sample {r.get('sample')!r:.20}): {why}; make it again with {again}")
+        where = f"{path}, row {i} ({str(r.get('id')):.40}, sample {r.get('sample')!r:.20})"
+        if why: raise ValueError(f'{where}: {why}; make it again with {again}')
         seen.add((r['id'], r['sample']))
     n = max((s + 1 for _, s in seen), default=1)
     lost = len(asked) - sum(all((i, s) in seen for s in range(n)) for i in asked)

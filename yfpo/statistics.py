@@ -151,7 +151,8 @@ def check_family(family, # contrasts that a recipe declares
         if c not in known: raise ValueError(f"the contrast {c!r:.60} of the family is not among CONTRASTS: write one of {', '.join(known)}")
     some = [c for c, two in known.items() if two <= {*arms}]
     if not some: raise ValueError(f"no contrast can be made of the arms {', '.join(arms)}: evaluate two of those that CONTRASTS compares")
-    if not {*family} & {*some}: raise ValueError(f"the family names no two arms of this run ({', '.join(arms)}): write one of {', '.join(some)}")
+    if not {*family} & {*some}:
+        raise ValueError(f"the family names no two arms of this run ({', '.join(arms)}): write one of {', '.join(some)}")
 
 def _aligned(a, b, names, set_):
     "The values of two arms on the same questions, in the same order"
