@@ -93,3 +93,81 @@ def test_parts_are_named_by_all_digits(name):
 def test_a_recipe_that_is_not_there_leaves_no_gap_among_the_experiments():
     with pytest.raises(FileNotFoundError, match='results/nosuch is missing; make it with `yfpo run nosuch`'):
         run_here(ROOT/'nbs'/'paper'/'experiments.ipynb', hard='nosuch')
+
+@pytest.fixture(scope='module')
+def selected(tmp_path_factory, tiny):
+    "A run whose neurons were chosen from relevances that were drawn"
+    import torch
+    from yfpo.models import save_model
+    from yfpo.neurons import contrast_set, model_signature
+    from yfpo.relevance import Relevance
+    run, (net, tokenizer), g = tmp_path_factory.mktemp('run'), tiny, torch.Generator().manual_seed(0)
+    shape = tuple(model_signature(net)[k] for k in ('layers', 'width'))
+    cap, gen = (Relevance(*(torch.randn(*s, generator=g) for s in (shape, (2, *shape), shape, shape)), n=4) for _ in range(2))
+    save_model(net, tokenizer, run/'sft'/'model')
+    cap.save(run/'neurons'/'capability.safetensors'); gen.save(run/'neurons'/'general.safetensors')
+    s = contrast_set(cap, gen, net, .1, .001, .2)
+    s.save(run/'neurons'/'selected')
+    for name, ps in (('dev', make_problems(4, seed=3)), ('select', make_problems(4, seed=4)), ('test-templates', make_problems(3, seed=5))):
+        write_jsonl(run/'problems'/f'{name}.jsonl', [asdict(p) for p in ps])
+    return run
+
+def meta(change):
+    def f(run):
+        path = run/'neurons'/'selected'/'neurons.json'
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    return f
+
+def cut(name): return lambda run: (run/'neurons'/name).write_bytes((run/'neurons'/name).read_bytes()[:100])
+
+@pytest.mark.parametrize('edit,says', [
+    (meta(lambda m: {k: v for k, v in m.items() if k != 'k'}), 'names None as its k, where a share is needed: select the neurons again'),
+    (meta(lambda m: {k: v for k, v in m.items() if k != 'universal'}), 'names None as its universal'),
+    (meta(lambda m: {k: v for k, v in m.items() if k != 'per_layer'}), 'names None as its per_layer'),
+    (meta(lambda m: {**m, 'k': 'x'}), "names 'x' as its k"),
+    (meta(lambda m: {**m, 'k': .2}), 'is not the one that its relevances and settings give'),
+    (cut('capability.safetensors'), 'capability.safetensors is cut or damaged'),
+    (lambda run: (run/'neurons'/'capability.safetensors').unlink(), 'capability.safetensors is missing; make it with `yfpo run smoke'),
+    (lambda run: (run/'neurons'/'general.safetensors').unlink(), 'is not the one that its relevances')])
+def test_neurons_that_do_not_say_how_they_were_chosen(selected, tmp_path, edit, says):
+    run = shutil.copytree(selected, tmp_path/'run')
+    edit(run)
+    refused(says, 'causal', run, n_texts=1, n_draws=1)
+
+@pytest.mark.parametrize('name,params,says', [
+    ('browse', dict(arms_read=['yfp']), "arms_read names 'yfp', which was not trained: there are sft, dpo, yfpo"),
+    ('browse', dict(arms_read=['base']), "arms_read names 'base'"), ('browse', dict(arms_read=['../x']), "arms_read names '../x'"),
+    ('selectors', dict(methods=['gradient']), 'methods lacks attnlrp, which the controls and the curves need: name it there'),
+    ('selectors', dict(methods=['attnlrp'], curve_methods=['wanda']), 'methods lacks wanda'),
+    ('faithfulness', dict(methods=['gradient']), 'methods lacks attnlrp, by which the relevant neurons are drawn'),
+    ('faithfulness', dict(n_neurons=100000), r'n_neurons is 100000, but the model has \d+: give at most that'),
+    ('stability', dict(n_other=3, sizes=[2]), 'sizes and n_other ask for 6 held-out problems, but there are 4: lower one of them'),
+    ('stability', dict(sizes=[5], n_other=1), 'ask for 5 selection problems, but there are 4'),
+    ('bench_scaling', dict(widths=[33]), 'widths has 33, but the models have four heads of an even size: give multiples of 8')])
+def test_settings_that_contradict_each_other(selected, name, params, says): refused(says, name, selected, **params)
+
+@pytest.mark.parametrize('change,says', [(lambda rows: rows[:1], 'lacks 2 of the 3 questions'),
+                                         (lambda rows: [{k: v for k, v in r.items() if k != 'text'} for r in rows], 'its text is missing')])
+def test_answers_that_are_cut_are_not_browsed(selected, tmp_path, tiny, change, says):
+    from yfpo.neurons import NeuronSet
+    from yfpo.responses import encode
+    from yfpo.reward import fit_examples
+    run, (net, tok) = shutil.copytree(selected, tmp_path/'run'), tiny
+    stats, _ = fit_examples(net, encode(tok, ['a b c d', 'e f g h']), tok.pad_token_id, NeuronSet.load(run/'neurons'/'selected'))
+    stats.save(run/'evaluate'/'reference')
+    rows = [dict(id=p['id'], sample=0, text='#### 4', n_tokens=3, finished=True) for p in read_jsonl(run/'problems'/'test-templates.jsonl')]
+    write_jsonl(run/'evaluate'/'sft-seed0'/'templates.jsonl', change(rows))
+    refused(f'templates.jsonl.*{says}', 'browse', run, arms_read=['sft'])
+    assert not (run/'results'/'questions.jsonl').exists()
+
+@pytest.mark.parametrize('dtypes', [['bfloat16'], ['bfloat16', 'float32']])
+def test_the_summary_takes_a_type_that_was_timed(tmp_path, dtypes):
+    "float32 where there is one, else the first"
+    bench = ROOT/'nbs'/'paper'/'results'/'bench'
+    for name in ('step', 'relevance', 'generation', 'scaling', 'losses'):
+        text = (bench/f'bench_{name}.json').read_text()
+        own = json.loads(text if 'float32' in dtypes else text.replace('float32', 'bfloat16'))
+        write_jsonl(tmp_path/'results'/f'bench_{name}.json', [{**own, 'dtypes': dtypes}])
+    made = stage('bench_summary', tmp_path, starts=1, drawn='bench')['summary']
+    ratios = json.loads((tmp_path/'results'/'bench_step.json').read_text())['ratios']['other']
+    assert made['step_ratio_fp32'] == ratios[f"step_ratio_{'float32' if 'float32' in dtypes else 'bfloat16'}"]

@@ -143,6 +143,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'yfpo.interventions.delta_nll': ('interventions.html#delta_nll', 'yfpo/interventions.py'),
                                     'yfpo.interventions.draw_rank': ('interventions.html#draw_rank', 'yfpo/interventions.py'),
                                     'yfpo.interventions.faithfulness': ('interventions.html#faithfulness', 'yfpo/interventions.py'),
+                                    'yfpo.interventions.growing': ('interventions.html#growing', 'yfpo/interventions.py'),
                                     'yfpo.interventions.hiding_curve': ('interventions.html#hiding_curve', 'yfpo/interventions.py'),
                                     'yfpo.interventions.mean_activations': ('interventions.html#mean_activations', 'yfpo/interventions.py'),
                                     'yfpo.interventions.mediation': ('interventions.html#mediation', 'yfpo/interventions.py'),
