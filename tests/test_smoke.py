@@ -1,5 +1,5 @@
 "The whole chain on the tiny model, through the command line and papermill."
-import json, shutil, subprocess, sys, time
+import json, subprocess, sys, time
 from pathlib import Path
 import pandas as pd
 import pytest
