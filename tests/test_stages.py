@@ -75,7 +75,7 @@ def run(tmp_path):
     (lambda rows: [{k: v for k, v in r.items() if k != 'sample'} for r in rows], 'its sample is no whole number'),
     (lambda rows: [{**r, 'sample': 0} for r in rows], 'it stands there twice'),
     (lambda rows: [], 'lacks 8 of the 8 questions'), (lambda rows: rows[:4], 'lacks 6 of the 8 questions'),
-    (lambda rows: rows[:-1], 'lacks 1 of the 8 questions, or some of their samples; make it again with `yfpo run smoke --force responses`')])
+    (lambda rows: rows[:-1], 'lacks 1 of the 8 questions, or some of their samples; make it again with `yfpo run smoke --force')])
 def test_responses_that_are_cut_or_edited_make_no_pairs(run, change, says):
     f = run/'responses'/'responses.jsonl'
     write_jsonl(f, change(read_jsonl(f)))

@@ -59,8 +59,8 @@ def table_html(df, # frame of strings, as in tables/*.csv
     kind = [' class="n"' if n else '' for n in number]
     head = ''.join(f'<th scope="col"{n}><button type="button">{html.escape(k)}</button></th>' for k, n in zip(df, kind))
     body = ''.join('<tr>' + ''.join(f'<td{n}>{_bold(c)}</td>' for c, n in zip(row, kind)) + '</tr>\n' for row in df.values.tolist())
-    return (f'<figure class="table" id="table-{html.escape(name, quote=True)}"><figcaption>{_bold(caption)}</figcaption><div class="wide"><table>'
-            f'<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div></figure>')
+    return (f'<figure class="table" id="table-{html.escape(name, quote=True)}"><figcaption>{_bold(caption)}</figcaption>'
+            f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div></figure>')
 
 FIGURES = dict(method='The method', contrasts='Differences between arms', training='Training curves of every arm',
                margins='Margins of held-out pairs before and after',
