@@ -50,6 +50,47 @@ def test_every_number_has_a_name_of_its_own_and_the_value_of_the_files():
     assert found['yfpoCpuYfpoMinusYfpoRandomTemplatesNllGold'].replace('$-$', '-') == f'{r.delta:+.4f} [{r.low:.4f}, {r.high:.4f}]'
     assert found['yfpoCpuSeeds'] == str(len(manifest['seeds']))
 
+def samples(change):
+    "The rows of one arm's file, changed"
+    def f(folder):
+        path = folder/'samples'/'yfpo-seed0.jsonl'
+        rows = read_jsonl(path)
+        path.write_text(''.join(json.dumps(r) + '\n' for r in change(rows)))
+    return f
+
+def text(name, change): return lambda folder: (folder/name).write_text(change((folder/name).read_text()))
+
+def without(r, key): return {k: v for k, v in r.items() if k != key}
+
+@pytest.mark.parametrize('edit,says', [
+    (text('manifest.json', lambda t: t.replace('total_seconds', 'seconds')), 'manifest.json lacks total_seconds'),
+    (text('manifest.json', lambda t: t.replace('"about"', '"about": null, "_"')), 'about is None, but must be of type str'),
+    (text('manifest.json', lambda t: '[]'), 'manifest.json lacks recipe'),
+    (text('manifest.json', lambda t: t.replace('"torch"', '"tarch"')), 'manifest.json, versions lacks torch'),
+    (samples(lambda rows: [without(r, 'seed') for r in rows]), 'yfpo-seed0.jsonl, row 1 lacks the column seed'),
+    (samples(lambda rows: [without(rows[0], 'numeric'), *rows[1:]]), 'row 1 lacks the column numeric'),
+    (samples(lambda rows: [{**rows[0], 'nll_gold': float('nan')}, *rows[1:]]), 'row 1: nll_gold is nan, but must be a finite number'),
+    (samples(lambda rows: [{**rows[0], 'answer': 4}, *rows[1:]]), 'row 1: answer is 4, but must be text'),
+    (samples(lambda rows: rows + rows[:1]), 'stands there twice'), (samples(lambda rows: []), 'yfpo-seed0.jsonl is empty'),
+    (text('fired.json', lambda t: t[:50]), 'fired.json: not valid JSON'),
+    (text('fired.json', lambda t: '[]'), 'fired.json lacks the layer'),
+    (text('fired.json', lambda t: '{"templates": {"x": {"sft": [[1, 2]]}}}'), 'fired.json lacks the layer, index or value of a neuron'),
+    (text('questions.jsonl', lambda t: t.replace('"id"', '"di"', 1)), 'questions.jsonl, row 1 lacks id'),
+    (text('questions.jsonl', lambda t: t[:50]), 'questions.jsonl, line 1: not valid JSON'),
+    (text('tables/main.csv', lambda t: ''), 'main.csv is empty'), (text('tables/main.csv', lambda t: t.splitlines()[0] + '\n'), 'no rows'),
+    (text('tables/audit.csv', lambda t: t[:-4]), 'audit.csv')])
+def test_a_page_of_edited_files_is_refused(tmp_path, edit, says):
+    folder = shutil.copytree(RESULTS/'cpu', tmp_path/'cpu')
+    edit(folder)
+    with pytest.raises(ValueError, match=says): page_html(folder, 'cpu')
+
+def test_names_of_files_are_text_too(tmp_path):
+    name, d = '"><b x="', tmp_path/'cpu'
+    shutil.copytree(RESULTS/'cpu', d)
+    shutil.copy(d/'tables'/'main.csv', d/'tables'/f'{name}.csv'); shutil.copy(d/'figures'/'method.png', d/'figures'/f'{name}.png')
+    page = page_html(d, 'cpu')
+    assert name not in page and 'id="table-&quot;&gt;&lt;b x=&quot;"' in page and 'id="figure-&quot;&gt;&lt;b x=&quot;"' in page
+
 @pytest.mark.skipif(not BROWSER, reason='needs Chromium')
 @pytest.mark.parametrize('width,height,scheme', [(1100, 800, 'light'), (390, 800, 'dark')])
 def test_in_a_browser(tmp_path, width, height, scheme):

@@ -328,3 +328,17 @@ def test_exception_inside_the_scope(batch):
     _, g = gradients(m, batch)
     with pytest.raises(RuntimeError, match='stop'), attnlrp(m): raise RuntimeError('stop')
     assert all(torch.equal(a, b) for a, b in zip(gradients(m, batch)[1], g))
+
+@pytest.mark.parametrize('change,says', [
+    (lambda t, m: ({k: v for k, v in t.items() if k != 'halves'}, m), 'lacks halves: select the neurons again'),
+    (lambda t, m: ({**t, 'more': t['mean'].clone()}, m), 'holds more'), (lambda t, m: (t, {}), 'does not say of how many texts'),
+    (lambda t, m: ({**t, 'mean': t['mean'][:1].clone()}, m), 'holds averages over different neurons'),
+    (lambda t, m: (t, {'n': 'x'}), 'is cut or damaged')])
+def test_relevances_that_were_edited(tmp_path, change, says):
+    from safetensors.torch import save_file
+    t = {k: torch.zeros(*s) for k, s in (('mean', (2, 3)), ('halves', (2, 2, 3)), ('weighted', (2, 3)), ('activation', (2, 3)))}
+    save_file(t, tmp_path/'r', {'n': '4'})
+    assert Relevance.load(tmp_path/'r').n == 4
+    t, meta = change(t, {'n': '4'})
+    save_file(t, tmp_path/'r', meta)
+    with pytest.raises(ValueError, match=says): Relevance.load(tmp_path/'r')

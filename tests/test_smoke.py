@@ -1,5 +1,5 @@
 "The whole chain on the tiny model, through the command line and papermill."
-import json, shutil, subprocess, sys, time
+import json, subprocess, sys, time
 from pathlib import Path
 import pandas as pd
 import pytest
@@ -84,24 +84,6 @@ def test_plain_papermill_refuses_what_the_notebook_does_not_know(tmp_path, stage
     r = subprocess.run([exe, str(ROOT/f'nbs/paper/{stage}.ipynb'), 'o.ipynb', '-p', *given, '--no-progress-bar'], cwd=tmp_path,
                        capture_output=True, text=True)
     assert r.returncode and says in r.stderr.strip().splitlines()[-1], r.stderr[-2000:]
-
-@pytest.mark.parametrize('change,says', [
-    (lambda rows: rows + rows[:1], 'it stands there twice'),
-    (lambda rows: [{**rows[0], 'id': 'nosuch'}], 'its id is none of the questions'),
-    (lambda rows: [{**rows[0], 'id': [1]}], 'its id is none of the questions'),
-    (lambda rows: [{'id': rows[0]['id']}], 'its text is missing')])
-def test_responses_that_are_not_of_this_run_make_no_pairs(smoke, tmp_path, change, says):
-    run = tmp_path/'run'
-    for d in ('problems', 'sft', 'responses'): shutil.copytree(smoke[0]/d, run/d)
-    f = run/'responses'/'responses.jsonl'
-    f.write_text(''.join(json.dumps(r) + '\n' for r in change([json.loads(l) for l in f.read_text().splitlines()])))
-    with pytest.raises(ValueError, match=f'responses.jsonl, row .*{says}'):
-        run_here(ROOT/'nbs'/'paper'/'stage_pairs.ipynb', run_dir=str(run))
-
-def test_a_family_of_arms_that_are_not_there_is_refused(smoke, tmp_path):
-    shutil.copytree(smoke[0]/'results'/'samples', tmp_path/'results'/'samples')
-    with pytest.raises(ValueError, match='names no two arms of this run'):
-        run_here(ROOT/'nbs'/'paper'/'stage_compare.ipynb', run_dir=str(tmp_path), family=['dpo'])
 
 def test_an_unknown_kind_of_rejected_response_is_refused(tmp_path):
     with pytest.raises(ValueError, match="rejected 'x' is unknown"):

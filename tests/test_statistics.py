@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 from test_evaluate import row, rows
 from yfpo.evaluate import summarise
-from yfpo.statistics import contrasts, detectable_difference, equivalent, holm, mcnemar, over_seeds, paired_bootstrap
+from yfpo.statistics import (check_family, contrasts, detectable_difference, detectable_mean, equivalent, holm, mcnemar, over_seeds,
+                             paired_bootstrap, paired_interval)
 
 def test_mcnemar_by_counting():
     a, b = [1]*10 + [1]*9 + [0]*2 + [0]*5, [1]*10 + [0]*9 + [1]*2 + [0]*5
@@ -96,6 +97,25 @@ def test_contrasts_over_seeds_by_hand():
     (lambda: contrasts(rows('yfpo', [1, 0]) + rows('dpo', [1])), 'different questions'),
     (lambda: over_seeds(np.ones((1, 4))), 'at least two'),
     (lambda: contrasts(rows('yfpo', [1, 0]), outcome=['gsm8k', 'nll_gold']), 'declared outcome'),
-    (lambda: equivalent(0, 1, 2, -1), 'above 0')])
+    (lambda: equivalent(0, 1, 2, -1), 'above 0'),
+    (lambda: mcnemar([math.nan, 1, 0], [0, 1, 1]), 'an answer is nan, but is either right or wrong: give 1 or 0'),
+    (lambda: mcnemar(['no', 'yes'], ['no', 'no']), "an answer is 'no', but is either right or wrong"),
+    (lambda: mcnemar([2, .3], [0, 1]), 'an answer is 2'),
+    (lambda: paired_interval(9, 9, 4), 'only_a and only_b are 9 and 9 of 4 questions: give counts of different ones among them'),
+    (lambda: paired_interval(-3, 5, 4), 'only_a and only_b are -3'), (lambda: paired_interval(0, 0, 0), 'n is 0: give the number'),
+    (lambda: paired_interval(1, 2, 9, 95), 'level is 95: give a number between 0 and 1'),
+    (lambda: holm([-.1]), 'a p-value is -0.1: give a number from 0 to 1'), (lambda: holm([1.5, .2]), 'a p-value is 1.5'),
+    (lambda: over_seeds([[math.nan, 1.], [1., 2.]]), 'some differences are NaN or infinite: evaluate those arms again'),
+    (lambda: over_seeds([[], []]), 'the set is empty'), (lambda: over_seeds([1., 2., 3.]), r'shape \(3,\): give one row a seed'),
+    (lambda: over_seeds([[1., 2.], [3., 4.]], level=95), 'level is 95'),
+    (lambda: equivalent(0, -.1, 3, .1), 'the standard error is -0.1: give a number of at least 0'),
+    (lambda: equivalent(math.nan, .1, 3, .1), 'the difference is nan'), (lambda: equivalent(0, .1, 0, .1), 'df is 0'),
+    (lambda: paired_bootstrap([1., 2.], [0., 1.], 0), 'n_boot is 0: give at least 1 draw'),
+    (lambda: paired_bootstrap([1., 2.], [0., 1.], level=95), 'level is 95'),
+    (lambda: detectable_difference(-.1, 10), 'share is -0.1: give a number from 0 to 1'),
+    (lambda: detectable_difference(.1, 10, power=1), 'power is 1: give a number between 0 and 1'),
+    (lambda: detectable_mean([1., 2.], level=95), 'level is 95'),
+    (lambda: check_family(['dpo'], ['dpo', 'sft']), 'not among CONTRASTS'),
+    (lambda: check_family(['yfpo - dpo'], ['dpo']), 'no contrast can be made of the arms dpo')])
 def test_bad_input(bad, says):
     with pytest.raises(ValueError, match=says): bad()

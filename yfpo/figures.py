@@ -86,6 +86,9 @@ def draw_neurons(neurons, # frame of neurons.csv
                  selection): # dict of neurons.json
     "Neurons per layer by direction, their weight per layer, and how concentrated the weight is"
     L, F, k = selection['n_layers'], selection['width'], len(neurons)
+    off = neurons[~neurons.layer.between(0, L - 1) | ~neurons['index'].between(0, F - 1)]
+    if len(off): raise ValueError(f'neurons.csv, row {off.index[0] + 1}: neuron {off["index"].iloc[0]} of layer {off.layer.iloc[0]}, but '
+                                  f'neurons.json has {L} layers of {F}: run the stage `neurons` again')
     fig, _ = panels(size=(7.2, 3.3)); fig.clear()
     grid = fig.add_gridspec(2, 2, width_ratios=[2.4, 1], height_ratios=[1.5, 1])
     top = fig.add_subplot(grid[0, 0]); low = fig.add_subplot(grid[1, 0], sharex=top); right = fig.add_subplot(grid[:, 1])

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MODES', 'TOKEN_METHODS', 'ablate', 'record', 'patch', 'patch_from', 'mean_activations', 'activation_bank', 'text_nll',
-           'delta_nll', 'selectivity', 'draw_rank', 'score_card', 'single_effects', 'answer_examples', 'token_scores',
-           'hiding_curve', 'faithfulness', 'mediation']
+           'delta_nll', 'growing', 'selectivity', 'draw_rank', 'score_card', 'single_effects', 'answer_examples',
+           'token_scores', 'hiding_curve', 'faithfulness', 'mediation']
 
 # %% ../nbs/09_interventions.ipynb #08_inter-002
 from contextlib import contextmanager
 import torch
 from transformers import DynamicCache
 from .models import unwrap
+from .neurons import contrast_set
 from .packing import shared_logprobs
 from .relevance import answer_mask, down_projs, explained, residual_relevance, seed_gradient, write_matrix
 from .responses import Example, batches, collate, encode, hidden_states
@@ -173,6 +174,20 @@ def delta_nll(model, tokenizer, items, neurons, mode:str='zero', values=None, ba
     "Rise in NLL of each item when `neurons` are ablated, in nats per token: (n,); `base` is `text_nll` without ablation, if at hand"
     if base is None: base = text_nll(model, tokenizer, items, batch_size, max_length)
     with ablate(model, neurons, mode, values, **options): return text_nll(model, tokenizer, items, batch_size, max_length) - base
+
+# %% ../nbs/09_interventions.ipynb #08_inter-030b
+def growing(trained, # a `NeuronSet` of `contrast_set`
+            cap, gen, # the two `Relevance`s it was chosen from
+            model):
+    "A function of a share of all neurons: the set of that share, chosen as `trained` was"
+    for k in ('k', 'universal', 'per_layer'):
+        x = trained.meta.get(k)
+        if type(x) not in (int, float) or not 0 <= x <= 1:
+            raise ValueError(f'the trained set names {x!r:.40} as its {k}, where a share is needed: select the neurons again')
+    own, universal, per_layer = (trained.meta[k] for k in ('k', 'universal', 'per_layer'))
+    if contrast_set(cap, gen, model, own, universal, per_layer) != trained:
+        raise ValueError('the trained set is not the one that its relevances and settings give: select the neurons again')
+    return lambda share: trained if share == own else contrast_set(cap, gen, model, share, universal, min(1, max(per_layer, 4*share)))
 
 # %% ../nbs/09_interventions.ipynb #08_inter-032
 def selectivity(math, general, # rise in NLL of each text: (n,), (m,)

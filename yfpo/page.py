@@ -7,18 +7,35 @@ __all__ = ['FIGURES', 'STYLE', 'SCRIPT', 'BROWSER', 'TABLES', 'browser_data', 't
            'write_numbers', 'page_html', 'write_page']
 
 # %% ../nbs/22_page.ipynb #20-page-002
-import base64, html, json, re
+import base64, html, json, math, re
 from pathlib import Path
-from .problems import atomic_write, read_jsonl
-from .report import arm_color, arm_label, arm_order, caption_for, findings, is_smoke, read_results, set_label
+from .evaluate import read_samples
+from .problems import atomic_write, parse_json, read_jsonl, read_text
+from .report import (arm_color, arm_label, arm_order, caption_for, check_object, findings, is_smoke, read_cells, read_results,
+                         set_label)
 
 # %% ../nbs/22_page.ipynb #20-page-005
+def _questions(path):
+    "{(set, id): row} of questions.jsonl; nothing where there is no such file"
+    rows = read_jsonl(path) if path.exists() else []
+    for i, q in enumerate(rows, 1): check_object(q, dict(set=str, id=str, question=str, solution=str), f'{path}, row {i}')
+    return {(q['set'], q['id']): q for q in rows}
+
+def _fired(path):
+    "What fired.json says, {set: {id: {arm: [[layer, index, value], ...]}}}; nothing where there is no such file"
+    res = parse_json(read_text(path, 'a JSON file'), str(path)) if path.exists() else {}
+    try:
+        tops = [x for ids in res.values() for arms in ids.values() for top in arms.values() for x in top]
+        whole = all(type(l) is int and type(i) is int and math.isfinite(z) for l, i, z in tops)
+    except (AttributeError, TypeError, ValueError): whole = False
+    if not whole: raise ValueError(f'{path} lacks the layer, index or value of a neuron: run the stage `browse` again')
+    return res
+
 def browser_data(folder): # a folder of results
     "For the page: `texts`, each once, and `questions` with the answers of every arm and seed as numbers into them"
     folder, texts, questions = Path(folder), {}, {}
-    rows = [r for f in sorted((folder/'samples').glob('*.jsonl')) for r in read_jsonl(f) if 'text' in r]
-    known = {(q['set'], q['id']): q for q in read_jsonl(folder/'questions.jsonl')} if (folder/'questions.jsonl').exists() else {}
-    fired = json.loads((folder/'fired.json').read_text(encoding='utf-8')) if (folder/'fired.json').exists() else {}
+    rows = [r for r in read_samples(folder/'samples') if 'text' in r] if (folder/'samples').exists() else []
+    known, fired = _questions(folder/'questions.jsonl'), _fired(folder/'fired.json')
     order = arm_order({r['arm'] for r in rows})
     for r in sorted(rows, key=lambda r: (order.index(r['arm']), r['seed'])):
         key = (r['set'], r['id'])
@@ -42,8 +59,8 @@ def table_html(df, # frame of strings, as in tables/*.csv
     kind = [' class="n"' if n else '' for n in number]
     head = ''.join(f'<th scope="col"{n}><button type="button">{html.escape(k)}</button></th>' for k, n in zip(df, kind))
     body = ''.join('<tr>' + ''.join(f'<td{n}>{_bold(c)}</td>' for c, n in zip(row, kind)) + '</tr>\n' for row in df.values.tolist())
-    return (f'<figure class="table" id="table-{name}"><figcaption>{_bold(caption)}</figcaption><div class="wide"><table>'
-            f'<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div></figure>')
+    return (f'<figure class="table" id="table-{html.escape(name, quote=True)}"><figcaption>{_bold(caption)}</figcaption>'
+            f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div></figure>')
 
 FIGURES = dict(method='The method', contrasts='Differences between arms', training='Training curves of every arm',
                margins='Margins of held-out pairs before and after',
@@ -59,7 +76,7 @@ def figure_html(png): # path
     stem, _, n = png.stem.partition('_problem_')
     title = FIGURES.get('worked_problem' if n else png.stem, png.stem.replace('_', ' ')) + (f' {n}' if n else '')
     data = base64.b64encode(png.read_bytes()).decode()
-    return (f'<figure id="figure-{png.stem}"><figcaption>{html.escape(title)}</figcaption>'
+    return (f'<figure id="figure-{html.escape(png.stem, quote=True)}"><figcaption>{html.escape(title)}</figcaption>'
             f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}"></figure>')
 
 # %% ../nbs/22_page.ipynb #20-page-012
@@ -218,9 +235,9 @@ def _tables(folder):
     import pandas as pd
     files = {f.stem: f for f in sorted((folder/'tables').glob('*.csv'))}
     for name in [*(t for t in TABLES if t in files), *(t for t in files if t not in TABLES)]:
-        md = files[name].with_suffix('.md')
-        caption = md.read_text(encoding='utf-8').splitlines()[0].replace('**Table.** ', '') if md.exists() else name
-        yield name, caption, pd.read_csv(files[name], dtype=str, keep_default_na=False).drop(columns='recipe', errors='ignore')
+        md, (heads, *rows) = files[name].with_suffix('.md'), read_cells(files[name])
+        caption = read_text(md, 'a table').partition('\n')[0].replace('**Table.** ', '') if md.exists() else name
+        yield name, caption, pd.DataFrame(rows, columns=heads).drop(columns='recipe', errors='ignore')
 
 def page_html(folder, # a folder of results, with its tables and figures
               recipe:str):
@@ -235,7 +252,7 @@ def page_html(folder, # a folder of results, with its tables and figures
     said = ''.join(f'<li>{_bold(x)}</li>' for x in findings(folder))
     browse = BROWSER if data['questions'] else ''
     nav = ''.join(f'<a href="#{x.lower()}">{x}</a>' for x in ('Findings', 'Tables', 'Figures', 'Questions')[:4 if browse else 3])
-    inside = json.dumps(data, ensure_ascii=False, separators=(',', ':')).replace('<', r'\u003c')
+    inside = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(',', ':')).replace('<', r'\u003c')
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>YFPO: {html.escape(recipe)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body>

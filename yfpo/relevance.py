@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import DynamicCache
 from .models import head_logits, own_attention, unwrap
@@ -497,7 +497,16 @@ class Relevance:
     def load(path):
         "Read what `save` wrote"
         if not Path(path).exists(): raise FileNotFoundError(f'{path} does not exist: give a file written by `Relevance.save`')
-        with safe_open(path, 'pt') as f: return Relevance(**{k: f.get_tensor(k) for k in f.keys()}, n=int(f.metadata()['n']))
+        again = 'select the neurons again'
+        try:
+            with safe_open(path, 'pt') as f: found, n = {k: f.get_tensor(k) for k in f.keys()}, int((f.metadata() or {}).get('n', 0))
+        except (SafetensorError, ValueError) as e: raise ValueError(f'{path} is cut or damaged ({str(e).splitlines()[0]}): {again}') from e
+        odd = sorted(found.keys() ^ {'mean', 'halves', 'weighted', 'activation'})
+        if odd: raise ValueError(f"{path} {'holds' if odd[0] in found else 'lacks'} {odd[0]}: {again}")
+        if n < 1: raise ValueError(f'{path} does not say of how many texts it is: {again}')
+        shapes = {tuple(v.shape[k == 'halves':]) for k, v in found.items()}
+        if len(shapes) > 1: raise ValueError(f'{path} holds averages over different neurons: {again}')
+        return Relevance(**found, n=n)
 
 # %% ../nbs/06_relevance.ipynb #04-relev-078
 class _Sums:

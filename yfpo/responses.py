@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INSTRUCTION', 'prompt_messages', 'format_prompt', 'Example', 'text_items', 'odd_item', 'encode', 'collate', 'batches',
-           'hidden_states', 'token_logprobs', 'response_logprobs', 'example_logprobs', 'generate']
+           'hidden_states', 'token_logprobs', 'response_logprobs', 'example_logprobs', 'generate', 'read_responses']
 
 # %% ../nbs/03_responses.ipynb #02-respo-002
 import hashlib, json, os
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from .decoding import check_decoding, completions, text_ids
 from .models import head_logits
-from .problems import atomic_write
+from .problems import atomic_write, read_jsonl
 from .progress import track
 
 # %% ../nbs/03_responses.ipynb #02-respo-005
@@ -204,3 +204,27 @@ class _Appender:
     def __enter__(self): return self
     def __exit__(self, *a):
         if self.file: self.file.close()
+
+# %% ../nbs/03_responses.ipynb #02-respo-036b
+def _why_not(r, asked, seen):
+    "What is wrong with a row of responses, if anything is"
+    if not isinstance(r.get('text'), str): return 'its text is missing'
+    if not isinstance(r.get('id'), str) or r['id'] not in asked: return 'its id is none of the questions of this run'
+    if type(r.get('sample')) is not int or r['sample'] < 0: return 'its sample is no whole number'
+    if type(r.get('finished')) is not bool: return 'its finished is neither true nor false'
+    return 'it stands there twice' if (r['id'], r['sample']) in seen else ''
+
+def read_responses(path, # JSONL that `generate` wrote
+                   ids, # of the questions that it must answer, each as often as the others
+                   again:str): # how to make it again, for the errors
+    "All rows, each checked, and none missing"
+    rows, asked, seen = read_jsonl(path), {*ids}, set()
+    for i, r in enumerate(rows, 1):
+        why = _why_not(r, asked, seen)
+        where = f"{path}, row {i} ({str(r.get('id')):.40}, sample {r.get('sample')!r:.20})"
+        if why: raise ValueError(f'{where}: {why}; make it again with {again}')
+        seen.add((r['id'], r['sample']))
+    n = max((s + 1 for _, s in seen), default=1)
+    lost = len(asked) - sum(all((i, s) in seen for s in range(n)) for i in asked)
+    if lost: raise ValueError(f'{path} lacks {lost} of the {len(asked)} questions, or some of their samples; make it again with {again}')
+    return rows

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTRASTS', 'discordant', 'mcnemar', 'paired_interval', 'paired_bootstrap', 'detectable_difference',
-           'detectable_mean', 'over_seeds', 'holm', 'equivalent', 'compare', 'contrasts']
+           'detectable_mean', 'over_seeds', 'holm', 'equivalent', 'check_family', 'compare', 'contrasts']
 
 # %% ../nbs/19_statistics.ipynb #18-stati-002
 import math
@@ -12,9 +12,21 @@ import numpy as np
 from .evaluate import CONTINUOUS, by_question
 
 # %% ../nbs/19_statistics.ipynb #18-stati-005
+def _verdicts(x):
+    "Which answers are right"
+    x = np.asarray(x)
+    odd = [v for v in x.ravel().tolist() if type(v) not in (bool, int, float) or v not in (0, 1)]
+    if odd: raise ValueError(f'an answer is {odd[0]!r:.40}, but is either right or wrong: give 1 or 0')
+    return x.astype(bool)
+
+def _inside(value, name, low, high, ends=True):
+    "A sentence for a number that is not from `low` to `high`, or not between them where the ends are excluded"
+    if (low <= value <= high) if ends else (low < value < high): return
+    raise ValueError(f"{name} is {value}: give a number {'from' if ends else 'between'} {low:g} {'to' if ends else 'and'} {high:g}")
+
 def discordant(correct_a, correct_b):
     "How many questions only `a` got right, and how many only `b`"
-    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    a, b = _verdicts(correct_a), _verdicts(correct_b)
     if a.shape != b.shape:
         raise ValueError(f'the two arms answered {a.size} and {b.size} questions: a paired test needs the same ones in the same order')
     if not a.size: raise ValueError('the set is empty: there is nothing to compare')
@@ -30,6 +42,10 @@ def mcnemar(correct_a, correct_b):
 def paired_interval(only_a:int, only_b:int, n:int, level:float=.95):
     "Difference of two paired shares with Bonett and Price's interval (2012): one discordant question is added to each side"
     from scipy.stats import norm
+    _inside(level, 'level', 0, 1, ends=False)
+    if n < 1: raise ValueError(f'n is {n}: give the number of questions, at least 1')
+    if min(only_a, only_b) < 0 or only_a + only_b > n:
+        raise ValueError(f'only_a and only_b are {only_a} and {only_b} of {n} questions: give counts of different ones among them')
     p, q = (only_a + 1)/(n + 2), (only_b + 1)/(n + 2)
     half = norm.ppf(.5 + level/2)*math.sqrt((p + q - (p - q)**2)/(n + 2))
     return (only_a - only_b)/n, float(max(-1., p - q - half)), float(min(1., p - q + half))
@@ -38,6 +54,8 @@ def paired_interval(only_a:int, only_b:int, n:int, level:float=.95):
 def paired_bootstrap(x, y, n_boot:int=10000, seed:int=0, level:float=.95):
     "Mean of `x - y` with a percentile interval; (S, n) arrays, S seeds on n questions, resample both"
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    _inside(level, 'level', 0, 1, ends=False)
+    if n_boot < 1: raise ValueError(f'n_boot is {n_boot}: give at least 1 draw')
     if x.shape != y.shape:
         raise ValueError(f'the two arms have values of shape {x.shape} and {y.shape}: a paired bootstrap needs the same questions')
     if not x.size: raise ValueError('the set is empty: there is nothing to resample')
@@ -56,6 +74,7 @@ def detectable_difference(share:float, # share of questions on which the two arm
                           n:int, power:float=.8, level:float=.95):
     "Smallest true difference of two paired shares that `n` questions detect with probability `power`"
     from scipy.stats import gamma, norm
+    for v, name, ends in ((share, 'share', True), (power, 'power', False), (level, 'level', False)): _inside(v, name, 0, 1, ends)
     if n < 1: raise ValueError('the set is empty: no difference can be detected on zero questions')
     fewest = math.ceil(math.log2(2/(1 - level)))  # an exact test needs this many one-sided discordant questions
     mde = float(max((norm.ppf(.5 + level/2) + norm.ppf(power))*math.sqrt(share/n), gamma.ppf(power, fewest)/n))
@@ -64,18 +83,28 @@ def detectable_difference(share:float, # share of questions on which the two arm
 def detectable_mean(differences, power:float=.8, level:float=.95):
     "The same for a mean of paired differences, such as NLL"
     from scipy.stats import norm
+    for v, name in ((power, 'power'), (level, 'level')): _inside(v, name, 0, 1, ends=False)
     d = np.asarray(differences, dtype=float)
     return float((norm.ppf(.5 + level/2) + norm.ppf(power))*d.std(ddof=1)/math.sqrt(d.size)) if d.size > 1 else math.nan
 
 # %% ../nbs/19_statistics.ipynb #18-stati-019
+def _of_seeds(d):
+    "Differences as an array (seeds, questions), all finite"
+    d = np.asarray(d, dtype=float)
+    if d.ndim != 2: raise ValueError(f'the differences have shape {d.shape}: give one row a seed and one column a question')
+    if len(d) < 2: raise ValueError(f'{len(d)} seed has no spread: a claim over seeds needs at least two')
+    if not d.size: raise ValueError('the set is empty: a claim over seeds needs at least one question')
+    if not np.isfinite(d).all(): raise ValueError('some differences are NaN or infinite: evaluate those arms again')
+    return d
+
 def over_seeds(d, # differences (seeds, questions), at least two seeds
                share:bool=False, # differences of shares, which get one imaginary disagreement on each side
                level:float=.95, power:float=.8):
     "delta, low, high, se, df, p, mde over all seeds: t interval and test on S - 1 degrees of freedom, for variance of seeds and questions"
     from scipy.stats import t
-    d = np.asarray(d, dtype=float)
+    d = _of_seeds(d)
+    for v, name in ((power, 'power'), (level, 'level')): _inside(v, name, 0, 1, ends=False)
     delta, S = d.mean(), len(d)
-    if S < 2: raise ValueError(f'{S} seed has no spread: a claim over seeds needs at least two')
     if share: d = np.pad(d, ((0, 0), (1, 1)), constant_values=((0, 0), (1, -1)))             # as in `paired_interval`
     se = math.sqrt(d.mean(1).var(ddof=1)/S + d.mean(0).var(ddof=1)/d.shape[1]) if d.shape[1] > 1 else math.nan
     z, mid = t.ppf(.5 + level/2, S - 1), d.mean()
@@ -90,6 +119,7 @@ def holm(p):
     p = np.asarray(p, dtype=float)
     if not p.size: return []
     if np.isnan(p).any(): raise ValueError('a test of the family has no p-value: it needs at least two questions')
+    for x in p: _inside(x, 'a p-value', 0, 1)
     order, out, worst = p.argsort(kind='stable'), np.empty(len(p)), 0.
     for rank, i in enumerate(order): out[i] = worst = max(worst, min(1., (len(p) - rank)*p[i]))
     return out.tolist()
@@ -101,7 +131,10 @@ def equivalent(delta:float, se:float, df:float, # difference, its standard error
     "p-value of two one-sided t tests (TOST): small when the true difference is inside ±margin"
     from scipy.stats import t
     if not margin > 0: raise ValueError(f'the margin is {margin}: give the largest difference that would not matter, above 0')
+    if not math.isfinite(delta): raise ValueError(f'the difference is {delta}: evaluate those arms again')
+    if se < 0: raise ValueError(f'the standard error is {se}: give a number of at least 0')
     if math.isnan(se): return math.nan
+    if not df > 0: raise ValueError(f'df is {df}: give degrees of freedom above 0')
     if not se: return float(abs(delta) >= margin)
     return float(max(t.sf((delta + margin)/se, df), t.cdf((delta - margin)/se, df)))
 
@@ -109,6 +142,17 @@ def equivalent(delta:float, se:float, df:float, # difference, its standard error
 # %% ../nbs/19_statistics.ipynb #18-stati-031
 CONTRASTS = [('yfpo', 'yfpo-random'), ('yfpo', 'dpo'), ('yfpo-random', 'dpo'), ('yfpo-dynamic', 'yfpo'), ('yfpo-dynamic', 'dpo'),
              ('dpo', 'sft'), ('yfpo', 'sft'), ('sft', 'base')]
+
+def check_family(family, # contrasts that a recipe declares
+                 arms): # that were evaluated
+    "Refuse a family with a contrast that is none, or of which no contrast can be made of these arms"
+    known = {f'{a} - {b}': {a, b} for a, b in CONTRASTS}
+    for c in family:
+        if c not in known: raise ValueError(f"the contrast {c!r:.60} of the family is not among CONTRASTS: write one of {', '.join(known)}")
+    some = [c for c, two in known.items() if two <= {*arms}]
+    if not some: raise ValueError(f"no contrast can be made of the arms {', '.join(arms)}: evaluate two of those that CONTRASTS compares")
+    if not {*family} & {*some}:
+        raise ValueError(f"the family names no two arms of this run ({', '.join(arms)}): write one of {', '.join(some)}")
 
 def _aligned(a, b, names, set_):
     "The values of two arms on the same questions, in the same order"
