@@ -181,7 +181,7 @@ def _value(node, source=''): # its text, since a float would round its digits
 def calc(expr:str) -> Fraction:
     "The exact value of an arithmetic expression; anything but numbers, `+ - * / //` and brackets is refused"
     if len(expr) > 500: raise ValueError(f'expression of {len(expr)} characters is too long to be a calculator annotation')
-    if '_' in expr: raise ValueError(f'cannot calculate {expr!r}: numbers are written without _')
+    if re.search(r'\d_', expr): raise ValueError(f'cannot calculate {expr!r}: numbers are written without _')
     source = re.sub(r'(?<![\d.])0+(?=\d)', '', expr.strip())
     try: return Fraction(_value(ast.parse(source, mode='eval').body, source))
     except ZeroDivisionError: raise ValueError(f'cannot calculate {expr!r}: it divides by zero') from None
