@@ -690,3 +690,8 @@ def test_an_output_draws(toy):
     f = toy/'nbs'/'paper'/'recipes'/'toy.yaml'
     f.write_text(f.read_text().replace('[table_main]', '[stage_sft]'))
     assert 'no notebook stage_sft.ipynb that draws: there are table_main' in yfpo(toy, 'run', 'toy').stderr
+
+def test_a_report_of_nothing_leaves_nothing(toy, tmp_path):
+    (tmp_path/'empty').mkdir()
+    assert 'holds no results; make them with `yfpo run toy`' in yfpo(toy, 'report', 'toy', '--results', tmp_path/'empty').stderr
+    assert not [*(tmp_path/'empty').iterdir()]

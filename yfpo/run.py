@@ -924,6 +924,7 @@ def report(name:str, results_dir:str='', say=print):
     from concurrent.futures import ProcessPoolExecutor
     recipe = read_recipe(name)
     folder = results_folder(recipe['name'], results_dir)
+    if not any(folder.glob('*.csv')): raise FileNotFoundError(f'{folder} holds no results; make them with `yfpo run {name}`')
     outputs, jobs = recipe['outputs'], min(os.cpu_count() or 1, len(recipe['outputs']) or 1)
     say(f'{len(outputs)} tables and figures{_drawing_time(outputs, folder, jobs)} ...', flush=True)
     with ProcessPoolExecutor(jobs) as pool:
