@@ -3,8 +3,8 @@ import ast, subprocess, sys
 import pytest
 from conftest import ROOT
 
-ORDER = ('machine progress pace warm problems models decoding responses packing pairs relevance attributors neurons interventions '
-         'cards reward loss trainer dynamic monitors methods evaluate protocols statistics report figures page site run launch').split()
+ORDER = ('machine progress pace warm loss problems models decoding responses packing pairs relevance attributors neurons interventions '
+         'cards reward trainer dynamic monitors methods evaluate protocols statistics report figures page site run launch').split()
 
 def imports(module):
     "(yfpo modules, top-level packages imported when the module loads, all packages)"

@@ -266,9 +266,11 @@ def rewrite(folder, change):
     change(t)
     save_file(t, folder/'model.safetensors', metadata=dict(format='pt'))
 
-def edit(folder, **kw):
-    c = json.loads((folder/'config.json').read_text())
-    (folder/'config.json').write_text(json.dumps({**c, **kw}))
+def edit(folder, name='config.json', **kw):
+    c = json.loads((folder/name).read_text())
+    (folder/name).write_text(json.dumps({**c, **kw}))
+
+def setting(folder, **kw): edit(folder, 'adapter_config.json', **kw)
 
 UP = 'model.layers.1.mlp.up_proj.weight'
 DAMAGES = {
@@ -289,6 +291,9 @@ DAMAGES = {
     'a list': (lambda f: (f/'config.json').write_text('[]'), 'config.json holds a list and not an object'),
     'broken tokenizer': (lambda f: (f/'tokenizer.json').write_text('{'), 'transformers cannot read'),
     'a part': (lambda f: (f/'model.safetensors.index.json').write_text('{"weight_map": {"a": "b.safetensors"}}'), 'lacks b.safetensors'),
+    'whole numbers': (lambda f: rewrite(f, lambda t: t.update({UP: t[UP].to(torch.int8)})), 'as I8, and its config says nothing'),
+    'nan setting': (lambda f: edit(f, rms_norm_eps=float('nan')), 'holds a NaN'),
+    'broken ends': (lambda f: (f/'generation_config.json').write_text(''), 'generation_config.json is not readable JSON'),
     'bare': (lambda f: (f/'config.json').unlink(), 'holds no config.json')}
 
 @pytest.mark.parametrize('damage', DAMAGES)
@@ -392,6 +397,18 @@ def test_errors_of_the_caller_pass_through_and_leave_no_parent(tmp_path):
         with atomic_folder(tmp_path/'a'/'b'): open('/elsewhere/x')
     assert not list(tmp_path.iterdir())
 
+@pytest.mark.parametrize('to', ['', '.', '~', '/', 'mine', '..'])
+def test_a_model_replaces_no_files_of_others(to, tmp_path, monkeypatch):
+    for f in ('here/mine/sub/a', 'here/mine/thesis.txt', 'home/b'):
+        (tmp_path/f).parent.mkdir(parents=True, exist_ok=True); (tmp_path/f).write_text('mine')
+    monkeypatch.chdir(tmp_path/'here'); monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    with pytest.raises(ValueError, match='all of it would be replaced'): save_model(tiny_model(), byte_tokenizer(), to)
+    assert len([p for p in tmp_path.rglob('*') if p.is_file()]) == 3
+
+@pytest.mark.parametrize('device, says', [('meta', 'holds no numbers'), ('gpu', 'is unknown'), ('cuda:99', 'not on this machine')])
+def test_a_device_that_cannot_be(device, says):
+    with pytest.raises(ValueError, match=says): load_model('tiny', device=device)
+
 # ---- adapters
 
 ADAPTER = 'adapter_model.safetensors'
@@ -454,6 +471,9 @@ def test_an_adapter_saved_before_finds_the_embedded_model(tmp_path):
     (lambda f, b: save_file(load_file(f/ADAPTER) | dict(odd=torch.ones(1)), f/ADAPTER),
      'has no place for, such as odd'),
     (lambda f, b: save_file({k: v/0 for k, v in load_file(f/ADAPTER).items()}, f/ADAPTER), 'infinite'),
+    (lambda f, b: (f/'base.json').write_text('{}'), 'base.json lacks the hash'),
+    (lambda f, b: setting(f, task_type='SEQ_CLS'), "made for the task 'SEQ_CLS'"),
+    (lambda f, b: setting(f, lora_alpha=float('nan')), 'holds a NaN'),
     (lambda f, b: rewrite(b, lambda t: t[UP].add_(1)), 'trained on other weights than those now called')])
 def test_a_damaged_adapter_is_refused(folder, tmp_path, damage, says):
     saved = save_model(lora(load_model(folder)[0]), byte_tokenizer(), tmp_path/'lora')

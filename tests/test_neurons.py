@@ -176,7 +176,8 @@ MEMBERS = {
     'boolean': (dict(layer=torch.tensor([False, True, True])), 'its layer is of torch.bool'),
     'complex': (dict(weight=torch.ones(3)*1j), 'its weight is of torch.complex64'),
     'whole weights': (dict(weight=torch.tensor([1, 1, 1])), 'its weight is of torch.int64'),
-    'below 0': (dict(layer=torch.tensor([0, -1, 1])), 'below 0')}
+    'below 0': (dict(layer=torch.tensor([0, -1, 1])), 'below 0'),
+    'ten times': (dict(weight=torch.tensor([5., 2.5, 2.5])), 'its weights sum to 10 and not to 1')}
 
 def write(folder, tensors, meta='{}'):
     folder.mkdir(exist_ok=True)
@@ -198,6 +199,7 @@ def test_one_checker_for_the_constructor_the_file_and_the_model(case, tiny, tmp_
     (lambda f: write(f, {**GOOD, 'odd': torch.ones(3)}), "holds 'odd'"),
     (lambda f: write(f, GOOD, '[1, 2]'), 'its meta is a list and no dict'),
     (lambda f: write(f, GOOD, '{"model": "tiny"}'), "'model' in its meta is no dict"), (lambda f: write(f, GOOD, '{"a"'), 'cut or damaged'),
+    (lambda f: write(f, GOOD, '{"a": 1, "a": 2}'), "the key 'a' stands twice"), (lambda f: write(f, GOOD, r'{"a": "\ud800"}'), 'surrogate'),
     (lambda f: write(f, GOOD, '['*100_000), 'cut or damaged'), (lambda f: write(f, GOOD, ''), 'cut or damaged'),
     (lambda f: (write(f, GOOD)/'neurons.json').write_bytes(b'\xff\xfe'), 'neurons.json is cut or damaged'),
     (lambda f: (write(f, GOOD)/'neurons.safetensors').write_bytes(save(GOOD)[:-7]), 'neurons.safetensors is cut or damaged'),
@@ -315,3 +317,15 @@ def test_relevance_takes_tokenised_texts_only(tiny):
     with pytest.raises(ValueError, match='no texts to attribute'): relevance_of(tiny[0], None, 0)
     ex = encode(tiny[1], ['one two three', 'four five'])
     assert torch.equal(relevance_of(tiny[0], iter(ex), 0).mean, relevance_of(tiny[0], ex, 0).mean)
+
+@pytest.mark.parametrize('odd', [{1}, '\ud800', object()])
+def test_a_set_that_cannot_be_saved_leaves_the_earlier_one(odd, tmp_path):
+    first = NeuronSet(**GOOD, meta=dict(k=1))
+    first.save(tmp_path)
+    with pytest.raises(ValueError, match='meta of this NeuronSet cannot be saved'):
+        NeuronSet(**{**GOOD, 'layer': GOOD['layer'] + 1}, meta=dict(odd=odd)).save(tmp_path)
+    assert NeuronSet.load(tmp_path) == first
+
+def test_a_table_is_no_list_of_texts(tiny):
+    with pytest.raises(ValueError, match='the capability texts are one Table: give a list'):
+        select_neurons(*tiny, type('Table', (list,), dict(columns=['a']))(['question']), general_texts(4))

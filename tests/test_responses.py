@@ -1,5 +1,6 @@
 "Prompt, log-probabilities and decoding against slow formulations."
 import pytest, torch
+from yfpo.decoding import stop_texts
 from yfpo.models import load_model
 from yfpo.problems import make_problems
 from yfpo.responses import INSTRUCTION, collate, encode, format_prompt, generate, response_logprobs
@@ -72,3 +73,25 @@ def test_settings_that_nothing_can_be_drawn_with(how, says, tmp_path):
     generate(model, tok, ['2+2?'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
     with pytest.raises(ValueError, match=says):
         generate(model, tok, ['2+2?'], path=tmp_path/'r.jsonl', progress=False, **{**dict(max_new_tokens=2), **how})
+
+@pytest.mark.parametrize('call,says', [
+    (lambda m, t: generate(m, t, '2+2'), "the problems are one text, '2\\+2'"), (lambda m, t: generate(m, t, [None]), 'problem 0 is None'),
+    (lambda m, t: generate(m, t, ['a'], n=0), 'n is 0'), (lambda m, t: generate(m, t, ['a'], stop=['']), 'stop is'),
+    (lambda m, t: generate(m, t, ['a'], temperature='x'), "temperature is 'x'"),
+    (lambda m, t: encode(t, ['a b'], max_length=-1), 'max_length is -1'),
+    (lambda m, t: encode(t, [('p', [dict(role='assistant', content='4'), dict(role='user', content='thanks')])]), 'has 2 messages'),
+    (lambda m, t: encode(t, [('p', [dict(role='user', content='thanks')])]), 'message of the user')])
+def test_what_would_be_read_as_something_else_is_refused(call, says, tiny):
+    with pytest.raises(ValueError, match=says): call(*tiny)
+
+def test_one_stop_text_is_one_end(): assert stop_texts('QQW') == ('QQW',) and stop_texts(['a', 'b']) == ('a', 'b')
+
+@pytest.mark.parametrize('was', [b'my precious notes', b'{"a": 1}', b'{broken\n', b'[1]\n', b'null\n', b'\0\n', b'\xe9\n',
+                                 b'['*100_000 + b'\n',
+                                 b'{"id": "0", "sample": 0, "run": "x", "prompt": "y"}\n'])
+@pytest.mark.parametrize('restart', [False, True])
+def test_a_file_of_something_else_is_kept(was, restart, tiny, tmp_path):
+    (tmp_path/'r').write_bytes(was)
+    with pytest.raises(ValueError, match='mend or remove') as e:
+        generate(*tiny, ['x y'], max_new_tokens=2, path=tmp_path/'r', restart=restart, progress=False)
+    assert '\n' not in str(e.value) and (tmp_path/'r').read_bytes() == was

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'GumbelNoise', 'stop_ids', 'left_padded', 'plain_decode', 'RoomyLayer', 'common_beginning', 'Beginning',
            'read_beginning', 'shared_attention', 'alike', 'decode', 'odd_attention', 'why_plain_decoding', 'any_batch',
-           'decodes', 'text_ids', 'check_decoding', 'completions', 'vllm_decode']
+           'decodes', 'text_ids', 'stop_texts', 'check_decoding', 'completions', 'vllm_decode']
 
 # %% ../nbs/02_decoding.ipynb #02-decod-002
-import hashlib, tempfile, warnings
+import hashlib, numbers, tempfile, warnings
 from dataclasses import dataclass
 from itertools import takewhile
 import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicCache, DynamicLayer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from .loss import check_count
 from .machine import decode_batch
 from .models import head_logits, own_attention, save_model, unwrap
 
@@ -293,12 +294,21 @@ def _said(tokenizer, row, ends, stop):
     for s in stop: text = text.split(s)[0]
     return text.strip(), e if e is not None else len(row), e is not None or text != whole, row if e is None else row[:e+1]
 
+def stop_texts(stop):
+    "The texts that end a response, as a tuple; one text alone is one end"
+    texts = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(texts, (list, tuple, set, frozenset)) or not all(isinstance(s, str) and s for s in texts):
+        raise ValueError(f'stop is {stop!r:.60}: give a list of texts, none of them empty')
+    return tuple(texts)
+
 def check_decoding(temperature:float, top_p:float, max_new_tokens:int, backend:str):
     "Refuse settings that nothing can be drawn with"
     if backend not in BACKENDS: raise ValueError(f"backend {backend!r} is unknown: use one of {', '.join(BACKENDS)}")
+    for k, v in dict(temperature=temperature, top_p=top_p).items():
+        if not isinstance(v, numbers.Real): raise ValueError(f'{k} is {v!r}: give a number')
+    check_count('max_new_tokens', max_new_tokens)
     if not 0 <= temperature < float('inf'): raise ValueError(f'temperature is {temperature}: give 0 for greedy, or a positive number')
     if not 0 < top_p <= 1: raise ValueError(f'top_p is {top_p}: give a share above 0, at most 1')
-    if max_new_tokens < 1: raise ValueError(f'max_new_tokens is {max_new_tokens}: give at least 1')
 
 def completions(model, tokenizer, prompts, # texts
                 keys=None, # one a prompt, seeds of its noise; needed where `temperature` is above 0
@@ -308,7 +318,7 @@ def completions(model, tokenizer, prompts, # texts
                 backend:str='auto'): # 'auto' is this page's loop where the model allows it; 'transformers'; 'vllm'
     "Yields batches (places in `prompts`, their (text, tokens, finished, token ids)), longest prompts first"
     check_decoding(temperature, top_p, max_new_tokens, backend)
-    ids, ends, stop = [text_ids(tokenizer, p) for p in prompts], set(stop_ids(model, tokenizer)), tuple(stop)
+    ids, ends, stop = [text_ids(tokenizer, p) for p in prompts], set(stop_ids(model, tokenizer)), stop_texts(stop)
     if empty := [i for i, x in enumerate(ids) if not x]: raise ValueError(f'prompt {empty[0]} is empty: there is nothing to go on from')
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     batch_size = decode_batch(batch_size, _row_bytes(model, max(map(len, ids)) + max_new_tokens))

@@ -120,6 +120,15 @@ def _check_dtype(dtype):
     if not isinstance(dtype, torch.dtype) and dtype not in ('float32', 'bfloat16', 'float16', 'auto'):
         raise ValueError(f"dtype {dtype!r} is unknown: use 'float32', 'bfloat16', 'float16', or 'auto' for the faster one here")
 
+def _check_device(device):
+    "Raise a ValueError for a device that is none, or that holds no numbers"
+    try: kind = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(f"device {device!r} is unknown: use 'cpu', 'cuda' or 'cuda:0'") from e
+    if kind.type == 'meta': raise ValueError("device 'meta' holds no numbers: use 'cpu' or 'cuda'")
+    if kind.type == 'cuda' and (kind.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not on this machine, which has {torch.cuda.device_count()} CUDA devices: use 'cpu'")
+
 def _dtype(dtype, name, revision, device, use):
     if isinstance(dtype, torch.dtype): return dtype
     if dtype == 'auto': dtype = number_format('auto', _width(name, revision), device, use)
@@ -142,7 +151,7 @@ def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', 
                use:str='reading'): # what for: a word beside what 'auto' chose, in the manifest
     "The model (in eval mode) and tokenizer called `name`"
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    _check_dtype(dtype)
+    _check_dtype(dtype); _check_device(device)
     source, called = _local(name)
     if revision and not isinstance(source, str) or source in (EMBEDDED, TINY) and revision:
         raise ValueError(f'revision is {revision!r}, but {called} is not read from the hub: leave it out')
@@ -224,9 +233,19 @@ def _from_hub(name, revision, **kwargs):
 # %% ../nbs/01_models.ipynb #01-model-041
 TOKENIZERS = ('tokenizer.json', '*.model', 'vocab.*', '*.tiktoken', 'tekken.json')     # one of these holds a vocabulary
 
+def _constant(x):
+    "An infinite number of a JSON file, which some configs hold; NaN is refused"
+    if x == 'NaN': raise ValueError('it holds a NaN')
+    return float(x)
+
+def _untagged(pairs):
+    "An object of a JSON file; a NaN as transformers writes it is refused"
+    if pairs.get('__float__') == 'NaN': _constant('NaN')
+    return pairs
+
 def _object(path):
     "The object in a JSON file"
-    try: res = json.loads(path.read_text(encoding='utf-8'))
+    try: res = json.loads(path.read_text(encoding='utf-8'), parse_constant=_constant, object_hook=_untagged)
     except (OSError, ValueError, RecursionError) as e:
         raise ValueError(f'{path} is not readable JSON ({_first_line(e)}): save it again') from e
     if not isinstance(res, dict): raise ValueError(f'{path} holds a {type(res).__name__} and not an object: save it again')
@@ -240,12 +259,13 @@ def _check_folder(folder):
     if config.get('auto_map') and config.get('model_type') not in transformers.CONFIG_MAPPING:
         raise ValueError(f"the model in {folder} comes with code of its own (auto_map in config.json), which is never run: "
                          'give a model that transformers knows itself')
-    _check_weights(folder)
+    if (folder/'generation_config.json').exists(): _object(folder/'generation_config.json')  # else its ends are lost
+    _check_weights(folder, packed='quantization_config' in config)
     if not any(f for pattern in TOKENIZERS for f in folder.glob(pattern)):
         raise FileNotFoundError(f'the folder {folder} holds no tokenizer: save it there with `tokenizer.save_pretrained`')
 
-def _check_weights(folder):
-    "Refuse a folder whose weights are absent, pickled, cut or not all there"
+def _check_weights(folder, packed=False): # whether the config says how to read numbers that are no floats
+    "Refuse a folder whose weights are absent, pickled, cut, not all there or no floats"
     files = sorted(folder.glob('*.safetensors'))
     pickled = [f.name for end in ('bin', 'pt', 'pth', 'ckpt') for f in sorted(folder.glob(f'*.{end}')) if 'arg' not in f.name]
     if not files:
@@ -254,14 +274,18 @@ def _check_weights(folder):
     for index in folder.glob('*.safetensors.index.json'):
         lost = sorted({str(f) for f in _object(index).get('weight_map', {}).values()} - {f.name for f in files})
         if lost: raise FileNotFoundError(f'the folder {folder} lacks {lost[0]}, which {index.name} names: copy or download it again')
-    for f in files: _stored(f)
+    for f in files: _check_stored(f, packed)
 
-def _stored(file):
-    "Names of the tensors in a safetensors file"
+def _check_stored(file, packed=False):
+    "Refuse a safetensors file that is cut, or that holds weights which are no floats"
     try:
-        with safe_open(file, 'pt') as f: return list(f.keys())
+        with safe_open(file, 'pt') as f: kinds = {k: f.get_slice(k).get_dtype() for k in f.keys()}
     except (SafetensorError, OSError) as e:
         raise ValueError(f'{file} is cut or damaged ({_first_line(e)}): save or download it again') from e
+    odd = [k for k, d in kinds.items() if d not in ('F64', 'F32', 'F16', 'BF16') and k.endswith(('.weight', '.bias'))]
+    if odd and not packed:
+        raise ValueError(f'{file} holds {odd[0]} as {kinds[odd[0]]}, and its config says nothing of quantization: '
+                         'save the weights as float32, bfloat16 or float16')
 
 
 # %% ../nbs/01_models.ipynb #01-model-030
@@ -368,8 +392,20 @@ def atomic_folder(folder):
             shutil.rmtree(tmp, ignore_errors=True); raise
         shutil.rmtree(old, ignore_errors=True)
 
+def _check_place(folder):
+    "Refuse to put a model in the place of files that are no model"
+    path = Path(folder).expanduser().absolute().resolve()
+    kept = (Path.cwd(), Path.home().resolve())
+    if any(path in (p, *p.parents) for p in kept):
+        raise ValueError(f'{path} is the current folder, the home folder, or one that holds them, and all of it would be replaced: '
+                         'give a folder of its own')
+    if path.is_dir() and any(path.iterdir()) and not any((path/f).exists() for f in ('config.json', 'adapter_config.json')):
+        raise ValueError(f'{path} holds {min(p.name for p in path.iterdir())!r} and no model, and all of it would be replaced: '
+                         'give a new or empty folder')
+
 def save_model(model, tokenizer, folder):
-    "Write model (safetensors) and tokenizer into `folder`, whole or not at all; returns the folder"
+    "Write model (safetensors) and tokenizer into `folder`, whole or not at all, in place of an earlier model; returns the folder"
+    _check_place(folder)
     with atomic_folder(folder) as tmp: model.save_pretrained(tmp); tokenizer.save_pretrained(tmp); keep_base(model, tokenizer, tmp)
     return Path(folder).expanduser()
 
@@ -397,6 +433,12 @@ def _weights_called(name, dtype):
 def _base_name(folder):
     "What the adapter in `folder` was trained on, and the note that `keep_base` wrote or {}"
     config, note = (_object(f) if f.exists() else {} for f in (folder/'adapter_config.json', folder/'base.json'))
+    if (folder/'base.json').exists() and not (isinstance(note.get('weights'), str) and isinstance(note.get('dtype'), str)):
+        raise ValueError(f"{folder/'base.json'} lacks the hash or the dtype of the base: save the adapter again with `save_model`")
+    if config.get('task_type') not in (None, 'CAUSAL_LM'):
+        raise ValueError(f"the adapter in {folder} is made for the task {config['task_type']!r}, not for 'CAUSAL_LM': "
+                         'give an adapter of a language model')
+    if not math.isfinite(config.get('lora_alpha') or 0): raise ValueError(f'the lora_alpha in {folder} is no finite number: save it again')
     name = str(folder/'base') if (folder/'base').is_dir() else note.get('name') or config.get('base_model_name_or_path')
     if not name or not isinstance(name, str):
         raise ValueError(f'the adapter in {folder} does not say which model it belongs to (base_model_name_or_path): '
@@ -434,7 +476,7 @@ def _with_adapter(folder, **how):
     "Base, adapter and tokenizer of a folder that PEFT wrote"
     if not (folder/'adapter_model.safetensors').exists():
         raise FileNotFoundError(f'the folder {folder} holds no adapter_model.safetensors: save the adapter again with `save_model`')
-    _stored(folder/'adapter_model.safetensors')
+    _check_stored(folder/'adapter_model.safetensors')
     name, note = _base_name(folder)
     try: base, tokenizer = load_model(name, **how)
     except (OSError, ValueError) as e: raise type(e)(f'the base of the adapter in {folder} cannot be loaded: {e}') from e

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from .attributors import ATTRIBUTORS, attribute
-from .problems import atomic_write
+from .problems import atomic_write, parse_json
 from .models import base_fingerprint, unwrap
 from .relevance import Relevance, check_family, down_projs, width, write_matrix
 from .responses import Example, encode, text_items
@@ -40,11 +40,17 @@ def _trouble(layer, index, weight, direction, meta):
     if (direction.abs() != 1).any(): return 'a direction is neither 1 nor -1'
     if not isinstance(meta, dict): return f'its meta is a {type(meta).__name__} and no dict'
     odd = [k for k in ('model', 'chosen_on') if not isinstance(meta.get(k, {}), dict)]
-    return f"'{odd[0]}' in its meta is no dict" if odd else _double(layer, index, meta)
+    if odd: return f"'{odd[0]}' in its meta is no dict"
+    return None if meta.get('selector') == 'joined' else _off(weight) or _double(layer, index)
 
-def _double(layer, index, meta):
+def _off(weight):
+    "Weights that do not sum to 1, as far as their format can tell; only those of joined sets need not"
+    total = weight.double().sum().item()
+    off = len(weight) and abs(total - 1) > (1e-3 if weight.itemsize > 2 else 1e-2)
+    return f'its weights sum to {total:.4g} and not to 1' if off else None
+
+def _double(layer, index):
     "A member that is there twice; only sets that were joined to be read together may share members"
-    if meta.get('selector') == 'joined': return None
     both, n = torch.stack([layer.long(), index.long()]).unique(dim=1, return_counts=True)
     twice = both[:, n > 1].T.tolist()
     return f'neuron {twice[0][1]} of layer {twice[0][0]} is in it {n.max()} times' if twice else None
@@ -137,11 +143,20 @@ NeuronSet.__eq__, NeuronSet.by_layer, NeuronSet.check = _same, by_layer, check
 # %% ../nbs/08_neurons.ipynb #06-neuro-010
 def save(self, folder):
     "Write neurons.safetensors and neurons.json into `folder`"
-    folder = Path(folder)
+    folder, text = Path(folder).expanduser(), _meta_text(self.meta)
     with atomic_write(folder/'neurons.safetensors') as tmp:
         save_file({k: getattr(self, k).contiguous() for k in ('layer', 'index', 'weight', 'direction')}, str(tmp))
-    with atomic_write(folder/'neurons.json') as tmp: Path(tmp).write_text(json.dumps(self.meta, indent=1, sort_keys=True) + '\n')
+    with atomic_write(folder/'neurons.json') as tmp: Path(tmp).write_text(text, encoding='utf-8')
     return folder
+
+def _meta_text(meta):
+    "The meta of a set as JSON that can be read again, or a sentence"
+    try:
+        text = json.dumps(meta, indent=1, sort_keys=True) + '\n'
+        parse_json(text, 'it')
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f'the meta of this NeuronSet cannot be saved as JSON, {_why(e)}: keep texts, numbers and lists in it') from e
+    return text
 
 def load(folder):
     "Read a `NeuronSet` that `save` wrote"
@@ -158,8 +173,8 @@ def load(folder):
 
 def json_of(file):
     "What a JSON file holds, or a sentence"
-    try: return json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'{file} is cut or damaged ({_why(e)}): save or copy it again') from e
+    try: return parse_json(file.read_text(encoding='utf-8'), 'it')
+    except ValueError as e: raise ValueError(f'{file} is cut or damaged, {_why(e)}: save or copy it again') from e
 
 def tensors_of(file):
     "The tensors of a safetensors file, or a sentence"
@@ -167,7 +182,9 @@ def tensors_of(file):
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as e:
         raise ValueError(f'{file} is cut or damaged ({_why(e)}): save or copy it again') from e
 
-def _why(e): return next(iter(str(e).splitlines()), type(e).__name__)
+def _why(e):
+    "The first line of an error, without what `parse_json` says around it"
+    return next(iter(str(e).splitlines()), type(e).__name__).removeprefix('it: ').removesuffix('; mend or remove it')
 
 NeuronSet.save, NeuronSet.load = save, staticmethod(load)
 
