@@ -23,7 +23,7 @@ if upset: raise ValueError('the optimiser is upset')
 TRAIN = (HEAD + "run_dir:str = '' # folder of the run\narms:list = ['dpo'] # arms\nseed:int = 0 # seed\nbeta:float = 0.1 # strength",
          """from pathlib import Path
 for arm in arms:
-    f = Path(run_dir)/'results'/'training'/f'{arm}-seed{seed}.csv'
+    f = Path(run_dir)/'results'/'training'/f'{arm}-seed{seed}.txt'
     f.parent.mkdir(parents=True, exist_ok=True)
     f.write_text(f'{beta} ' + (Path(run_dir)/'sft'/'model.txt').read_text() + '\\n1\\n')
 (Path(run_dir)/'results'/'main.csv').write_text('arm\\n')""")
@@ -204,7 +204,7 @@ def test_only_what_changed_runs_again(again):
     recipe(again, 'beta: 1', 'beta: 2')
     out = yfpo(again, 'run', 'toy').stdout
     assert '[1/4] sft ... up to date' in out and out.count('up to date') == 1 and out.count(' s\n') == 3
-    assert (again/'runs/toy/results/training/dpo-seed0.csv').read_text().startswith('2.0')
+    assert (again/'runs/toy/results/training/dpo-seed0.txt').read_text().startswith('2.0')
 
 def test_prose_may_change_and_code_may_not(again):
     nb = again/'nbs'/'paper'/'table_main.ipynb'
@@ -221,7 +221,7 @@ def test_force_runs_a_stage_and_what_follows(again):
 def test_a_seed_or_an_arm_that_is_gone_leaves_the_results(again):
     recipe(again, 'seeds: [0, 1]', 'seeds: [0]')
     out = yfpo(again, 'run', 'toy').stdout
-    assert 'MAIN dpo-seed0\n' in out and not (again/'runs/toy/results/training/dpo-seed1.csv').exists()
+    assert 'MAIN dpo-seed0\n' in out and not (again/'runs/toy/results/training/dpo-seed1.txt').exists()
     assert set(json.loads((again/'runs/toy/results/manifest.json').read_text())['stages']) == {'sft', 'train-seed0', 'table_main'}
     recipe(again, '[dpo]', '[yfpo]')
     assert 'MAIN yfpo-seed0\n' in yfpo(again, 'run', 'toy').stdout
@@ -233,7 +233,7 @@ def test_a_dropped_arm_is_gone_also_when_the_step_was_killed_in_between(again):
     assert 'MAIN dpo-seed0 dpo-seed1 yfpo-seed0 yfpo-seed1' in yfpo(again, 'run', 'toy').stdout
     recipe(again, '[yfpo, dpo]', '[yfpo]')
     assert yfpo(again, 'run', 'toy').returncode == 1
-    assert (again/'runs/toy/results/training/dpo-seed0.csv').exists(), 'whole until it succeeds'
+    assert (again/'runs/toy/results/training/dpo-seed0.txt').exists(), 'whole until it succeeds'
     notebook(nb, *TRAIN)
     assert 'MAIN yfpo-seed0 yfpo-seed1\n' in yfpo(again, 'run', 'toy').stdout
     assert not list((again/'runs/toy/done').glob('*.old'))

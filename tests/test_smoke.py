@@ -86,7 +86,7 @@ def test_plain_papermill_refuses_what_the_notebook_does_not_know(tmp_path, stage
     assert r.returncode and says in r.stderr.strip().splitlines()[-1], r.stderr[-2000:]
 
 def test_an_unknown_kind_of_rejected_response_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="rejected 'x' is unknown"):
+    with pytest.raises(ValueError, match="rejected is 'x': there are other, corrupted"):
         run_here(ROOT/'nbs'/'paper'/'stage_bench_step.ipynb', run_dir=str(tmp_path), rejected=['x'])
 
 def test_missing_upstream_names_the_command(tmp_path):

@@ -7,7 +7,8 @@ __all__ = ['OWN', 'DIVERGENCES', 'ADAPTER', 'given_rows', 'as_dataset', 'prefere
            'check_trainable', 'finite_weights', 'tidy', 'completion_dataset', 'check_training', 'use_bf16', 'StepBar',
            'PackedSFTTrainer', 'train_sft', 'YFPOConfig', 'check_preference', 'check_yfpo', 'spoken_mask',
            'spoken_example', 'turn_spans', 'turns_read', 'YFPOTrainer', 'special_ids', 'ReferenceCollator',
-           'set_neurons', 'watched', 'from_folder', 'complete_checkpoint', 'card_text', 'lean_head', 'train_yfpo']
+           'set_neurons', 'watched', 'from_folder', 'complete_checkpoint', 'BeganNote', 'card_text', 'lean_head',
+           'train_yfpo']
 
 # %% ../nbs/13_trainer.ipynb #12_train-002
 import contextlib, copy, hashlib, json, math, os, re, shutil, warnings
@@ -596,7 +597,7 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
         if model.device.type == 'cpu': keep_memory()
         self.text_tokenizer = getattr(self.processing_class, 'tokenizer', self.processing_class)     # of a processor, its tokenizer
         if args.share_prompts: packs(self.accelerator.unwrap_model(self.model), 1)           # tried out, and said, before training
-        if neurons is not None: self._read_reference()
+        if neurons is not None: self._read_reference(); self.add_callback(BeganNote(self._began))
 
 # %% ../nbs/13_trainer.ipynb #12_train-025
 def _each(data, f):
@@ -1108,6 +1109,14 @@ def _check_checkpoint(self, folder):
     if not odd: return
     raise ValueError(f'{folder} is of a training with other {" and ".join(odd)}: begin anew in another output_dir, or give those it had')
 
+class BeganNote(TrainerCallback):
+    "Writes into each checkpoint what its training began with"
+    def __init__(self, began): self.began = began
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir)/f'checkpoint-{state.global_step}'
+        if not args.should_save or not folder.is_dir(): return
+        with atomic_write(folder/'began.json') as tmp: Path(tmp).write_text(json.dumps(self.began(), indent=1) + '\n', encoding='utf-8')
+
 def _began(self):
     "What a training with neurons began with, as hashes: weights of the reference, neurons, pairs, and the settings of its loss"
     if self.neurons is None: return {}
@@ -1116,15 +1125,7 @@ def _began(self):
     loss = [getattr(self.args, k) for k in ('objective', 'neuron_weight', 'readout', 'beta', 'loss_type', 'anchor_weight')]
     return dict(weights=self.reference_hash, neurons=short(sets), pairs=short(self.texts['train_dataset']), settings=short(loss))
 
-def _save_checkpoint(self, *args, **kwargs):
-    "TRL's checkpoint, with a note of what this training began with"
-    super(YFPOTrainer, self)._save_checkpoint(*args, **kwargs)
-    folder = Path(self._get_output_dir(trial=None))/f'checkpoint-{self.state.global_step}'
-    if self.args.should_save and folder.is_dir():
-        with atomic_write(folder/'began.json') as tmp: Path(tmp).write_text(json.dumps(self._began(), indent=1) + '\n', encoding='utf-8')
-
 YFPOTrainer.train, YFPOTrainer._check_checkpoint, YFPOTrainer._began = _train, _check_checkpoint, _began
-YFPOTrainer._save_checkpoint = _save_checkpoint
 
 # %% ../nbs/13_trainer.ipynb #12_train-050
 def card_text(trainer):
