@@ -123,7 +123,8 @@ def _check_dtype(dtype):
 def _check_device(device):
     "Raise a ValueError for a device that is none, or that holds no numbers"
     try: kind = torch.device(device)
-    except (RuntimeError, TypeError, ValueError) as e: raise ValueError(f"device {device!r} is unknown: use 'cpu', 'cuda' or 'cuda:0'") from e
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(f"device {device!r} is unknown: use 'cpu', 'cuda' or 'cuda:0'") from e
     if kind.type == 'meta': raise ValueError("device 'meta' holds no numbers: use 'cpu' or 'cuda'")
     if kind.type == 'cuda' and (kind.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device!r} is not on this machine, which has {torch.cuda.device_count()} CUDA devices: use 'cpu'")
