@@ -77,7 +77,8 @@ def test_settings_that_nothing_can_be_drawn_with(how, says, tmp_path):
 @pytest.mark.parametrize('call,says', [
     (lambda m, t: generate(m, t, '2+2'), "the problems are one text, '2\\+2'"), (lambda m, t: generate(m, t, [None]), 'problem 0 is None'),
     (lambda m, t: generate(m, t, ['a'], n=0), 'n is 0'), (lambda m, t: generate(m, t, ['a'], stop=['']), 'stop is'),
-    (lambda m, t: generate(m, t, ['a'], temperature='x'), "temperature is 'x'"), (lambda m, t: encode(t, ['a b'], max_length=-1), 'max_length is -1'),
+    (lambda m, t: generate(m, t, ['a'], temperature='x'), "temperature is 'x'"),
+    (lambda m, t: encode(t, ['a b'], max_length=-1), 'max_length is -1'),
     (lambda m, t: encode(t, [('p', [dict(role='assistant', content='4'), dict(role='user', content='thanks')])]), 'has 2 messages'),
     (lambda m, t: encode(t, [('p', [dict(role='user', content='thanks')])]), 'message of the user')])
 def test_what_would_be_read_as_something_else_is_refused(call, says, tiny):
@@ -85,8 +86,8 @@ def test_what_would_be_read_as_something_else_is_refused(call, says, tiny):
 
 def test_one_stop_text_is_one_end(): assert stop_texts('QQW') == ('QQW',) and stop_texts(['a', 'b']) == ('a', 'b')
 
-@pytest.mark.parametrize('was', [b'my precious notes', b'{"a": 1}', b'{broken\n', b'[1]\n', b'null\n', b'\0\n', b'\xe9\n', b'['*100_000 + b'\n',
-                                 b'{"id": "0", "sample": 0, "run": "x", "prompt": "y"}\n'])
+@pytest.mark.parametrize('was', [b'my precious notes', b'{"a": 1}', b'{broken\n', b'[1]\n', b'null\n', b'\0\n', b'\xe9\n',
+                                 b'['*100_000 + b'\n', b'{"id": "0", "sample": 0, "run": "x", "prompt": "y"}\n'])
 @pytest.mark.parametrize('restart', [False, True])
 def test_a_file_of_something_else_is_kept(was, restart, tiny, tmp_path):
     (tmp_path/'r').write_bytes(was)
