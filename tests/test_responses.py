@@ -87,8 +87,7 @@ def test_what_would_be_read_as_something_else_is_refused(call, says, tiny):
 def test_one_stop_text_is_one_end(): assert stop_texts('QQW') == ('QQW',) and stop_texts(['a', 'b']) == ('a', 'b')
 
 @pytest.mark.parametrize('was', [b'my precious notes', b'{"a": 1}', b'{broken\n', b'[1]\n', b'null\n', b'\0\n', b'\xe9\n',
-                                 b'['*100_000 + b'\n',
-                                 b'{"id": "0", "sample": 0, "run": "x", "prompt": "y"}\n'])
+                                 b'['*100_000 + b'\n', b'{"id": "0", "sample": 0, "run": "x", "prompt": "y"}\n'])
 @pytest.mark.parametrize('restart', [False, True])
 def test_a_file_of_something_else_is_kept(was, restart, tiny, tmp_path):
     (tmp_path/'r').write_bytes(was)
