@@ -41,13 +41,12 @@ def _trouble(layer, index, weight, direction, meta):
     if not isinstance(meta, dict): return f'its meta is a {type(meta).__name__} and no dict'
     odd = [k for k in ('model', 'chosen_on') if not isinstance(meta.get(k, {}), dict)]
     if odd: return f"'{odd[0]}' in its meta is no dict"
-    return None if meta.get('selector') == 'joined' else _off(weight) or _double(layer, index)
+    return None if meta.get('selector') == 'joined' else _over(weight) or _double(layer, index)
 
-def _off(weight):
-    "Weights that do not sum to 1, as far as their format can tell; only those of joined sets need not"
+def _over(weight):
+    "Weights that sum to more than 1, as far as their format can tell; those of a part of a set sum to less, of joined sets to more"
     total = weight.double().sum().item()
-    off = len(weight) and abs(total - 1) > (1e-3 if weight.itemsize > 2 else 1e-2)
-    return f'its weights sum to {total:.4g} and not to 1' if off else None
+    return f'its weights sum to {total:.4g} and not to 1' if total > 1 + (1e-3 if weight.itemsize > 2 else 1e-2) else None
 
 def _double(layer, index):
     "A member that is there twice; only sets that were joined to be read together may share members"
