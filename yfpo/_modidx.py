@@ -756,7 +756,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'yfpo.reward._named': ('reward.html#_named', 'yfpo/reward.py'),
                              'yfpo.reward._no_number': ('reward.html#_no_number', 'yfpo/reward.py'),
                              'yfpo.reward._phi': ('reward.html#_phi', 'yfpo/reward.py'),
-                             'yfpo.reward._several': ('reward.html#_several', 'yfpo/reward.py'),
                              'yfpo.reward._why_equal': ('reward.html#_why_equal', 'yfpo/reward.py'),
                              'yfpo.reward.activations': ('reward.html#activations', 'yfpo/reward.py'),
                              'yfpo.reward.audit_row': ('reward.html#audit_row', 'yfpo/reward.py'),

@@ -293,15 +293,9 @@ def checked_pairs(pairs, what='to fit reward statistics on', give='give at least
         lost = [k for k in ('prompt', 'chosen', 'rejected') if not isinstance(p, dict) or k not in p]
         if lost: raise ValueError(f'pair {i} {what} has no {lost[0]!r}: every pair needs prompt, chosen and rejected')
         for k in ('chosen', 'rejected'):
-            if why := odd_item((p['prompt'], p[k])) or _several(p[k]):
+            if why := odd_item((p['prompt'], p[k])):
                 raise ValueError(f'pair {i} {what} {why.replace("completion", k)}: give texts, or messages with text and one answer')
     return pairs
-
-def _several(x):
-    "In a few words, why messages are no answer of one turn, or None"
-    if isinstance(x, str): return None
-    if len(x) > 1: return f'has {len(x)} messages as its completion, of which one can be read'
-    return None if x[0].get('role', 'assistant') == 'assistant' else f"has a message of the {x[0]['role']} as its completion"
 
 def pair_items(pairs):
     "Chosen items, then rejected items, of preference pairs, as `encode` takes them"
