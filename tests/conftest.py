@@ -7,6 +7,8 @@ os.environ.update(HF_HUB_DISABLE_TELEMETRY='1', TQDM_DISABLE='1', TOKENIZERS_PAR
 if workers := os.environ.get('PYTEST_XDIST_WORKER_COUNT'):    # files beside each other share the cores
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//int(workers))))
 ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = sorted(f for f in (ROOT/'nbs').rglob('[0-9]*.ipynb') if 'paper' not in f.parts and '.ipynb_checkpoints' not in f.parts)
+def of(path): return '/'.join(path.relative_to(ROOT/'nbs').with_suffix('').parts)                # the name of a notebook in a report
 
 @pytest.fixture(scope='session')
 def root(): return ROOT
@@ -20,5 +22,5 @@ def data_dir():
 
 @pytest.fixture(scope='session')
 def tiny():
-    from yfpo.models import load_model
+    from yfpo.lm.models import load_model
     return load_model('tiny')

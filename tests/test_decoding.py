@@ -1,10 +1,10 @@
 "The decoding loop against transformers' own generate: families, kernels, adapters, interventions, ends, and what is refused"
 import copy, sys, types
 import pytest, torch
-from yfpo.decoding import (GumbelNoise, common_beginning, completions, decode, decodes, plain_decode, read_beginning, why_plain_decoding)
-from yfpo.models import load_model
-from yfpo.problems import make_problems
-from yfpo.responses import format_prompt, generate
+from yfpo.lm.decoding import (GumbelNoise, common_beginning, completions, decode, decodes, plain_decode, read_beginning, why_plain_decoding)
+from yfpo.lm.models import load_model
+from yfpo.data.problems import make_problems
+from yfpo.lm.responses import format_prompt, generate
 from test_relevance import PUBLIC, random_model
 
 SHOTS = [[7, 8, 9, 10, 11, 12, 13], [7, 8, 9, 10, 20], [7, 8, 9, 10, 20, 21, 22, 23, 24, 25], [7, 8, 9, 10, 30, 31]]

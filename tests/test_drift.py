@@ -2,12 +2,11 @@
 import json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
-from conftest import ROOT
-from yfpo.run import TYPES, notebook_parameters, plan, read_recipe, readme_text
+from conftest import LIBRARY, ROOT, of
+from yfpo.lab.run import TYPES, notebook_parameters, plan, read_recipe, readme_text
 
 BIN = Path(sys.executable).parent
 PAPER = sorted((ROOT/'nbs'/'paper').glob('*.ipynb'))
-LIBRARY = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
 
 def files(folder): return {str(f.relative_to(folder)): f.read_bytes() for d in ('nbs', 'yfpo')
                            for f in sorted((folder/d).rglob('*')) if f.suffix in ('.ipynb', '.py')}
@@ -22,13 +21,13 @@ def test_a_no_op(command, tmp_path):
     assert [f for f, b in files(copy).items() if before.get(f) != b] == [], f'run {command} and commit what it changes'
 
 def test_no_line_over_140_columns():
-    lines = [(f.name, i, l) for d in ('yfpo', 'tests') for f in sorted((ROOT/d).glob('*.py')) if f.name != '_modidx.py'
+    lines = [(f.name, i, l) for d in ('yfpo', 'tests') for f in sorted((ROOT/d).rglob('*.py')) if f.name != '_modidx.py'
              for i, l in enumerate(f.read_text().split('\n'), 1)]
     lines += [(f.name, i, l) for f in LIBRARY + PAPER for c in json.loads(f.read_text())['cells'] if c['cell_type'] == 'code'
               for i, l in enumerate(''.join(c['source']).split('\n'), 1)]
     assert [x for x in lines if len(x[2]) > 140] == []
 
-@pytest.mark.parametrize('path', LIBRARY + PAPER, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', LIBRARY + PAPER, ids=of)
 def test_stored_outputs_are_clean(path):
     outputs = [o for c in json.loads(path.read_text())['cells'] for o in c.get('outputs', [])]
     assert outputs, 'run the notebook and commit what it shows'
@@ -59,7 +58,7 @@ def test_papermill_reads_the_same_parameters(path):
     assert {k: (v['inferred_type_name'], v['help']) for k, v in seen.items()} == ours
     assert {v['inferred_type_name'] for v in seen.values()} <= TYPES.keys()
 
-@pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', LIBRARY, ids=of)
 def test_library_notebook_form(path):
     assert path.stat().st_size < 400_000
     nb = json.loads(path.read_text())

@@ -5,13 +5,13 @@ from datasets import Dataset
 from test_trainer import PAIRS, config, equal_weights, make, some_neurons, tiny
 from transformers import PrinterCallback
 from trl import GRPOConfig, SFTConfig
-from yfpo.dynamic import DynamicSelection, renewed, shuffled_like
-from yfpo.methods import METHODS, NeuronReward, NeuronSFTTrainer, neuron_parameters, training_only
-from yfpo.models import tiny_model
-from yfpo.monitors import Monitor, StopRule
+from yfpo.beyond.dynamic import DynamicSelection, renewed, shuffled_like
+from yfpo.beyond.methods import METHODS, NeuronReward, NeuronSFTTrainer, neuron_parameters, training_only
+from yfpo.lm.models import tiny_model
+from yfpo.beyond.monitors import Monitor, StopRule
 from yfpo.neurons import NeuronSet, model_signature
-from yfpo.problems import general_texts, make_problems, read_jsonl
-from yfpo.responses import format_prompt
+from yfpo.data.problems import general_texts, make_problems, read_jsonl
+from yfpo.lm.responses import format_prompt
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 __all__ = ['tiny']

@@ -1,40 +1,58 @@
-"Who may import whom, read from the generated modules."
+"Who may import whom, read from the generated modules: arrows go one way only, from the floor that uses to the floor that is used."
 import ast, subprocess, sys
 import pytest
 from conftest import ROOT
 
-ORDER = ('machine progress pace warm loss problems models decoding responses packing pairs relevance attributors neurons interventions '
-         'cards reward trainer dynamic monitors methods evaluate protocols statistics report figures page site run launch').split()
+FLOORS = [('data', 'data.checks data.problems data.pairs'),                # each line may use itself, leftwards, and the lines above
+          ('lm', 'lm.progress lm.machine lm.models lm.decoding lm.responses lm.packing'),
+          ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
+          ('trainer', 'trainer'), ('evaluate', 'evaluate'),
+          ('beyond', 'beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols'),
+          ('lab', 'lab.pace lab.warm lab.statistics lab.report lab.figures lab.page lab.site lab.run lab.launch')]
+ORDER = ' '.join(modules for _, modules in FLOORS).split()
+
+def path(module): return ROOT/'yfpo'/f"{module.replace('.', '/')}.py"
+
+def resolved(node, room):
+    "What `from x import y` names, seen from a module in `room`: yfpo modules without the package's name, others with `/` in front"
+    name = node.module or ''
+    if not node.level: return name.removeprefix('yfpo').lstrip('.') if name.split('.')[0] == 'yfpo' else f"/{name.split('.')[0]}"
+    return '.'.join(x for x in ([room] if room and node.level == 1 else []) + [name] if x)
 
 def imports(module):
     "(yfpo modules, top-level packages imported when the module loads, all packages)"
-    tree = ast.parse((ROOT/'yfpo'/f'{module}.py').read_text())
+    tree, room = ast.parse(path(module).read_text()), module.rpartition('.')[0]
     own, top, every = set(), set(), set()
     for node in ast.walk(tree):
         names = []
-        if isinstance(node, ast.Import): names = [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom): names = [node.module or '']
-        for n in names:
-            if isinstance(node, ast.ImportFrom) and (node.level or n.startswith('yfpo')): own.add(n.removeprefix('yfpo.'))
-            else: every.add(n.split('.')[0]); top |= {n.split('.')[0]} if node in tree.body else set()
+        if isinstance(node, ast.Import): names = [a.name.removeprefix('yfpo.') if a.name.startswith('yfpo.') else f"/{a.name.split('.')[0]}"
+                                                  for a in node.names]
+        elif isinstance(node, ast.ImportFrom): names = [resolved(node, room)]
+        own |= {n for n in names if not n.startswith('/')}
+        every |= {n[1:] for n in names if n.startswith('/')}
+        top |= {n[1:] for n in names if n.startswith('/') and node in tree.body}
     return own, top, every
+
+def test_every_module_has_its_place():
+    there = {'.'.join(f.relative_to(ROOT/'yfpo').with_suffix('').parts) for f in (ROOT/'yfpo').rglob('*.py') if not f.name.startswith('_')}
+    assert there == set(ORDER)
 
 @pytest.mark.parametrize('module', ORDER)
 def test_arrows_point_down(module):
     own, _, _ = imports(module)
     assert not [m for m in own if m and ORDER.index(m) >= ORDER.index(module)]     # '' is the package itself, asked for its version
 
-@pytest.mark.parametrize('package,doors', [('lxt', ['relevance']), ('trl', ['trainer', 'methods'])])
+@pytest.mark.parametrize('package,doors', [('lxt', ['relevance']), ('trl', ['trainer', 'beyond.methods'])])
 def test_one_door(package, doors):
-    assert [m for m in ORDER if package in (ROOT/'yfpo'/f'{m}.py').read_text() and package in imports(m)[2]
-            | ({'lxt'} if "import_module('lxt')" in (ROOT/'yfpo'/f'{m}.py').read_text() else set())] == doors
+    assert [m for m in ORDER if package in path(m).read_text() and package in imports(m)[2]
+            | ({'lxt'} if "import_module('lxt')" in path(m).read_text() else set())] == doors
 
 def test_relevance_and_trainer_never_meet():
     assert 'trainer' not in imports('relevance')[0] and 'relevance' not in imports('trainer')[0]
 
-def test_loss_imports_torch_only():
+def test_loss_needs_torch_and_the_checks_only():
     own, _, every = imports('loss')
-    assert not own and 'torch' in every and not every - {'torch'} - set(sys.stdlib_module_names)
+    assert own == {'data.checks'} and 'torch' in every and not every - {'torch'} - set(sys.stdlib_module_names)
 
 def test_neurons_and_loss_know_no_tokenizer_library():
     for m in ('neurons', 'loss'): assert not imports(m)[2] & {'transformers', 'tokenizers'}
@@ -46,5 +64,6 @@ def loaded(code):
                        text=True, check=True)
     return ast.literal_eval(r.stdout.strip().splitlines()[-1])
 
-@pytest.mark.parametrize('module', ['yfpo', 'yfpo.run', 'yfpo.machine', 'yfpo.progress', 'yfpo.problems', 'yfpo.report', 'yfpo.figures'])
+@pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.problems', 'yfpo.lm.machine', 'yfpo.lm.progress', 'yfpo.lab.run',
+                                    'yfpo.lab.report', 'yfpo.lab.figures'])
 def test_start_up_is_light(module): assert loaded(f'import {module}') == []

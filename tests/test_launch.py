@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.launch import arm_parameters, failed_mark, launch_arm, train_arm
-from yfpo.models import load_model, save_model
-from yfpo.pairs import pairs_from_corruption, save_pairs
-from yfpo.problems import make_problems, write_jsonl
+from yfpo.lab.launch import arm_parameters, failed_mark, launch_arm, train_arm
+from yfpo.lm.models import load_model, save_model
+from yfpo.data.pairs import pairs_from_corruption, save_pairs
+from yfpo.data.problems import make_problems, write_jsonl
 from yfpo.trainer import NotFiniteError
 from test_trainer import some_neurons
 
@@ -88,7 +88,7 @@ def test_the_stage_is_not_done_when_an_arm_is_not_finite(ready, monkeypatch):
 
 def test_by_hand_from_a_recipe(ready):
     def launch(*args):
-        return subprocess.run([sys.executable, '-m', 'yfpo.launch', '--recipe', 'smoke', '--arm', 'yfpo', *args], capture_output=True,
+        return subprocess.run([sys.executable, '-m', 'yfpo.lab.launch', '--recipe', 'smoke', '--arm', 'yfpo', *args], capture_output=True,
                               text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'YFPO_WRITES': str(ready/'writes')})
     r = launch('--run-dir', str(ready))
     assert r.returncode == 0, r.stderr[-1500:]
@@ -108,7 +108,7 @@ SMALL = dict(k=.1, per_layer=.2, max_new_tokens=12, max_length=512, n_samples=2,
 def test_the_paper_recipe_on_the_tiny_model(tmp_path):
     "The recipe for one GPU and more, scaled down: the same stages and parameters, two processes of accelerate launch, its estimate first"
     import yaml
-    from yfpo.run import read_recipe
+    from yfpo.lab.run import read_recipe
     r = read_recipe('paper')
     kept = ('problems', 'sft', 'responses', 'pairs', 'neurons', 'train', 'evaluate', 'browse', 'compare')      # smoke runs the others
     def small(k, v): return SMALL[k] if k in SMALL else min(v, 6) if type(v) is int else v

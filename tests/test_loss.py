@@ -2,8 +2,9 @@
 import ast, math
 from pathlib import Path
 import pytest, torch
-from yfpo.loss import (LOSS_TYPES, OBJECTIVES, PREFERENCE_LOSSES, SIDES, add_linear, add_logistic, anchor, check_count, check_losses,
-                       check_objective, check_steps, dpo_loss, objective, offset, pair_weights, preference_loss, reweight, route, yoked)
+from yfpo.loss import (LOSS_TYPES, OBJECTIVES, PREFERENCE_LOSSES, SIDES, add_linear, add_logistic, anchor, check_losses,
+                       check_objective, dpo_loss, objective, offset, pair_weights, preference_loss, reweight, route, yoked)
+from yfpo.data.checks import check_count, check_steps
 
 B = 7
 def draw(seed=0, dtype=torch.float32):

@@ -3,10 +3,10 @@ import json, re, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from conftest import ROOT
-from yfpo import machine
-from yfpo.pace import Ticking, in_words, makespan, scaled
-from yfpo.progress import read_progress, track
-from yfpo.run import cost_text, estimate_text, read_recipe
+from yfpo.lm import machine
+from yfpo.lab.pace import Ticking, in_words, makespan, scaled
+from yfpo.lm.progress import read_progress, track
+from yfpo.lab.run import cost_text, estimate_text, read_recipe
 
 RECIPES = sorted(f.stem for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml'))
 
@@ -56,7 +56,7 @@ def test_a_choice_is_noted_with_its_reason(processor, monkeypatch, tmp_path):
                                                                                    {'reading': 'float32: as asked'}]
 
 def test_load_model_takes_auto(processor):
-    from yfpo.models import load_model
+    from yfpo.lm.models import load_model
     assert load_model('tiny', dtype='auto')[0].dtype == torch.float32
     with pytest.raises(ValueError, match="or 'auto'"): load_model('tiny', dtype='half')
 
@@ -69,8 +69,8 @@ def test_as_many_answers_as_fit(monkeypatch):
     assert [machine.decode_batch(0, b) for b in (1, 7*2**20, 2**30, 2**40)] == [256, 256, 2, 1] and machine.decode_batch(5, 2**40) == 5
 
 def test_batches_of_any_size_give_the_same_answers(tiny):
-    from yfpo.problems import make_problems
-    from yfpo.responses import generate
+    from yfpo.data.problems import make_problems
+    from yfpo.lm.responses import generate
     ps = make_problems(5, seed=3)
     texts = [[r['text'] for r in generate(*tiny, ps, max_new_tokens=6, batch_size=b, progress=False)] for b in (0, 2)]
     assert texts[0] == texts[1]
@@ -121,7 +121,7 @@ def test_progress_of_a_broken_file_is_nothing(tmp_path):
 
 def test_copies_share_nothing_and_end_with_the_template(tmp_path):
     import nbformat
-    from yfpo.warm import Template
+    from yfpo.lab.warm import Template
     def run(t, name, code):
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)],
                                       metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
@@ -137,7 +137,7 @@ def test_copies_share_nothing_and_end_with_the_template(tmp_path):
     assert t.process.poll() is not None and not Path(f"/proc/{(tmp_path/'pid').read_text()}").exists()
 
 def test_a_template_that_cannot_import_says_so(tmp_path):
-    from yfpo.warm import Template
+    from yfpo.lab.warm import Template
     t = Template(['no_such_module'])
     with pytest.raises(ValueError, match='could not import'): t.run({}, {}, tmp_path/'log', tmp_path)
     t.close()
@@ -148,8 +148,8 @@ def test_a_packed_warm_start_is_trls(tiny, tmp_path, monkeypatch):
     import copy
     from trl import SFTTrainer
     from yfpo import trainer as T
-    from yfpo.problems import make_problems, strip_annotations
-    from yfpo.responses import prompt_messages
+    from yfpo.data.problems import make_problems, strip_annotations
+    from yfpo.data.problems import prompt_messages
     rows = [dict(prompt=prompt_messages(p.question), completion=[dict(role='assistant', content=strip_annotations(p.solution))])
             for p in make_problems(12, seed=5)]
     made = []

@@ -5,12 +5,12 @@ from conftest import ROOT
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
-from yfpo import models
-from yfpo.models import (atomic_folder, base_fingerprint, byte_tokenizer, embedded_gguf, fingerprint, from_gguf, load_model, save_model,
+from yfpo.lm import models
+from yfpo.lm.models import (atomic_folder, base_fingerprint, byte_tokenizer, embedded_gguf, fingerprint, from_gguf, load_model, save_model,
                          tiny_model)
 from yfpo.neurons import select_neurons
-from yfpo.problems import general_texts, make_problems
-from yfpo.responses import format_prompt
+from yfpo.data.problems import general_texts, make_problems
+from yfpo.lm.responses import format_prompt
 from yfpo.trainer import YFPOConfig, YFPOTrainer
 
 def rotated(w, heads):
@@ -112,7 +112,7 @@ def test_half_a_conversion_leaves_nothing(file, cache, monkeypatch, error):
 def test_a_killed_process_leaves_what_the_next_one_sweeps(file, cache):
     program = '''
 import os, sys, signal
-from yfpo import models
+from yfpo.lm import models
 def killed(*args): os.kill(os.getpid(), signal.SIGKILL)
 models.PreTrainedTokenizerFast.save_pretrained = killed
 models.load_model(sys.argv[1])'''
@@ -135,7 +135,7 @@ def test_a_damaged_result_is_made_again(file, cache, made, damage):
     assert len(made) == 2
 
 def test_two_processes_convert_once(file, cache):
-    program = 'import sys; from yfpo.models import load_model; print(load_model(sys.argv[1])[0].num_parameters())'
+    program = 'import sys; from yfpo.lm.models import load_model; print(load_model(sys.argv[1])[0].num_parameters())'
     both = [subprocess.Popen([sys.executable, '-c', program, str(file)], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = ''.join(p.communicate(timeout=300)[0] for p in both)
     assert said.count('is converted once') == 1 and said.count('26880') == 2

@@ -4,13 +4,13 @@ import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save, save_file
 from yfpo.interventions import ablate, delta_nll, text_nll
-from yfpo.models import load_model, save_model, tiny_model
-from yfpo.attributors import response_means
+from yfpo.lm.models import load_model, save_model, tiny_model
+from yfpo.beyond.attributors import response_means
 from yfpo.neurons import (NeuronSet, as_set, contrast_set, layer_matched, model_signature, random_neurons, select_neurons, set_from_scores,
                           top_neurons)
-from yfpo.problems import general_texts, make_problems
+from yfpo.data.problems import general_texts, make_problems
 from yfpo.relevance import Relevance, digit_ids, relevance_of
-from yfpo.responses import collate, encode, format_prompt, hidden_states, text_items
+from yfpo.lm.responses import collate, encode, format_prompt, hidden_states, text_items
 from yfpo.reward import (KINDS_OF_READING, NeuronReader, ReadOut, RewardStats, fit_stats, margin_auc, pair_items, read_examples, readout,
                          reward_audit, set_readouts)
 

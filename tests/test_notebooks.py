@@ -2,7 +2,7 @@
 import subprocess, sys
 from pathlib import Path
 import pytest
-from conftest import ROOT
+from conftest import LIBRARY, ROOT, of
 
 @pytest.fixture(scope='session')
 def said():
@@ -10,7 +10,7 @@ def said():
                         r'^([0-9]|index)', '--skip-folder-re', '^([_.]|paper)'], cwd=ROOT, capture_output=True, text=True, timeout=1500)
     return r.stdout + r.stderr
 
-@pytest.mark.parametrize('path', [*sorted((ROOT/'nbs').glob('[0-9]*.ipynb')), ROOT/'nbs'/'index.ipynb'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [*LIBRARY, ROOT/'nbs'/'index.ipynb'], ids=of)
 def test_runs(path, said):
     own = said.partition(f'Starting {path}')[2].partition('Starting ')[0]
     assert f'- Completed {path}' in said, own[-3000:] or said[-3000:]

@@ -24,7 +24,7 @@ def test_metadata_is_settings_ini(wheel):
     required = [r for r in meta.get_all('Requires-Dist') if 'extra ==' not in r]
     assert sorted(required) == sorted(cfg['requirements'].split())
     assert set(meta.get_all('Provides-Extra')) == {'notebooks', 'peft', 'harness', 'math', 'dev'}
-    assert 'yfpo = yfpo.run:main' in points and 'yfpo = yfpo._modidx:d' in points
+    assert 'yfpo = yfpo.lab.run:main' in points and 'yfpo = yfpo._modidx:d' in points
 
 def test_wheel_alone(wheel, tmp_path):
     venv.create(tmp_path/'v', with_pip=False)

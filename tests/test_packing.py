@@ -1,9 +1,9 @@
 "A packed batch against each sequence alone: every family, kernels, LoRA, odd shapes, and what is refused"
 import copy, random
 import pytest, torch
-from yfpo.packing import (PackedForward, forest, model_inputs, pack, pack_examples, packed_states, packs, shared_batches, shared_logprobs,
+from yfpo.lm.packing import (PackedForward, forest, model_inputs, pack, pack_examples, packed_states, packs, shared_batches, shared_logprobs,
                           token_scores, why_plain)
-from yfpo.responses import Example, collate, example_logprobs, hidden_states
+from yfpo.lm.responses import Example, collate, example_logprobs, hidden_states
 from test_relevance import PUBLIC, random_model
 
 def trees(seed, n=12, vocab=6):

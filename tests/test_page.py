@@ -4,9 +4,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.page import browser_data, figure_html, latex_numbers, page_html, table_html, write_page
-from yfpo.problems import read_jsonl
-from yfpo.report import read_results
+from yfpo.lab.page import browser_data, figure_html, latex_numbers, page_html, table_html, write_page
+from yfpo.data.problems import read_jsonl
+from yfpo.lab.report import read_results
 
 RESULTS = ROOT/'nbs'/'paper'/'results'
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)

@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from yfpo.problems import Problem, calc, extract_strict, is_correct, load_gsm8k, make_problems, to_number
-from yfpo.pairs import (ERRORS, check_no_test_overlap, clean_response, corrupt, filter_pairs, is_degenerate, load_pairs, make_pair,
+from yfpo.data.problems import Problem, calc, extract_strict, is_correct, load_gsm8k, make_problems, to_number
+from yfpo.data.pairs import (ERRORS, check_no_test_overlap, clean_response, corrupt, filter_pairs, is_degenerate, load_pairs, make_pair,
                         match_lengths, pair_card,
                         pairs_from_corruption, pairs_from_samples, read_chain, refuse_test_solutions, response_text, save_pairs,
                         seeded_order, words_difference)
@@ -211,8 +211,8 @@ def test_any_rows_are_pairs_or_one_sentence(tmp_path_factory, rows):
     assert len(pairs) == len({r['id'] for r in pairs}) == len(rows) and load_pairs(save_pairs(path, pairs)) == pairs
 
 def test_pair_card():
-    from yfpo.models import load_model
-    from yfpo.responses import response_logprobs
+    from yfpo.lm.models import load_model
+    from yfpo.lm.responses import response_logprobs
     pairs,_ = pairs_from_corruption(make_problems(12), seed=0)
     words = pair_card(pairs)
     assert words['n'] == words['questions'] == 12 and sum(words['by_error'].values()) == 12 and words['by_source'] == {'templates': 12}

@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from yfpo.problems import (OTHER_SETS, Problem, annotations_hold, atomic_write, calc, check_disjoint, equation_solution, extract_flexible,
+from yfpo.data.problems import (OTHER_SETS, Problem, annotations_hold, atomic_write, calc, check_disjoint, equation_solution, extract_flexible,
                            extract_number, extract_strict,
                            general_texts, is_correct, load_gsm8k, load_other, load_problems, load_svamp, make_ood, make_problems,
                            masked_text, parse_annotations,
@@ -167,7 +167,7 @@ def test_a_number_is_found_however_it_is_written(number, frame, how):
 @given(st.text(alphabet='0123456789.,:/ -–$#*\\{}()=eEkx^½\u202f\nab', max_size=40))
 def test_never_a_part_of_a_number(text):
     "What is read is a run of characters that touches no other digit, comma, point, colon or stroke with a digit behind it"
-    from yfpo.problems import _stated, plain_text
+    from yfpo.data.problems import _stated, plain_text
     m, plain = _stated(plain_text(text)), plain_text(text)
     assert extract_number(text) is None or show_number(to_number(extract_number(text))) or '/' in extract_number(text)
     if m is None or extract_number(text) is None: return

@@ -3,8 +3,8 @@ import copy, os, random
 from pathlib import Path
 import pytest
 from conftest import ROOT
-from yfpo.problems import load_problems, make_problems, write_jsonl
-from yfpo.protocols import PROTOCOLS, cut_at, protocol, protocol_correct, protocol_extract, protocol_prompts, protocol_rows
+from yfpo.data.problems import load_problems, make_problems, write_jsonl
+from yfpo.beyond.protocols import PROTOCOLS, cut_at, protocol, protocol_correct, protocol_extract, protocol_prompts, protocol_rows
 
 lm_eval = pytest.importorskip('lm_eval')
 DATA = os.environ.get('YFPO_DATA_DIR')
@@ -76,9 +76,9 @@ def with_bos(tok):
 def test_token_ids_are_the_harness_s(bos, which, tiny):
     "Token by token, of plain texts and of chats, with a tokenizer that begins a text and with one that does not"
     from lm_eval.models.huggingface import HFLM
-    from yfpo.decoding import text_ids
-    from yfpo.models import load_model
-    from yfpo.responses import encode
+    from yfpo.lm.decoding import text_ids
+    from yfpo.lm.models import load_model
+    from yfpo.lm.responses import encode
     model, tok = tiny if which == 'tiny' else load_model()
     if bos: tok = with_bos(tok)
     lm = HFLM(pretrained=model, tokenizer=tok, batch_size=1, max_length=512)
@@ -107,7 +107,7 @@ def test_a_model_through_both(task, tiny, bos):
 
 def test_the_harness_on_a_saved_model(tiny, tmp_path):
     "`harness_scores` on local files: the harness's own run of a saved model, our answers to the letter, our scores"
-    from yfpo.protocols import harness_scores
+    from yfpo.beyond.protocols import harness_scores
     model, tok = tiny
     model.save_pretrained(tmp_path/'model'); tok.save_pretrained(tmp_path/'model')
     train, test = sets()

@@ -7,10 +7,10 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 from explicit_lrp import block_relevance
 from yfpo import relevance
-from yfpo.models import load_model, tiny_model
+from yfpo.lm.models import load_model, tiny_model
 from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, explained, identities, lxt_attnlrp, lxt_patches,
                             neuron_relevance, relevance_flows, relevance_of, residual_relevance)
-from yfpo.responses import Example, collate, encode
+from yfpo.lm.responses import Example, collate, encode
 
 small = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              initializer_range=0.15, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -256,7 +256,7 @@ def test_conserved_for_every_seed(seed, batch):
     y = explained(m, batch, seed, digits).detach()
     total = residual_relevance(m, batch, 'cp-lrp', seed, digits).sum(-1)
     if seed == 'logprob':      # conserves z_y - E_p[z], not log p
-        from yfpo.responses import head_logits, hidden_states
+        from yfpo.lm.responses import head_logits, hidden_states
         b, t = batch['response_mask'].nonzero(as_tuple=True)
         z = head_logits(m, hidden_states(m, batch)[b, t-1]).detach()
         one = z.gather(1, batch['input_ids'][b, t][:, None])[:, 0] - (torch.softmax(z, -1)*z).sum(-1)

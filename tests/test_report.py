@@ -3,9 +3,9 @@ import json, shutil
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.problems import write_rows
-from yfpo.figures import draw_ablation, draw_method, draw_neurons, draw_training, save_figure
-from yfpo.report import COLUMNS, SOURCES, main_table, read_results, write_table
+from yfpo.data.problems import write_rows
+from yfpo.lab.figures import draw_ablation, draw_method, draw_neurons, draw_training, save_figure
+from yfpo.lab.report import COLUMNS, SOURCES, main_table, read_results, write_table
 
 MAIN = pd.DataFrame([dict(arm=a, seed=0, set=s, n=50, metric=m, value=v, low=v-.1, high=v+.1) for a, d in (('yfpo', .02), ('sft', 0.))
                      for s, m, v in (('gsm8k', 'accuracy_numeric', .2 + d), ('gsm8k', 'nll_gold', 1.2 - d),

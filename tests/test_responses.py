@@ -1,9 +1,10 @@
 "Prompt, log-probabilities and decoding against slow formulations."
 import pytest, torch
-from yfpo.decoding import stop_texts
-from yfpo.models import load_model
-from yfpo.problems import make_problems
-from yfpo.responses import INSTRUCTION, collate, encode, format_prompt, generate, response_logprobs
+from yfpo.lm.decoding import stop_texts
+from yfpo.lm.models import load_model
+from yfpo.data.problems import make_problems
+from yfpo.lm.responses import collate, encode, format_prompt, generate, response_logprobs
+from yfpo.data.problems import INSTRUCTION
 
 def slow_logprobs(model, tokenizer, prompt, response):
     ids = tokenizer(prompt).input_ids + tokenizer(response).input_ids

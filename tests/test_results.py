@@ -24,7 +24,7 @@ def test_main_result_and_manifest(recipe):
 
 def test_tolerances_come_from_two_kinds_of_processor():
     "agreement.json is of the committed numbers, of two number formats, and each limit has room for half as much again as was seen"
-    from yfpo.run import _maker, tolerances
+    from yfpo.lab.run import _maker, tolerances
     two, limits = json.loads((ROOT/'nbs'/'paper'/'agreement.json').read_text())['cpu'], tolerances()
     assert two['committed']['numbers'] == _maker(ROOT/'nbs'/'paper'/'results'/'cpu')['numbers'] != two['rerun']['numbers']
     assert [two[k]['chosen']['training'].split(':')[0] for k in ('committed', 'rerun')] == ['bfloat16', 'float32']
@@ -35,7 +35,7 @@ def test_tolerances_come_from_two_kinds_of_processor():
 def test_main_csv_follows_from_the_answers(recipe):
     "The intervals of main.csv once more, from the per-question files"
     from yfpo.evaluate import summarise
-    from yfpo.problems import read_jsonl
+    from yfpo.data.problems import read_jsonl
     folder = ROOT/'nbs'/'paper'/'results'/recipe
     rows = [r for f in sorted((folder/'samples').glob('*.jsonl')) for r in read_jsonl(f)]
     key = ['arm', 'seed', 'set', 'metric']
@@ -56,9 +56,9 @@ def test_tables_and_figures_come_out_byte_for_byte(recipe, tmp_path):
 @pytest.mark.parametrize('recipe,seeds', [('cpu', 2), ('templates', 5), ('one-step', 5), ('gsm8k-cpu', 3)])
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     "Every arm has every seed; what the recipe declared is what is corrected, and the numbers follow from the per-question files"
-    from yfpo.problems import read_jsonl
-    from yfpo.run import read_recipe
-    from yfpo.statistics import over_seeds
+    from yfpo.data.problems import read_jsonl
+    from yfpo.lab.run import read_recipe
+    from yfpo.lab.statistics import over_seeds
     folder, declared = ROOT/'nbs'/'paper'/'results'/recipe, read_recipe(recipe)['stages']['compare']
     main, table = pd.read_csv(folder/'main.csv'), pd.read_csv(folder/'contrasts.csv')
     trained = main[~main.arm.isin(['base', 'sft'])].groupby('arm').seed.nunique()
@@ -94,9 +94,9 @@ def test_the_test_questions_were_opened_once_and_last(recipe):
 
 def test_how_many_test_questions_were_dev_questions_of_study():
     "README names them: the weight of the neuron term was chosen on the dev questions of another recipe; and no verdict hangs on them"
-    from yfpo.problems import load_problems, read_jsonl, split_problems, strip_annotations
-    from yfpo.run import read_recipe
-    from yfpo.statistics import over_seeds
+    from yfpo.data.problems import load_problems, read_jsonl, split_problems, strip_annotations
+    from yfpo.lab.run import read_recipe
+    from yfpo.lab.statistics import over_seeds
     def splits(recipe):
         r = read_recipe(recipe)
         p, seed = r['stages']['problems'], r['shared']['seed']
@@ -125,7 +125,7 @@ def test_how_many_test_questions_were_dev_questions_of_study():
 
 def test_a_rerun_of_itself_is_the_same(tmp_path):
     "Every metric of the committed recipes has a tolerance, and a number that moved too far is seen"
-    from yfpo.run import check_text
+    from yfpo.lab.run import check_text
     for recipe in ('cpu', 'one-step', 'templates', 'gsm8k-cpu'):
         folder = ROOT/'nbs'/'paper'/'results'/recipe
         text, same = check_text(recipe, folder)

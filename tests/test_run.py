@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from conftest import ROOT
-from yfpo.run import CHOICES, check_parameter, main, notebook_parameters, plan, read_recipe
+from yfpo.lab.run import CHOICES, check_parameter, main, notebook_parameters, plan, read_recipe
 
 SPEC = dict(display_name='python3', language='python', name='python3')
 HEAD = "recipe:str = 'toy' # name of the recipe\n"
@@ -132,7 +132,7 @@ def test_stage_notebooks_by_themselves_do_what_the_smoke_recipe_does():
 
 def test_what_most_steps_wait_for_starts_first(tmp_path):
     "Short steps that nobody waits for fill the end, when two run beside each other"
-    from yfpo.pace import most_awaited
+    from yfpo.lab.pace import most_awaited
     steps = plan(read_recipe('cpu'), str(tmp_path))
     order = [s['label'] for s in most_awaited(steps, steps)]
     at = order.index
@@ -151,7 +151,7 @@ def test_a_wrong_cost_is_one_sentence(toy, old, new, says):
 
 def test_the_estimate_by_hand():
     "Training and evaluation of the paper recipe, counted without the code; and the totals are sums"
-    from yfpo.run import estimate, estimate_text
+    from yfpo.lab.run import estimate, estimate_text
     r = read_recipe('paper')
     rows = {x['stage']: x for x in estimate(r)}
     q, s, N = r['cost']['question_tokens'], r['cost']['solution_tokens'], r['cost']['parameters']
@@ -339,7 +339,7 @@ def test_a_failure_lets_the_others_finish_and_stops_what_follows(side):
     assert r.returncode == 1 and 'jobs is -1' in r.stderr
 
 def test_a_step_that_nothing_can_run_beside_has_all_cores():
-    from yfpo.run import _alone
+    from yfpo.lab.run import _alone
     steps = [dict(label=l, needs=n) for l, n in (('a', []), ('b', ['a']), ('c', ['a']), ('d', ['b', 'c']), ('e', ['d']), ('f', ['a', 'e']))]
     assert _alone(steps) == {'a', 'd', 'e', 'f'} and _alone(steps[:3]) == {'a'} and _alone(steps[:2]) == {'a', 'b'}
 
@@ -391,7 +391,7 @@ def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
 LONG = (HEAD + "run_dir:str = '' # folder of the run\nn:int = 3 # parts\n"
         "breaks:int = 9 # part before which it breaks, once\nmodel:str = 'tiny' # model",
         """from pathlib import Path
-from yfpo.run import kept
+from yfpo.lab.run import kept
 log, broken = Path(run_dir)/'made.txt', Path(run_dir)/'broken'
 def part(i):
     if i == breaks and not broken.exists(): broken.touch(); raise KeyboardInterrupt
@@ -421,7 +421,7 @@ def test_a_long_stage_goes_on_from_the_parts_it_finished(toy):
 
 def test_the_page_reads_a_seed_that_was_trained():
     "Whatever seed a recipe shares, for questions and draws, and unless it names another"
-    from yfpo.run import plan, read_recipe
+    from yfpo.lab.run import plan, read_recipe
     r = read_recipe('smoke')
     r['shared']['seed'], r['seeds'] = 7, [2, 3]
     def seeds(): return {s['label']: s['params']['seed'] for s in plan(r) if s['label'] in ('browse', 'evaluate-reference', 'audit')}
@@ -437,7 +437,7 @@ def test_the_page_reads_a_seed_that_was_trained():
     ('true', 'of type int'), ('1:30', 'of type int'), ('.nan', 'of type int'), ('[3]', 'of type int'), ('~', 'of type int')])
 def test_a_count_that_makes_no_sense_is_refused_before_anything_runs(value, says):
     r = read_recipe('smoke')
-    from yfpo.run import _yaml
+    from yfpo.lab.run import _yaml
     r['stages']['problems']['n_test'] = _yaml(value, 'it')
     with pytest.raises(ValueError, match='n_test is') as e: plan(r)
     assert says in str(e.value) and '\n' not in str(e.value)
@@ -457,7 +457,7 @@ def test_a_count_that_makes_no_sense_is_refused_before_anything_runs(value, says
     ("shapes:list = [[20, 8]] # tokens", [[[0, 8]], [20], [['a']], [[]], [[1, 2, 3]]], [[[1, 1], [1, 1]]]),
     ("on:bool = False # whether", [0, 'no', None], [True])])
 def test_limits_follow_from_what_the_cell_says(declared, bad, good):
-    from yfpo.run import _parameters
+    from yfpo.lab.run import _parameters
     known = _parameters(declared, 'x')
     name, = known
     for v in bad:
@@ -482,12 +482,12 @@ def test_every_word_that_a_stage_takes_is_one_of_a_list_or_free():
                 check_parameter(k, ['nosuch'] if kind == 'list' else 'nosuch', notebook_parameters(nb), 'x')
 
 def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
-    from yfpo.attributors import ATTRIBUTORS
-    from yfpo.decoding import BACKENDS
+    from yfpo.relevance import ATTRIBUTORS
+    from yfpo.lm.decoding import BACKENDS
     from yfpo.loss import OBJECTIVES
-    from yfpo.machine import FORMATS
-    from yfpo.methods import METHODS
-    from yfpo.problems import OTHER_SETS
+    from yfpo.lm.machine import FORMATS
+    from yfpo.beyond.methods import METHODS
+    from yfpo.data.problems import OTHER_SETS
     from yfpo.reward import READOUTS
     tables = dict(objective=OBJECTIVES, readout=READOUTS, method=ATTRIBUTORS, backend=BACKENDS, precision=FORMATS)
     for k, table in tables.items(): assert sorted(CHOICES[k][0]) == sorted(table), k
@@ -496,7 +496,7 @@ def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
 
 
 def test_numbers_are_read_as_yaml_1_2_does():
-    from yfpo.run import _yaml
+    from yfpo.lab.run import _yaml
     text = ('[010, 1:30, yes, no, on, off, y, 1e-3, -1e-3, 1_000, 0o17, 0x1F, 0b11, 2001-01-01, ~, null, True, .5, 5., +1, -.inf, =, <<, '
             '1e5]')
     assert _yaml(text, 'x') == [10, '1:30', 'yes', 'no', 'on', 'off', 'y', 1e-3, -1e-3, '1_000', 15, 31, '0b11', '2001-01-01', None, None,
@@ -515,13 +515,13 @@ def test_numbers_are_read_as_yaml_1_2_does():
     ('a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n' + ''.join(f'{y}: &{y} [{", ".join(["*" + x]*9)}]\n' for x, y in zip('abcdefghi', 'bcdefghij')),
     'aliases')])
 def test_yaml_that_is_wrong_or_endless_is_one_sentence_at_once(text, says):
-    from yfpo.run import _yaml
+    from yfpo.lab.run import _yaml
     start = time.time()
     with pytest.raises(ValueError) as e: _yaml(text, 'x')
     assert says in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 400 and time.time() - start < 1
 
 def test_the_nearest_name_is_near():
-    from yfpo.run import _nearest
+    from yfpo.lab.run import _nearest
     assert _nearest('trian', ['train', 'bench']) == "did you mean 'train'?"
     assert _nearest('nosuch', ['bench', 'epochs']) == 'there are bench, epochs' and _nearest('means', ['tanh']) == 'there are tanh'
     assert _nearest('x', []) == 'there are none' and len(_nearest('x', [f'name-{i}' for i in range(99)])) < 190
@@ -587,7 +587,7 @@ def said(*args):
     return e.value.code
 
 def test_a_value_with_a_minus_reaches_the_notebook(toy):
-    from yfpo.run import _joined, _parser, _values
+    from yfpo.lab.run import _joined, _parser, _values
     a = _parser().parse_args(_joined(['run', 'toy', '-p', 'lr', '-1e-3', '-p', 'n', '-.inf', '--jobs', '2', '-p', 's', '--x']))
     assert _values(a.p) == dict(lr=-1e-3, n=-math.inf, s='--x') and a.jobs == 2
     assert 'wait is -0.001, but must be at least 0' in said('run', 'toy', '-p', 'wait', '-1e-3')
@@ -618,9 +618,9 @@ def test_errors_of_the_system_are_one_sentence(toy, tmp_path, monkeypatch):
     assert 'line 1 of the cell `parameters` is not Python' in said('run', 'toy')
     notebook(paper/'stage_sft.ipynb', SFT[0], '%%time\nx')
     assert "'%%time' is not Python" in said('run', 'toy')
-    monkeypatch.setattr('yfpo.run.read_recipe', mock.Mock(side_effect=OSError(28, 'No space left on device', '/disk/a')))
+    monkeypatch.setattr('yfpo.lab.run.read_recipe', mock.Mock(side_effect=OSError(28, 'No space left on device', '/disk/a')))
     assert said('run', 'toy') == 'yfpo: /disk/a: No space left on device'
-    monkeypatch.setattr('yfpo.run.read_recipe', mock.Mock(side_effect=ImportError("No module named 'x'")))
+    monkeypatch.setattr('yfpo.lab.run.read_recipe', mock.Mock(side_effect=ImportError("No module named 'x'")))
     assert 'pip install' in said('run', 'toy')
 
 def test_nobody_reads_on():
@@ -678,7 +678,7 @@ def test_flags_that_cannot_be_meant_leave_no_folder(toy, tmp_path, flags, words)
 
 def test_an_estimate_reads_what_a_run_would(tmp_path):
     recipe = dict(read_recipe('paper'))
-    from yfpo.run import estimate
+    from yfpo.lab.run import estimate
     first = sum(r['pflop'] for r in estimate(recipe))
     more = dict(recipe, shared=dict(recipe['shared'], batch_size=4))
     assert sum(r['pflop'] for r in estimate(more)) == first

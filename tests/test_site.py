@@ -3,7 +3,7 @@ import os, re, shutil
 from pathlib import Path
 import pytest
 from conftest import ROOT
-from yfpo.site import page_of, site_pages, write_site
+from yfpo.lab.site import page_of, site_pages, write_site
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 
@@ -22,7 +22,7 @@ def test_every_notebook_is_a_page_and_every_link_leads_to_one(site):
         for to in seen: assert (page.parent/to).resolve().exists(), (path.stem, to)
 
 def test_what_is_for_the_machine_is_not_shown():
-    text = page_of(ROOT/'nbs'/'12_loss.ipynb', site_pages(ROOT))
+    text = page_of(ROOT/'nbs'/'04_loss.ipynb', site_pages(ROOT))
     assert '#| export' not in text and 'default_exp' not in text and 'nf">dpo_loss<' in text
 
 @pytest.mark.skipif(not BROWSER, reason='needs Chromium')

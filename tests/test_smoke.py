@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.run import run_here
+from yfpo.lab.run import run_here
 
 YFPO = str(Path(sys.executable).parent/'yfpo')
 

@@ -3,8 +3,8 @@ import json, re, shutil
 from dataclasses import asdict
 import pytest
 from conftest import ROOT
-from yfpo.problems import make_problems, read_jsonl, write_jsonl
-from yfpo.run import run_here
+from yfpo.data.problems import make_problems, read_jsonl, write_jsonl
+from yfpo.lab.run import run_here
 
 CPU = ROOT/'nbs'/'paper'/'results'/'cpu'
 
@@ -98,7 +98,7 @@ def test_a_recipe_that_is_not_there_leaves_no_gap_among_the_experiments():
 def selected(tmp_path_factory, tiny):
     "A run whose neurons were chosen from relevances that were drawn"
     import torch
-    from yfpo.models import save_model
+    from yfpo.lm.models import save_model
     from yfpo.neurons import contrast_set, model_signature
     from yfpo.relevance import Relevance
     run, (net, tokenizer), g = tmp_path_factory.mktemp('run'), tiny, torch.Generator().manual_seed(0)
@@ -150,7 +150,7 @@ def test_settings_that_contradict_each_other(selected, name, params, says): refu
                                          (lambda rows: [{k: v for k, v in r.items() if k != 'text'} for r in rows], 'its text is missing')])
 def test_answers_that_are_cut_are_not_browsed(selected, tmp_path, tiny, change, says):
     from yfpo.neurons import NeuronSet
-    from yfpo.responses import encode
+    from yfpo.lm.responses import encode
     from yfpo.reward import fit_examples
     run, (net, tok) = shutil.copytree(selected, tmp_path/'run'), tiny
     stats, _ = fit_examples(net, encode(tok, ['a b c d', 'e f g h']), tok.pad_token_id, NeuronSet.load(run/'neurons'/'selected'))

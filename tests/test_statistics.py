@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from test_evaluate import row, rows
 from yfpo.evaluate import summarise
-from yfpo.statistics import (check_family, contrasts, detectable_difference, detectable_mean, equivalent, holm, mcnemar, over_seeds,
+from yfpo.lab.statistics import (check_family, contrasts, detectable_difference, detectable_mean, equivalent, holm, mcnemar, over_seeds,
                              paired_bootstrap, paired_interval)
 
 def test_mcnemar_by_counting():

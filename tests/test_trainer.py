@@ -8,9 +8,9 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 from yfpo.loss import OBJECTIVES, PER_TOKEN, PREFERENCE_LOSSES, preference_loss
-from yfpo.models import load_model, tiny_model
+from yfpo.lm.models import load_model, tiny_model
 from yfpo.neurons import NeuronSet, model_signature, outside
-from yfpo.responses import Example
+from yfpo.lm.responses import Example
 from yfpo.reward import READOUTS, NeuronReader, RewardStats, contributions
 from yfpo.trainer import (NotFiniteError, YFPOConfig, YFPOTrainer, complete_checkpoint, lean_head, preference_dataset, spoken_example,
                           spoken_mask, train_sft, watched)
@@ -145,7 +145,7 @@ def test_prompt_learning_goes_the_plain_way(tiny, tmp_path):
 
 def test_too_many_logits_are_left_to_the_model(tiny, tmp_path, monkeypatch):
     "Beyond the limit TRL's own head scores the padded batch; the neurons are read as ever"
-    from yfpo.packing import PackedForward
+    from yfpo.lm.packing import PackedForward
     logs = []
     for limit in (2**30, 100):
         monkeypatch.setattr(PackedForward, 'limit', limit)
@@ -619,7 +619,7 @@ def test_a_reference_that_follows_the_policy_is_read_anew(tiny, tmp_path):
     assert abs(column(still, 'neurons/margins')[-1]) > 1e-2
 
 def test_a_model_of_which_only_the_set_moved_is_another_reference(tiny, tmp_path):
-    from yfpo.methods import training_only
+    from yfpo.beyond.methods import training_only
     model, shared = copy.deepcopy(tiny[0]), dict(neuron_weight=.5, reference_dir=str(tmp_path/'reference'))
     few = NeuronSet(torch.tensor([0, 1, 1]), torch.tensor([5, 7, 9]), torch.ones(3)/3, torch.ones(3), some_neurons(model).meta)
     with training_only(model, few): run(tiny, tmp_path/'a', model=model, learning_rate=3e-2, **shared)
@@ -711,7 +711,7 @@ def test_the_other_methods_stop_too(tiny, tmp_path, name):
     assert not list(tmp_path.glob('checkpoint-*'))
 
 def test_grpo_stops_too(tiny, tmp_path):
-    from yfpo.methods import METHODS
+    from yfpo.beyond.methods import METHODS
     cls, cfg, own = METHODS['grpo']
     class Bad(cls):
         def compute_loss(self, *args, **kw): return super().compute_loss(*args, **kw)*float('nan')
@@ -786,7 +786,7 @@ def test_given_statistics_that_cannot_be_are_refused(tiny, tmp_path, change, wor
 
 def test_the_other_methods_refuse_a_read_out_without_spread(tiny, tmp_path):
     from test_dynamic import sft
-    from yfpo.methods import NeuronReward
+    from yfpo.beyond.methods import NeuronReward
     rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
     with pytest.raises(ValueError, match='the 3 read-outs have a spread of 0'): sft(tiny, tmp_path, rows[:1]*3)
     with pytest.raises(ValueError, match='read-outs of the texts have a spread of 0'):
@@ -993,7 +993,7 @@ def test_bf16_trains_on_a_cpu(tiny, tmp_path):
 def test_an_adapter_that_the_trainer_saved_is_read_back(tiny, tmp_path):
     "By load_model, by from_folder and by PEFT itself: the same logits"
     from peft import LoraConfig, PeftModel
-    from yfpo.models import load_model
+    from yfpo.lm.models import load_model
     t = YFPOTrainer(model=copy.deepcopy(tiny[0]), args=config(tmp_path/'run', max_steps=2, learning_rate=1e-2), train_dataset=PAIRS,
                     processing_class=tiny[1], neurons=some_neurons(tiny[0]),
                     peft_config=LoraConfig(r=2, task_type='CAUSAL_LM', init_lora_weights=False))

@@ -3,7 +3,7 @@ import copy, shutil
 import pandas as pd, pytest, torch
 from datasets import Dataset, DatasetDict
 from transformers import LlamaModel
-from yfpo.models import byte_tokenizer, load_model, save_model, tiny_model
+from yfpo.lm.models import byte_tokenizer, load_model, save_model, tiny_model
 from yfpo.reward import RewardStats
 from yfpo.trainer import YFPOConfig, YFPOTrainer, complete_checkpoint, completion_dataset, preference_dataset, train_sft
 from test_trainer import PAIRS, config, equal_weights, make, run, some_neurons, tiny  # noqa: F401

@@ -150,7 +150,7 @@ def test_upstream_still_looks_up_what_we_set(where, line):
     package = where.split('.')[0]
     assert line in lines(where), f'{package} {version(package)} has no `{line}` in `{where}`: what we set or pass there has no effect'
 
-def sources(folder): return {f'{folder}/{p.name}': p.read_text() for p in sorted((ROOT/folder).glob('*.py')) if p.name != '_modidx.py'}
+def sources(folder): return {str(p.relative_to(ROOT)): p.read_text() for p in sorted((ROOT/folder).rglob('*.py')) if p.name != '_modidx.py'}
 
 def private(text):
     "Names with one underscore in attribute accesses, `getattr` and its kin, class bodies and imports"
@@ -177,7 +177,7 @@ def test_no_name_in_the_table_is_out_of_use():
     assert not unused, f'{", ".join(unused)}: nothing uses it any more, drop it from TOUCHED'
 
 def test_no_private_name_of_ours_hides_one_of_theirs():
-    modules = [resolve_name(f'yfpo.{m}') for m in ('decoding', 'dynamic', 'methods', 'monitors', 'trainer')]
+    modules = [resolve_name(f'yfpo.{m}') for m in ('lm.decoding', 'beyond.dynamic', 'beyond.methods', 'beyond.monitors', 'trainer')]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     hidden = [f'{c.__name__}.{n}' for c in classes for n in vars(c) if re.match(r'_(?!_)', n) and n not in NAMES | PYTHON
               for b in c.__mro__ if not b.__module__.startswith(('yfpo', 'builtins')) and has(b, n)]
