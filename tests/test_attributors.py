@@ -10,7 +10,7 @@ from yfpo.interventions import (ablate, delta_nll, draw_rank, faithfulness, hidi
 from yfpo.lm.models import load_model
 from yfpo.neurons import (NeuronSet, activation_matched, bottom_neurons, capability_relevance, contrast_set, jaccard, model_signature,
                           norm_matched, select_neurons, spearman)
-from yfpo.data.problems import general_texts, make_problems
+from yfpo.data.templates import general_texts, make_problems
 from yfpo.relevance import down_projs, explained, width, write_matrix
 from yfpo.lm.responses import Example, collate, format_prompt, generate, hidden_states
 

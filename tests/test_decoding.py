@@ -3,7 +3,7 @@ import copy, sys, types
 import pytest, torch
 from yfpo.lm.decoding import (GumbelNoise, common_beginning, completions, decode, decodes, plain_decode, read_beginning, why_plain_decoding)
 from yfpo.lm.models import load_model
-from yfpo.data.problems import make_problems
+from yfpo.data.templates import make_problems
 from yfpo.lm.responses import format_prompt, generate
 from test_relevance import PUBLIC, random_model
 

@@ -10,7 +10,8 @@ from yfpo.beyond.methods import METHODS, NeuronReward, NeuronSFTTrainer, neuron_
 from yfpo.lm.models import tiny_model
 from yfpo.beyond.monitors import Monitor, StopRule
 from yfpo.neurons import NeuronSet, model_signature
-from yfpo.data.problems import general_texts, make_problems, read_jsonl
+from yfpo.data.templates import general_texts, make_problems
+from yfpo.data.files import read_jsonl
 from yfpo.lm.responses import format_prompt
 
 pytestmark = pytest.mark.filterwarnings('ignore')

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from yfpo.evaluate import (by_question, choice_rows, evaluate_model, majority_at_k, mean_interval, pair_accuracy, pass_at_k, proportion,
                            repeats, sample_rows, score_answers, summarise, text_rows)
-from yfpo.data.problems import make_problems
+from yfpo.data.templates import make_problems
 
 def row(arm, i, right, seed=0, **kw):
     return dict(arm=arm, seed=seed, set='t', id=str(i), answer='4', text='#### 4' if right else '#### 5', n_tokens=3, finished=True,

@@ -3,7 +3,7 @@ import ast, subprocess, sys
 import pytest
 from conftest import ROOT
 
-FLOORS = [('data', 'data.checks data.problems data.pairs'),                # each line may use itself, leftwards, and the lines above
+FLOORS = [('data', 'data.checks data.files data.answers data.problems data.templates data.sources data.pairs'),                # each line may use itself, leftwards, and the lines above
           ('lm', 'lm.progress lm.machine lm.models lm.decoding lm.responses lm.packing'),
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
@@ -64,6 +64,6 @@ def loaded(code):
                        text=True, check=True)
     return ast.literal_eval(r.stdout.strip().splitlines()[-1])
 
-@pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.problems', 'yfpo.lm.machine', 'yfpo.lm.progress', 'yfpo.lab.run',
+@pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress', 'yfpo.lab.run',
                                     'yfpo.lab.report', 'yfpo.lab.figures'])
 def test_start_up_is_light(module): assert loaded(f'import {module}') == []

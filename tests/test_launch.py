@@ -8,7 +8,8 @@ from conftest import ROOT
 from yfpo.lab.launch import arm_parameters, failed_mark, launch_arm, train_arm
 from yfpo.lm.models import load_model, save_model
 from yfpo.data.pairs import pairs_from_corruption, save_pairs
-from yfpo.data.problems import make_problems, write_jsonl
+from yfpo.data.templates import make_problems
+from yfpo.data.files import write_jsonl
 from yfpo.trainer import NotFiniteError
 from test_trainer import some_neurons
 

@@ -69,7 +69,7 @@ def test_as_many_answers_as_fit(monkeypatch):
     assert [machine.decode_batch(0, b) for b in (1, 7*2**20, 2**30, 2**40)] == [256, 256, 2, 1] and machine.decode_batch(5, 2**40) == 5
 
 def test_batches_of_any_size_give_the_same_answers(tiny):
-    from yfpo.data.problems import make_problems
+    from yfpo.data.templates import make_problems
     from yfpo.lm.responses import generate
     ps = make_problems(5, seed=3)
     texts = [[r['text'] for r in generate(*tiny, ps, max_new_tokens=6, batch_size=b, progress=False)] for b in (0, 2)]
@@ -148,7 +148,8 @@ def test_a_packed_warm_start_is_trls(tiny, tmp_path, monkeypatch):
     import copy
     from trl import SFTTrainer
     from yfpo import trainer as T
-    from yfpo.data.problems import make_problems, strip_annotations
+    from yfpo.data.templates import make_problems
+    from yfpo.data.answers import strip_annotations
     from yfpo.data.problems import prompt_messages
     rows = [dict(prompt=prompt_messages(p.question), completion=[dict(role='assistant', content=strip_annotations(p.solution))])
             for p in make_problems(12, seed=5)]

@@ -8,7 +8,7 @@ from yfpo.lm.models import load_model, save_model, tiny_model
 from yfpo.beyond.attributors import response_means
 from yfpo.neurons import (NeuronSet, as_set, contrast_set, layer_matched, model_signature, random_neurons, select_neurons, set_from_scores,
                           top_neurons)
-from yfpo.data.problems import general_texts, make_problems
+from yfpo.data.templates import general_texts, make_problems
 from yfpo.relevance import Relevance, digit_ids, relevance_of
 from yfpo.lm.responses import collate, encode, format_prompt, hidden_states, text_items
 from yfpo.reward import (KINDS_OF_READING, NeuronReader, ReadOut, RewardStats, fit_stats, margin_auc, pair_items, read_examples, readout,

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from yfpo.lab.page import browser_data, figure_html, latex_numbers, page_html, table_html, write_page
-from yfpo.data.problems import read_jsonl
+from yfpo.data.files import read_jsonl
 from yfpo.lab.report import read_results
 
 RESULTS = ROOT/'nbs'/'paper'/'results'

@@ -5,12 +5,12 @@ from fractions import Fraction
 from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from yfpo.data.problems import (OTHER_SETS, Problem, annotations_hold, atomic_write, calc, check_disjoint, equation_solution, extract_flexible,
-                           extract_number, extract_strict,
-                           general_texts, is_correct, load_gsm8k, load_other, load_problems, load_svamp, make_ood, make_problems,
-                           masked_text, parse_annotations,
-                           read_jsonl, read_problems,
-                           show_number, split_problems, strip_annotations, templates, to_number, write_jsonl)
+from yfpo.data.problems import Problem, check_disjoint, masked_text, read_problems, split_problems
+from yfpo.data.sources import OTHER_SETS, equation_solution, load_gsm8k, load_other, load_problems, load_svamp
+from yfpo.data.templates import general_texts, make_ood, make_problems, templates
+from yfpo.data.answers import (annotations_hold, calc, extract_flexible, extract_number, extract_strict, is_correct, parse_annotations,
+                               show_number, strip_annotations, to_number)
+from yfpo.data.files import atomic_write, read_jsonl, write_jsonl
 
 DATA = Path(os.environ.get('YFPO_DATA_DIR') or Path(__file__).resolve().parents[2]/'shared'/'data')
 real = pytest.mark.skipif(not (DATA/'gsm8k'/'train.jsonl').is_file(),
@@ -167,7 +167,7 @@ def test_a_number_is_found_however_it_is_written(number, frame, how):
 @given(st.text(alphabet='0123456789.,:/ -–$#*\\{}()=eEkx^½\u202f\nab', max_size=40))
 def test_never_a_part_of_a_number(text):
     "What is read is a run of characters that touches no other digit, comma, point, colon or stroke with a digit behind it"
-    from yfpo.data.problems import _stated, plain_text
+    from yfpo.data.answers import _stated, plain_text
     m, plain = _stated(plain_text(text)), plain_text(text)
     assert extract_number(text) is None or show_number(to_number(extract_number(text))) or '/' in extract_number(text)
     if m is None or extract_number(text) is None: return

@@ -3,7 +3,9 @@ import copy, os, random
 from pathlib import Path
 import pytest
 from conftest import ROOT
-from yfpo.data.problems import load_problems, make_problems, write_jsonl
+from yfpo.data.sources import load_problems
+from yfpo.data.templates import make_problems
+from yfpo.data.files import write_jsonl
 from yfpo.beyond.protocols import PROTOCOLS, cut_at, protocol, protocol_correct, protocol_extract, protocol_prompts, protocol_rows
 
 lm_eval = pytest.importorskip('lm_eval')

@@ -3,7 +3,7 @@ import json, shutil
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.data.problems import write_rows
+from yfpo.data.files import write_rows
 from yfpo.lab.figures import draw_ablation, draw_method, draw_neurons, draw_training, save_figure
 from yfpo.lab.report import COLUMNS, SOURCES, main_table, read_results, write_table
 

@@ -2,7 +2,7 @@
 import pytest, torch
 from yfpo.lm.decoding import stop_texts
 from yfpo.lm.models import load_model
-from yfpo.data.problems import make_problems
+from yfpo.data.templates import make_problems
 from yfpo.lm.responses import collate, encode, format_prompt, generate, response_logprobs
 from yfpo.data.problems import INSTRUCTION
 

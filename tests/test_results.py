@@ -35,7 +35,7 @@ def test_tolerances_come_from_two_kinds_of_processor():
 def test_main_csv_follows_from_the_answers(recipe):
     "The intervals of main.csv once more, from the per-question files"
     from yfpo.evaluate import summarise
-    from yfpo.data.problems import read_jsonl
+    from yfpo.data.files import read_jsonl
     folder = ROOT/'nbs'/'paper'/'results'/recipe
     rows = [r for f in sorted((folder/'samples').glob('*.jsonl')) for r in read_jsonl(f)]
     key = ['arm', 'seed', 'set', 'metric']
@@ -56,7 +56,7 @@ def test_tables_and_figures_come_out_byte_for_byte(recipe, tmp_path):
 @pytest.mark.parametrize('recipe,seeds', [('cpu', 2), ('templates', 5), ('one-step', 5), ('gsm8k-cpu', 3)])
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     "Every arm has every seed; what the recipe declared is what is corrected, and the numbers follow from the per-question files"
-    from yfpo.data.problems import read_jsonl
+    from yfpo.data.files import read_jsonl
     from yfpo.lab.run import read_recipe
     from yfpo.lab.statistics import over_seeds
     folder, declared = ROOT/'nbs'/'paper'/'results'/recipe, read_recipe(recipe)['stages']['compare']
@@ -94,7 +94,10 @@ def test_the_test_questions_were_opened_once_and_last(recipe):
 
 def test_how_many_test_questions_were_dev_questions_of_study():
     "README names them: the weight of the neuron term was chosen on the dev questions of another recipe; and no verdict hangs on them"
-    from yfpo.data.problems import load_problems, read_jsonl, split_problems, strip_annotations
+    from yfpo.data.problems import split_problems
+    from yfpo.data.sources import load_problems
+    from yfpo.data.answers import strip_annotations
+    from yfpo.data.files import read_jsonl
     from yfpo.lab.run import read_recipe
     from yfpo.lab.statistics import over_seeds
     def splits(recipe):

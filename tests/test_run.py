@@ -487,7 +487,7 @@ def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
     from yfpo.loss import OBJECTIVES
     from yfpo.lm.machine import FORMATS
     from yfpo.beyond.methods import METHODS
-    from yfpo.data.problems import OTHER_SETS
+    from yfpo.data.sources import OTHER_SETS
     from yfpo.reward import READOUTS
     tables = dict(objective=OBJECTIVES, readout=READOUTS, method=ATTRIBUTORS, backend=BACKENDS, precision=FORMATS)
     for k, table in tables.items(): assert sorted(CHOICES[k][0]) == sorted(table), k

@@ -3,7 +3,8 @@ import json, re, shutil
 from dataclasses import asdict
 import pytest
 from conftest import ROOT
-from yfpo.data.problems import make_problems, read_jsonl, write_jsonl
+from yfpo.data.templates import make_problems
+from yfpo.data.files import read_jsonl, write_jsonl
 from yfpo.lab.run import run_here
 
 CPU = ROOT/'nbs'/'paper'/'results'/'cpu'

@@ -12,7 +12,8 @@ import itertools, math, random
 from collections import Counter
 from pathlib import Path
 import numpy as np
-from .data.problems import extract_flexible, extract_number, extract_strict, is_correct, read_jsonl, strip_annotations
+from .data.answers import extract_flexible, extract_number, extract_strict, is_correct, strip_annotations
+from .data.files import read_jsonl
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-005
 RULES = dict(strict=extract_strict, flexible=extract_flexible, numeric=extract_number)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from .data.problems import atomic_write, parse_json
+from .data.files import atomic_write, parse_json
 from .lm.models import base_fingerprint, unwrap
 from .relevance import Relevance, attribute, attributor, check_family, down_projs, width, write_matrix
 from .lm.responses import Example, encode, text_items

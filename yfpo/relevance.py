@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import DynamicCache
 from .lm.models import head_logits, own_attention, unwrap
-from .data.problems import atomic_write
+from .data.files import atomic_write
 from .lm.responses import Example, batches, collate, encode, fingerprint, hidden_states
 from .lm.progress import track
 

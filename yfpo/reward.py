@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import save_file
 from .neurons import FIELDS, NeuronSet, as_set, json_of, tensors_of
-from .data.problems import atomic_write
+from .data.files import atomic_write
 from .relevance import digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
 from .lm.packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
 from .lm.responses import Example, batches, collate, encode, hidden_states, odd_item, token_logprobs

@@ -33,7 +33,7 @@ from .data.checks import check_count, check_name, check_number, refuse_name
 from .lm.machine import keep_memory, number_format
 from .lm.models import atomic_folder, base_fingerprint, keep_base, load_model
 from .neurons import NeuronSet, as_set, model_signature, outside
-from .data.problems import atomic_write
+from .data.files import atomic_write
 from .lm.progress import track
 from .lm.packing import PackedForward, packed_states, packs, shared_logprobs
 from .lm.responses import Example, fingerprint, hidden_states

@@ -10,7 +10,7 @@ import html, json
 from pathlib import Path
 import torch
 from ..interventions import single_effects
-from ..data.problems import atomic_write
+from ..data.files import atomic_write
 from ..lm.models import unwrap
 from ..relevance import explain, down_projs, family_of, write_matrix
 from ..lm.responses import batches, collate, encode

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from ..neurons import NeuronSet, capability_relevance, check_shares, eligible, jaccard, layer_matched, model_signature, spearman
 from ..data.checks import check_count, check_number, check_steps
-from ..data.problems import atomic_write, write_rows
+from ..data.files import atomic_write, write_rows
 
 # %% ../../nbs/beyond/04_dynamic.ipynb #12-dynam-005
 def renewed(neurons, # the present set

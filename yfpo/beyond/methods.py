@@ -17,7 +17,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from ..lm.decoding import text_ids
 from ..loss import add_linear, add_logistic
 from ..data.checks import check_name, check_number
-from ..data.problems import is_correct
+from ..data.answers import is_correct
 from ..lm.models import unwrap
 from ..neurons import as_set
 from ..relevance import blocks_of, down_projs, write_matrix

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 from ..data.checks import check_count, check_name, check_number, check_steps
-from ..data.problems import Problem, atomic_write, is_correct, read_jsonl
+from ..data.problems import Problem
+from ..data.answers import is_correct
+from ..data.files import atomic_write, read_jsonl
 from ..lm.decoding import text_ids
 from ..lm.responses import Example, encode, example_logprobs, format_prompt, generate, response_logprobs, text_items
 from ..reward import NeuronReader, read_examples

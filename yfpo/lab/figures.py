@@ -12,7 +12,7 @@ __all__ = ['HUES', 'CURVES', 'MOVES', 'STROKES', 'AXES', 'DASHBOARD', 'style', '
 import functools, math, re
 from pathlib import Path
 import numpy as np
-from ..data.problems import atomic_write
+from ..data.files import atomic_write
 from .report import (BLUE, GREEN, GREY, INK, KINDS, MEASURES_OF, ORANGE, PURPLE, RED, SELECTORS, SKY, TOKEN_NAMES, _NATS, _contrast,
                          _delta_unit, arm_color, arm_label, arm_order, counting, is_smoke, set_label)
 

@@ -12,7 +12,10 @@ from ..beyond.dynamic import DynamicSelection
 from ..lm.models import atomic_folder, load_model
 from ..neurons import NeuronSet, layer_matched
 from ..data.pairs import load_pairs
-from ..data.problems import atomic_write, general_texts, read_problems, strip_annotations, write_rows
+from ..data.problems import read_problems
+from ..data.templates import general_texts
+from ..data.answers import strip_annotations
+from ..data.files import atomic_write, write_rows
 from ..lm.responses import format_prompt
 from .run import need, notebook_parameters, plan, read_recipe, run_folder
 from ..trainer import NotFiniteError, train_yfpo

@@ -10,7 +10,7 @@ __all__ = ['FIGURES', 'STYLE', 'SCRIPT', 'BROWSER', 'TABLES', 'browser_data', 't
 import base64, html, json, math, re
 from pathlib import Path
 from ..evaluate import read_samples
-from ..data.problems import atomic_write, parse_json, read_jsonl, read_text
+from ..data.files import atomic_write, parse_json, read_jsonl, read_text
 from .report import (arm_color, arm_label, arm_order, caption_for, check_object, findings, is_smoke, read_cells, read_results,
                          set_label)
 

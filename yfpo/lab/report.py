@@ -17,7 +17,7 @@ __all__ = ['SOURCES', 'COLUMNS', 'FLAGS', 'KEYS', 'OBJECTS', 'INK', 'GREY', 'BLU
 import csv, functools, io, math, re
 from pathlib import Path
 import numpy as np
-from ..data.problems import atomic_write, parse_json, read_text
+from ..data.files import atomic_write, parse_json, read_text
 from .statistics import compare, over_seeds
 
 # %% ../../nbs/lab/02_report.ipynb #17_repor-005

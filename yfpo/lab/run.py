@@ -526,6 +526,12 @@ def _module_sources(names, seen=None):
         _module_sources(_imported(seen[n], n.rpartition('.')[0]), seen)
     return seen
 
+def _own_texts(modules):
+    "Content hash of the package's texts, for a step that uses them"
+    if 'data.templates' not in modules: return ''
+    texts = Path(importlib.util.find_spec('yfpo').origin).parent/'data'/'texts'
+    return hashlib.sha256(b''.join(f.name.encode() + f.read_bytes() for f in sorted(texts.iterdir()))).hexdigest()
+
 def _data_hash(folder):
     "Content hash of the data files under `folder`"
     h = hashlib.sha256()
@@ -538,11 +544,11 @@ def step_key(step, keys):
     code = [''.join(c['source']) for c in _cells(step['notebook'])
             if c['cell_type'] == 'code' and 'parameters' not in c['metadata'].get('tags', [])]
     modules = _module_sources(_imported('\n'.join(code)), {'lab.run': ''})
-    modules.pop('lab.run')                                       # the runner decides when, not what
+    modules.pop('lab.run')                                     # the runner decides when, not what
     params = {k: v for k, v in step['params'].items() if k not in ('run_dir', 'results_dir', 'data_dir')}
     defaults = {k: v[1] for k, v in notebook_parameters(step['notebook']).items() if k not in ('run_dir', 'results_dir', 'data_dir')}
     data = _data_hash(step['params']['data_dir']) if step['params'].get('data_dir') else ''
-    parts = [[_code(c) for c in code], [(m, _code(src)) for m, src in sorted(modules.items())], {**defaults, **params}, data,
+    parts = [[_code(c) for c in code], [(m, _code(src)) for m, src in sorted(modules.items())], {**defaults, **params}, data, _own_texts(modules),
              [keys[n] for n in step['needs']]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

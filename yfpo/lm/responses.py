@@ -14,7 +14,8 @@ import torch
 from .decoding import check_decoding, completions, stop_texts, text_ids
 from .models import head_logits
 from ..data.checks import check_count
-from ..data.problems import INSTRUCTION, atomic_write, parse_json, prompt_messages, read_jsonl
+from ..data.problems import INSTRUCTION, prompt_messages
+from ..data.files import atomic_write, parse_json, read_jsonl
 from .progress import track
 
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-005
