@@ -1,8 +1,9 @@
 "The decoding loop against transformers' own generate: families, kernels, adapters, interventions, ends, and what is refused"
 import copy, sys, types
 import pytest, torch
-from yfpo.lm.decoding import (GumbelNoise, common_beginning, completions, decode, decodes, plain_decode, read_beginning, why_plain_decoding)
-from yfpo.lm.models import load_model
+from yfpo.lm.decoding import (GumbelNoise, common_beginning, completions, decode, decodes, left_padded, plain_decode, read_beginning, text_ids,
+                           why_plain_decoding)
+from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.data.templates import make_problems
 from yfpo.lm.responses import format_prompt, generate
 from test_relevance import PUBLIC, random_model
@@ -120,3 +121,21 @@ def test_vllm_gets_what_was_asked(tiny, monkeypatch):
 @pytest.mark.parametrize('kw,says', [(dict(backend='vlm'), "'vlm' is unknown"), (dict(batch_size=-1), 'batch_size is -1')])
 def test_bad_input(tiny, kw, says):
     with pytest.raises(ValueError, match=says): list(completions(*tiny, ['a'], **kw))
+
+@pytest.mark.parametrize('prompts, kw, says', [
+    ('abc', {}, "the prompts are one text, 'abc'"), (None, {}, 'the prompts are None'), ([], {}, 'there are no prompts'),
+    (['a', None], {}, 'the prompt 1 is None and no text'), (['a', 'x\ud800'], {}, 'the prompt 1 holds half of a surrogate pair'),
+    (['a'], dict(batch_size='x'), "batch_size is 'x'"), (['a'], dict(batch_size=1.5), 'batch_size is 1.5'),
+    (['a'], dict(temperature=True), 'temperature is True'), (['a'], dict(temperature=1.), 'keys are None: sampling needs a list'),
+    (['a', 'b'], dict(temperature=1., keys=['k']), 'text for each of the 2 prompts')])
+def test_what_nothing_can_be_written_to(tiny, prompts, kw, says):
+    with pytest.raises(ValueError, match=says): list(completions(*tiny, prompts, **{**dict(max_new_tokens=1), **kw}))
+
+def test_texts_and_tokens_that_a_model_cannot_read(tiny):
+    tok = byte_tokenizer()
+    tok.add_tokens(['####'])
+    with pytest.raises(ValueError, match='a text has the token 259, and the model knows those below 259'):
+        list(completions(tiny[0], tok, ['x ####'], max_new_tokens=1))
+    for x in (None, 5, '\ud800'):
+        with pytest.raises(ValueError, match='the text (is|holds)'): text_ids(tok, x)
+    with pytest.raises(ValueError, match='pad_id is None'): left_padded([[5], [6, 7]], None)

@@ -89,3 +89,13 @@ def test_samples_of_a_model(tiny):
     assert {r['metric'] for r in summarise(rows_)} == {'pass_1', 'pass_4', 'majority_1', 'majority_4'}
     with pytest.raises(ValueError, match='from 1 to 4'): sample_rows(*tiny, ps, **{**kw, 'ks': (8,)})
     with pytest.raises(ValueError, match='no questions'): sample_rows(*tiny, [])
+
+@pytest.mark.parametrize('kw, says', [(dict(ks=(1, 4)), 'pass@4 cannot be read off 2 samples'), (dict(ks='x'), "the ks are one text, 'x'"),
+    (dict(ks=1), 'the ks are 1: give a list'), (dict(ks=['x']), 'pass@x cannot be read'), (dict(n=1.5), 'n is 1.5')])
+def test_what_cannot_be_read_off_samples_is_refused_before_they_are_made(kw, says):
+    with pytest.raises(ValueError, match=says): sample_rows(None, None, make_problems(2), **{**dict(n=2, ks=(1,)), **kw})
+
+@pytest.mark.parametrize('call, says', [(lambda: pass_at_k(1, 2, 'x'), 'pass@x'), (lambda: pass_at_k(3, 2, 1), '3 of 2 samples are right'),
+                                        (lambda: majority_at_k(['1'], '1', 1.5), 'majority@1.5')])
+def test_shares_of_samples(call, says):
+    with pytest.raises(ValueError, match=says): call()

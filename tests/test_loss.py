@@ -189,3 +189,16 @@ def test_names_that_are_no_text_are_unknown(f):
 def test_steps_are_whole_or_a_share(value):
     with pytest.raises(ValueError, match=f'every is {value}|every is {value!r}'): check_steps('every', value)
     assert [check_steps('every', x) for x in (.1, 1, 3.)] == [.1, 1, 3.] and check_steps('warmup', 0, 0) == 0
+
+@pytest.mark.parametrize('call', [lambda x: add_linear(x, ONES, .1), lambda x: add_linear(ONES, x, 0), lambda x: add_logistic(x, ONES, .1),
+    lambda x: yoked(ONES, ONES, x, ONES, .1), lambda x: offset(ONES, ONES, ONES, x, .1), lambda x: reweight(ONES, x, .1),
+    lambda x: route(ONES, x, 'chosen'), lambda x: anchor(ONES, x, ONES, ONES)])
+def test_tensors_of_one_shape_are_needed(call):
+    with pytest.raises(ValueError, match='is a list: give a tensor'): call([1., 2.])
+    with pytest.raises(ValueError, match='has the shape'): call(torch.ones(len(ONES), 1))
+
+@pytest.mark.parametrize('call, says', [(lambda: pair_weights([1.], .1), 'ref_delta is a list'),
+                                        (lambda: reweight(ONES, ONES, .1, 0.), 'mean is 0'),
+                                        (lambda: add_logistic(ONES, ONES, .1, margin='x'), "margin is 'x'")])
+def test_other_parts_of_an_objective(call, says):
+    with pytest.raises(ValueError, match=says): call()

@@ -1,5 +1,5 @@
 "A GGUF file is converted once, kept under the hash of its content, and read from there; what cannot be read says so in a sentence."
-import copy, errno, json, os, resource, shutil, subprocess, sys, time
+import copy, errno, json, os, re, resource, shutil, subprocess, sys, time
 import gguf, numpy as np, pytest, torch
 from conftest import ROOT
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -294,6 +294,16 @@ DAMAGES = {
     'whole numbers': (lambda f: rewrite(f, lambda t: t.update({UP: t[UP].to(torch.int8)})), 'as I8, and its config says nothing'),
     'nan setting': (lambda f: edit(f, rms_norm_eps=float('nan')), 'holds a NaN'),
     'broken ends': (lambda f: (f/'generation_config.json').write_text(''), 'generation_config.json is not readable JSON'),
+    **{f'map {w}': (lambda f, w=w: (f/'model.safetensors.index.json').write_text(json.dumps(dict(weight_map=w))), 'has no weight_map')
+       for w in ([], None, 'x')},
+    **{f'end {e}': (lambda f, e=e: edit(f, 'generation_config.json', eos_token_id=e), re.escape(f'has {e!r} as its eos_token_id'))
+       for e in ('x', [2, 'a'], {}, 1.5, True)},
+    'end in config': (lambda f: edit(f, eos_token_id='x'), "config.json has 'x' as its eos_token_id"),
+    **{f'{n} a folder': (lambda f, n=n: ((f/n).unlink(), (f/n).mkdir()), f'{n} is a folder and no file')
+       for n in ('model.safetensors', 'config.json', 'tokenizer.json', 'generation_config.json')},
+    'wrong kind': (lambda f: edit(f, hidden_size='x'), "Validation error for field 'hidden_size': TypeError: .* expected int, got str"),
+    'wrong heads': (lambda f: edit(f, num_attention_heads=7), 'hidden size .32. is not a multiple'),
+    'bare tokenizer': (lambda f: (f/'tokenizer.json').write_text('{}'), "KeyError: 'added_tokens'"),
     'bare': (lambda f: (f/'config.json').unlink(), 'holds no config.json')}
 
 @pytest.mark.parametrize('damage', DAMAGES)
@@ -405,7 +415,8 @@ def test_a_model_replaces_no_files_of_others(to, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='all of it would be replaced'): save_model(tiny_model(), byte_tokenizer(), to)
     assert len([p for p in tmp_path.rglob('*') if p.is_file()]) == 3
 
-@pytest.mark.parametrize('device, says', [('meta', 'holds no numbers'), ('gpu', 'is unknown'), ('cuda:99', 'not on this machine')])
+@pytest.mark.parametrize('device, says', [('meta', 'holds no numbers'), ('gpu', 'is unknown'), ('cuda:99', 'not on this machine'),
+    ('', 'is unknown'), (5, 'is unknown'), ('xla', 'cannot be used here')])
 def test_a_device_that_cannot_be(device, says):
     with pytest.raises(ValueError, match=says): load_model('tiny', device=device)
 
@@ -473,7 +484,11 @@ def test_an_adapter_saved_before_finds_the_embedded_model(tmp_path):
     (lambda f, b: save_file({k: v/0 for k, v in load_file(f/ADAPTER).items()}, f/ADAPTER), 'infinite'),
     (lambda f, b: (f/'base.json').write_text('{}'), 'base.json lacks the hash'),
     (lambda f, b: setting(f, task_type='SEQ_CLS'), "made for the task 'SEQ_CLS'"),
-    (lambda f, b: setting(f, lora_alpha=float('nan')), 'holds a NaN'),
+    (lambda f, b: setting(f, lora_alpha=float('nan')), 'holds a NaN'), (lambda f, b: setting(f, lora_alpha='x'), 'no finite number'),
+    (lambda f, b: setting(f, r=3), 'loading state_dict for PeftModelForCausalLM: size mismatch for .*lora_A'),
+    (lambda f, b: setting(f, peft_type='NOPE'), "KeyError: 'NOPE'"),
+    (lambda f, b: (f/'tokenizer.json').write_text('{}'), "cannot read the tokenizer in .*lora: KeyError: 'added_tokens'"),
+    (lambda f, b: ((f/ADAPTER).unlink(), (f/ADAPTER).mkdir()), 'is a folder and no file'),
     (lambda f, b: rewrite(b, lambda t: t[UP].add_(1)), 'trained on other weights than those now called')])
 def test_a_damaged_adapter_is_refused(folder, tmp_path, damage, says):
     saved = save_model(lora(load_model(folder)[0]), byte_tokenizer(), tmp_path/'lora')
@@ -527,3 +542,60 @@ def test_a_revision_is_one_of_the_hub(tmp_path):
     model, tok = load_model('tiny')
     for name in ('tiny', 'smollm2-135m-instruct', save_model(model, tok, tmp_path/'m')):
         with pytest.raises(ValueError, match="revision is 'abc', but .* is not read from the hub"): load_model(name, revision='abc')
+
+# ---- arguments and places
+
+@pytest.mark.parametrize('kw, says', [(dict(attn=5), 'attn 5 is unknown'),
+    (dict(attn='nosuch'), "attn 'nosuch' is unknown: use 'eager' or 'sdpa'"),
+    (dict(attn={}), 'attn {} is unknown'), (dict(attn='owner/kernel'), 'is unknown'),
+    (dict(dtype=torch.int8), 'dtype torch.int8 is unknown, or none'),
+    (dict(dtype=torch.complex64), 'dtype torch.complex64'), (dict(dtype='float'), "dtype 'float'"), (dict(dtype=None), 'dtype None')])
+def test_an_argument_is_not_blamed_on_the_folder(kw, says, folder):
+    for name in ('tiny', folder, '/nowhere/at-all'):
+        with pytest.raises(ValueError, match=says) as e: load_model(name, **kw)
+        assert str(folder) not in str(e.value)
+
+def test_an_attention_without_its_package(monkeypatch):
+    def lacks(self, name): raise ImportError('it needs a package:\nflash-attn')
+    monkeypatch.setattr(models.LlamaForCausalLM, 'set_attn_implementation', lacks)
+    with pytest.raises(ValueError, match="attn 'flash_attention_2' cannot be used here .it needs a package: flash-attn.: use 'eager'"):
+        load_model('tiny', attn='flash_attention_2')
+
+def test_a_tokenizer_without_an_end(folder):
+    for name in ('eos_token', 'pad_token'): edit(folder, 'tokenizer_config.json', **{name: None})
+    with pytest.raises(ValueError, match='the tokenizer of model has no eos_token, which ends a response: set it'): load_model(folder)
+
+@pytest.mark.parametrize('path, says', [('~nosuchuser/x', 'names a user who is not on this machine'),
+    ('x'*300, 'has a name that is too long'),
+                                        ('a\0b', 'has a character that no path has'), ('\ud800', 'has a character that no path has')])
+def test_a_path_that_is_none(path, says):
+    for call in (load_model, lambda p: save_model(tiny_model(), byte_tokenizer(), p)):
+        with pytest.raises(ValueError, match=says): call(path)
+
+@pytest.mark.parametrize('path', [None, 5, b'x', ['x'], {}])
+def test_what_is_no_path(path):
+    with pytest.raises(ValueError, match='is no path: give the path of a folder'): save_model(tiny_model(), byte_tokenizer(), path)
+
+def test_what_is_no_model_is_not_saved(tmp_path):
+    for model, tok, says in ((load_model('tiny'), byte_tokenizer(), 'the model is a tuple'),
+                             (None, byte_tokenizer(), 'the model is a NoneType'),
+                             (tiny_model(), None, 'the tokenizer is a NoneType')):
+        with pytest.raises(ValueError, match=says): save_model(model, tok, tmp_path/'m')
+    with pytest.raises(FileNotFoundError, match='/proc/x cannot be written'): save_model(tiny_model(), byte_tokenizer(), '/proc/x')
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('other', ['thesis.txt', 'data/notes', 'neurons/neurons.json', 'optimizer.pt'])
+def test_what_lies_beside_a_model_is_kept(folder, other):
+    save_model(tiny_model(seed=1), byte_tokenizer(), folder)   # a model alone is replaced
+    save_model(lora(tiny_model(seed=2)), byte_tokenizer(), folder); save_model(tiny_model(seed=1), byte_tokenizer(), folder)
+    (folder/other).parent.mkdir(exist_ok=True); (folder/other).write_text('mine')
+    with pytest.raises(ValueError, match=f'{other.split("/")[0]}., which is no part of a saved model, and all of it would be replaced'):
+        save_model(tiny_model(seed=3), byte_tokenizer(), folder)
+    assert (folder/other).read_text() == 'mine' and fingerprint(load_model(folder)[0]) == fingerprint(tiny_model(seed=1))
+
+@pytest.mark.parametrize('gone', [shutil.rmtree, lambda p: (shutil.rmtree(p), p.write_text(''))])
+def test_an_adapter_whose_base_was_removed(gone, tmp_path):
+    saved = save_model(lora(tiny_model(seed=9)), byte_tokenizer(), tmp_path/'lora')
+    gone(saved/'base')
+    with pytest.raises(FileNotFoundError, match="lora lacks the folder 'base', where its base was kept: copy or save it again"):
+        load_model(saved)

@@ -6,8 +6,9 @@ from safetensors.torch import save, save_file
 from yfpo.interventions import ablate, delta_nll, text_nll
 from yfpo.lm.models import load_model, save_model, tiny_model
 from yfpo.beyond.attributors import response_means
-from yfpo.neurons import (NeuronSet, as_set, contrast_set, layer_matched, model_signature, random_neurons, select_neurons, set_from_scores,
-                          top_neurons)
+from yfpo.neurons import (NeuronSet, as_set, contrast_set, layer_matched, model_signature, norm_matched, outside, random_neurons,
+                          select_neurons,
+                          set_from_scores, top_neurons)
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.relevance import Relevance, digit_ids, relevance_of
 from yfpo.lm.responses import collate, encode, format_prompt, hidden_states, text_items
@@ -164,7 +165,8 @@ GOOD = dict(layer=torch.tensor([0, 1, 1]), index=torch.tensor([5, 60, 61]), weig
             direction=torch.tensor([1., -1., 1.]))
 MEMBERS = {
     'short': (dict(index=torch.tensor([5, 60])), r'its index has the shape \(2,\) where layer has \(3,\)'),
-    'two axes': (dict(weight=torch.ones(3, 1)), 'its weight has the shape'),
+    'two axes': (dict(weight=torch.ones(3, 1)), r'its weight has the shape \(3, 1\) and not one dimension'),
+    'all two': ({k: v[None] for k, v in GOOD.items()}, r'its layer has the shape \(1, 3\) and not one dimension'),
     'no axis': (dict(layer=torch.tensor(3)), 'its layer has the shape'),
     'nan': (dict(weight=torch.tensor([.5, float('nan'), .5])), 'a weight is NaN'),
     'inf': (dict(weight=torch.tensor([1., 1., torch.inf])), 'inf'),
@@ -329,3 +331,63 @@ def test_a_set_that_cannot_be_saved_leaves_the_earlier_one(odd, tmp_path):
 def test_a_table_is_no_list_of_texts(tiny):
     with pytest.raises(ValueError, match='the capability texts are one Table: give a list'):
         select_neurons(*tiny, type('Table', (list,), dict(columns=['a']))(['question']), general_texts(4))
+
+# ---- sets that say nothing of their model, and settings
+
+@pytest.mark.parametrize('meta, says', [(dict(chosen_on=dict(weights=[])), r"'chosen_on' in its meta has \[\] as its weights"),
+                                        (dict(chosen_on=dict(name=['a'])), 'as its name, which is no text')])
+def test_what_a_set_was_chosen_on_is_text(meta, says, tmp_path):
+    with pytest.raises(ValueError, match=says): NeuronSet(**GOOD, meta=meta)
+    with pytest.raises(ValueError, match=says): NeuronSet.load(write(tmp_path/'s', GOOD, json.dumps(meta)))
+
+def drawn(s): return [lambda: random_neurons(s), lambda: layer_matched(s), lambda: outside(s), lambda: norm_matched(s, tiny_model())]
+
+@pytest.mark.parametrize('own, says', [(None, 'does not say which model it was chosen in'), ({}, 'does not say'),
+    (dict(layers=2), 'does not say'),
+    (dict(layers='2', width=64), 'does not say'), (dict(layers=2, width=-1), 'does not say'),
+    (dict(layers=1, width=64), "outside its model's 1 layers"),
+    (dict(layers=2, width=10), 'layers of 10 neurons')])
+def test_controls_of_a_set_without_a_model(own, says):
+    for draw in drawn(NeuronSet(**GOOD, meta={} if own is None else dict(model=own))):
+        with pytest.raises(ValueError, match=says): draw()
+
+def test_controls_of_what_is_no_set_and_seeds(neurons):
+    for draw in drawn(None):
+        with pytest.raises(ValueError, match='neurons is a NoneType'): draw()
+    for make in (random_neurons, layer_matched, outside):
+        with pytest.raises(ValueError, match="seed is 'x'"): make(neurons, seed='x')
+    with pytest.raises(ValueError, match='n is 0'): outside(neurons, n=0)
+
+@pytest.mark.parametrize('model', [None, 'tiny', (1, 2), torch.nn.Linear(2, 2)])
+def test_a_set_is_checked_against_a_model(model, neurons):
+    with pytest.raises(ValueError, match=f'the model is a {type(model).__name__} and no model that writes text'): neurons.check(model)
+
+def test_what_differs_is_shown_as_it_is(tiny):
+    sig = model_signature(tiny[0])
+    with pytest.raises(ValueError, match=r"\(layers '2' there, 2 here\)"):
+        NeuronSet(**GOOD, meta=dict(model=dict(sig, layers='2'))).check(tiny[0])
+    with pytest.raises(ValueError, match=r'\(heads 4 there, None here\)'):
+        NeuronSet(**GOOD, meta=dict(model=dict(sig, heads=4))).check(tiny[0])
+    with pytest.raises(ValueError, match='does not say which model it was chosen in'): NeuronSet(**GOOD).check(tiny[0])
+
+@pytest.mark.parametrize('path, says', [(None, 'None is no path'), (5, '5 is no path'), (b'x', 'no path'), (['x'], 'no path'),
+    ('x'*300, 'too long'),
+                                        ('~nosuchuser/x', 'names a user')])
+def test_what_is_no_folder_of_a_set(path, says):
+    with pytest.raises(ValueError, match=says): NeuronSet(**GOOD).save(path)
+    with pytest.raises(ValueError, match=says): NeuronSet.load(path)
+
+def test_a_set_cannot_be_saved_there(tmp_path):
+    (tmp_path/'file').write_text('mine')
+    with pytest.raises(FileExistsError, match='file is a file: give a folder'): NeuronSet(**GOOD).save(tmp_path/'file')
+    with pytest.raises(OSError, match='/proc/x/neurons.safetensors cannot be written .*: give another path'):
+        NeuronSet(**GOOD).save('/proc/x')
+
+@pytest.mark.parametrize('kw, says', [(dict(k='x'), "k is 'x'"), (dict(k=True), 'k is True'), (dict(universal='x'), "universal is 'x'"),
+    (dict(per_layer=None), 'per_layer is None'), (dict(threshold='x'), "threshold is 'x'"), (dict(batch_size='x'), "batch_size is 'x'"),
+    (dict(batch_size=1.5), 'batch_size is 1.5'), (dict(max_length='x'), "max_length is 'x'"),
+    (dict(method=['attnlrp']), "did you mean 'attnlrp'"),
+    (dict(method={}), 'attributor {} is unknown'), (dict(capability=['a']*3), 'is one token, .a., .* at least two'),
+    (dict(capability=['x\ud800']), 'capability text 0 holds half'), (dict(general=['x\ud800']), 'general text 0 holds half')])
+def test_settings_of_a_selection(kw, says, tiny, texts):
+    with pytest.raises(ValueError, match=says): select_neurons(*tiny, **{**dict(capability=texts, general=general_texts(10)), **kw})

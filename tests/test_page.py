@@ -1,12 +1,12 @@
 "The page of a run: escaped, whole, and alive in a browser."
-import json, os, re, shutil
+import html, json, os, re, shutil
 from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.lab.page import browser_data, figure_html, latex_numbers, page_html, table_html, write_page
+from yfpo.lab.page import browser_data, card_html, figure_html, latex_numbers, page_html, table_html, write_page
 from yfpo.data.files import read_jsonl
-from yfpo.lab.report import read_results
+from yfpo.lab.report import WORDS, findings, read_results
 
 RESULTS = ROOT/'nbs'/'paper'/'results'
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
@@ -35,6 +35,16 @@ def test_nothing_is_fetched_and_nothing_written_by_a_model_can_act(tmp_path):
 def test_a_run_without_answers_has_a_page_without_a_browser():
     text = page_html(RESULTS/'neurons', 'neurons')
     assert 'id="questions"' not in text and 'id="table-selectors-zero"' in text
+
+def test_every_finding_and_every_neuron_is_a_card():
+    folder, text = RESULTS/'cpu', page_html(RESULTS/'cpu', 'cpu')
+    cards, found = json.loads((folder/'cards.json').read_text()), findings(folder)
+    assert text.count('<article class="card">') == len(cards) + len(found) > 10 and f"Layer {cards[0]['layer']}, neuron" in text
+    for x in found:
+        own = re.search(rf'<h3>{x.title}</h3>(.*?)</article>', text, re.S)[1]
+        assert html.unescape(own).replace('\xa0', ' ').count(x.said[0]) == 1 and own.count('<tr>') == len(x.table) + 1
+    for word in WORDS: assert text.index(f'<dt>{word}</dt>') < text.index('<article class="card">'), 'explained before its first use'
+    assert card_html(dict(cards[0], promotes=['<script>'])).count('<script>') == 0
 
 def test_cells_and_captions_are_text():
     t = table_html(pd.DataFrame({'a<b': ['<i>x</i>', '**2** & 3']}), 'one < two')
@@ -73,6 +83,9 @@ def without(r, key): return {k: v for k, v in r.items() if k != key}
     (samples(lambda rows: [{**rows[0], 'answer': 4}, *rows[1:]]), 'row 1: answer is 4, but must be text'),
     (samples(lambda rows: rows + rows[:1]), 'stands there twice'), (samples(lambda rows: []), 'yfpo-seed0.jsonl is empty'),
     (text('fired.json', lambda t: t[:50]), 'fired.json: not valid JSON'),
+    (text('cards.json', lambda t: t[:50]), 'cards.json: not valid JSON'),
+    (text('cards.json', lambda t: t.replace('"layer"', '"lair"', 1)), 'cards.json, card 1 lacks layer'),
+    (text('cards.json', lambda t: t.replace('"tokens": [', '"tokens": ["x", ', 1)), 'card 1: tokens and scores differ in number'),
     (text('fired.json', lambda t: '[]'), 'fired.json lacks the layer'),
     (text('fired.json', lambda t: '{"templates": {"x": {"sft": [[1, 2]]}}}'), 'fired.json lacks the layer, index or value of a neuron'),
     (text('questions.jsonl', lambda t: t.replace('"id"', '"di"', 1)), 'questions.jsonl, row 1 lacks id'),
@@ -126,6 +139,15 @@ def test_in_a_browser(tmp_path, width, height, scheme):
         again.goto(tab.url)
         assert again.locator('#one h3').inner_text().endswith(q['id']), 'the address leads back to the question'
         assert tab.evaluate('document.documentElement.scrollWidth') <= width
+        wide = tab.evaluate('''[...document.querySelectorAll('.wide')].map(x => [x.scrollWidth > x.clientWidth + 1,
+            x.classList.contains('more'), !x.previousElementSibling.hidden, getComputedStyle(x).boxShadow !== 'none'])''')
+        assert all(len(set(w)) == 1 for w in wide), 'a table that scrolls sideways shows it, and no other does'
+        assert sum(w[0] for w in wide) > (5 if width < 500 else -1) and len(wide) == tab.locator('table').count()
+        box = tab.locator('.wide').nth(next((i for i, w in enumerate(wide) if w[0]), 0))
+        box.evaluate('x => x.scrollLeft = x.scrollWidth')
+        tab.wait_for_timeout(100)
+        assert not box.evaluate("x => x.classList.contains('more')"), 'at its end there is no more'
+        assert box.evaluate("x => x.classList.contains('less')") == any(w[0] for w in wide)
         assert all(tab.evaluate('[...document.images].map(i => i.naturalWidth > 0)'))
         browser.close()
     assert said == []

@@ -5,11 +5,12 @@ from fractions import Fraction
 from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from yfpo.data.problems import Problem, check_disjoint, masked_text, read_problems, split_problems
+from yfpo.data.problems import Problem, check_disjoint, gold_problem, masked_text, read_problems, split_problems
+from yfpo.data.files import read_numbers
 from yfpo.data.sources import OTHER_SETS, equation_solution, load_gsm8k, load_other, load_problems, load_svamp
-from yfpo.data.templates import general_texts, make_ood, make_problems, templates
-from yfpo.data.answers import (annotations_hold, calc, extract_flexible, extract_number, extract_strict, is_correct, parse_annotations,
-                               show_number, strip_annotations, to_number)
+from yfpo.data.templates import agreement_texts, general_texts, make_ood, make_problems, templates
+from yfpo.data.answers import (ANSWER_RULES, annotations_hold, calc, extract_flexible, extract_number, extract_strict, is_correct,
+                               normalise_answer, parse_annotations, show_number, strip_annotations, to_number)
 from yfpo.data.files import atomic_write, read_jsonl, write_jsonl
 
 DATA = Path(os.environ.get('YFPO_DATA_DIR') or Path(__file__).resolve().parents[2]/'shared'/'data')
@@ -492,3 +493,69 @@ def test_calculations_are_exact_or_refused():
 @pytest.mark.parametrize('gold', ['', ' '])
 def test_a_gold_that_math_verify_cannot_read(gold):
     with pytest.raises(ValueError, match='nothing that math-verify reads'): is_correct('5', gold, 'math')
+
+# ---- what is no text, no path, no number
+
+@pytest.mark.parametrize('given', [None, 5, b'5', ['5'], '\ud800 5'])
+@pytest.mark.parametrize('call', [extract_number, extract_strict, calc, parse_annotations, normalise_answer, lambda x: is_correct(x, '5'),
+                                  *(lambda x, r=r: is_correct('5', x, r) for r in ANSWER_RULES)])
+def test_what_is_no_text_is_said(call, given):
+    with pytest.raises(ValueError, match='no text: give a text|surrogate pair, which is no character'): call(given)
+
+@pytest.mark.parametrize('given, says', [('~nosuchuser/x', "'~nosuchuser/x' names a user who is not on this machine"),
+    (1.5, '1.5 is no path'), (5, '5 is no path'), (b'x', "b'x' is no path"), (['x'], r"\['x'\] is no path"),
+    ('a\0b', 'has a character that no path has'),
+    ('\ud800', 'has a character that no path has'), ('x'*300, 'has a name that is too long')])
+@pytest.mark.parametrize('call', [read_jsonl, lambda p: write_jsonl(p, []), lambda p: load_gsm8k('train', p)])
+def test_what_is_no_path_is_said(call, given, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=says): call(given)
+    assert not list(tmp_path.iterdir())
+
+def test_a_place_that_takes_no_file_is_said(tmp_path, monkeypatch):
+    (tmp_path/'file').write_text('mine')
+    for path, says in ((tmp_path, 'is a folder: give the path of a file in it'), ('/proc/x/y', 'cannot be written'),
+                       (tmp_path/'file'/'in', 'cannot be written .File exists.: give another path')):
+        with pytest.raises(OSError, match=says): write_jsonl(path, [])
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert write_jsonl('~/x.jsonl', [dict(a=1)]) == tmp_path/'x.jsonl' and read_jsonl('~/x.jsonl') == [dict(a=1)]
+
+@pytest.mark.parametrize('n', [-1, 1.5, 'x', None, True])
+@pytest.mark.parametrize('make', [make_problems, make_ood, general_texts, agreement_texts])
+def test_a_number_that_cannot_be_made_is_said(make, n):
+    with pytest.raises(ValueError, match=f'n is {n!r}: ask for a whole number'): make(n)
+
+@pytest.mark.parametrize('row, says', [({'step': 'x'}, "step is 'x', but must be a number"), ({'loss': 1.}, 'row 2 has no step'),
+    ({'step': None}, 'row 2 has no step'), ({'step': 1, 'loss': [1]}, r'loss is \[1\]'), ({'step': 1, 'loss': True}, 'loss is True')])
+def test_a_log_holds_numbers(row, says, tmp_path):
+    good = [dict(step=1, loss=.5, kl=None), dict(step=2)]
+    assert read_numbers(write_jsonl(tmp_path/'good', good)) == good
+    with pytest.raises(ValueError, match=says): read_numbers(write_jsonl(tmp_path/'x.jsonl', [good[0], row]))
+
+@pytest.mark.parametrize('call, says', [
+    (lambda: make_problems(2, difficulty='1'), "no template has difficulty='1'; see"),
+    (lambda: make_problems(2, steps='1'), "steps='1'; see"),
+    (lambda: make_ood(2, difficulty='1'), "no template has difficulty='1'; there are"),
+    (lambda: gold_problem('q', 5, 'i', 's'), 'i: the answer is 5 and no text; write it as text'),
+    (lambda: gold_problem(None, '#### 5', 'i', 's'), 'the question is missing or empty'),
+    (lambda: gold_problem('q', '\ud800 #### 5', 'i', 's'), 'the answer holds half of a surrogate pair')])
+def test_what_was_given_is_shown(call, says):
+    with pytest.raises(ValueError, match=says): call()
+
+@pytest.mark.parametrize('equation', ['( 1.0 / 3.0 )', '( 2.0 / 1.0 )'])
+def test_an_answer_that_never_ends_in_decimals(equation, tmp_path):
+    row = dict(ID='1', Body='A.', Question='How?', Equation=equation, Answer='1/3', Type='x')
+    (tmp_path/'SVAMP.json').write_text(json.dumps([row]))
+    with pytest.raises(ValueError, match="SVAMP.json, row 1: the answer '1/3' is not a decimal number"): load_svamp(tmp_path)
+
+@pytest.mark.parametrize('name, file, row, says', [
+    ('gsm-hard', 'gsmhardv2.jsonl', 'null', 'line 1: a JSON object was expected, not NoneType'),
+    ('gsm-hard', 'gsmhardv2.jsonl', '{"input": "x", "target": []}', r'row 1: the answer is \[\]'),
+    ('gsm-symbolic', 'GSM_symbolic.jsonl', '{"question": "q", "answer": "5", "solution": null, "original_id": 3}',
+     'row 1: the solution is None'),
+    ('gsm-plus', 'gsmplus_testmini.jsonl',
+     '{"question": "q", "solution": ["####"], "answer": "5", "perturbation_type": "", "seed_question": ""}',
+     r"row 1: the solution is \['####'\]")])
+def test_a_part_of_another_kind_in_another_set(name, file, row, says, tmp_path):
+    (tmp_path/file).write_text(row + '\n')
+    with pytest.raises(ValueError, match=says): load_other(name, tmp_path, say=lambda t: None)

@@ -1,11 +1,11 @@
 "Table text compared whole; the same frame gives the same bytes; a smoke run cannot pass for a result."
-import json, shutil
+import json, re, shutil
 import pandas as pd
 import pytest
 from conftest import ROOT
 from yfpo.data.files import write_rows
 from yfpo.lab.figures import draw_ablation, draw_method, draw_neurons, draw_training, save_figure
-from yfpo.lab.report import COLUMNS, SOURCES, main_table, read_results, write_table
+from yfpo.lab.report import COLUMNS, SOURCES, finding, findings, main_table, read_results, together, verdict, write_table
 
 MAIN = pd.DataFrame([dict(arm=a, seed=0, set=s, n=50, metric=m, value=v, low=v-.1, high=v+.1) for a, d in (('yfpo', .02), ('sft', 0.))
                      for s, m, v in (('gsm8k', 'accuracy_numeric', .2 + d), ('gsm8k', 'nll_gold', 1.2 - d),
@@ -110,3 +110,110 @@ def test_neurons_of_layers_that_are_not_there():
     neurons.loc[2, 'layer'] = 99
     with pytest.raises(ValueError, match=r'neurons.csv, row 3: neuron \d+ of layer 99, but neurons.json has 30 layers'):
         draw_neurons(neurons, selection)
+
+RESULTS = ROOT/'nbs'/'paper'/'results'
+FOLDERS = sorted(f.parent for f in RESULTS.glob('*/manifest.json'))
+SPELT = 'two three four five six seven eight nine ten eleven twelve'
+DIGITS = r'(?<![\w`@-])[+-]?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?(?![\w-])'
+
+def sentences(text): return re.split(r'(?<=[.!?])\s+(?=[A-Z`])', re.sub(r'\*\*.*?\*\*\s*', '', text).strip())
+def numbers(sentence):
+    "Those in digits and those in words; names such as GSM8K or `gsm8k-cpu` are none"
+    return re.findall(DIGITS, sentence) + re.findall(rf"\b(?:{SPELT.replace(' ', '|')})\b", sentence, re.I)
+
+def test_the_counter_counts():
+    assert sentences('**Dose.** It is 1.50 [1.4, 1.6]. Of `gsm8k-cpu`, three do. No 2e-06.') == [
+        'It is 1.50 [1.4, 1.6].', 'Of `gsm8k-cpu`, three do.', 'No 2e-06.']
+    assert [numbers(x) for x in ('It is -1.50 [1.4, 1.6].', 'Of `gsm8k-cpu` and GSM8K, three do.', '1,319 of 2e-06', 'one of pass@1')] == [
+        ['-1.50', '1.4', '1.6'], ['three'], ['1,319', '2e-06'], []]
+
+@pytest.mark.parametrize('text', [str(x) for f in FOLDERS for x in findings(f)] + [str(x) for x in together(FOLDERS)]
+                         + [' '.join(verdict(FOLDERS))], ids=lambda t: t[2:t.find('.')][:30])
+def test_a_finding_is_short(text):
+    for s in sentences(text): assert len(s.split()) <= 40 and len(numbers(s)) <= 2, s
+    assert len(text.split()) <= 75 and len(sentences(text)) <= 6
+
+def shown(x): return ' '.join(x.table.astype(str).to_numpy().ravel())
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda f: f.name)
+def test_every_measured_number_of_a_sentence_stands_in_its_table(folder):
+    "With its interval, which sentences do not carry; counts and settings are whole numbers and stand where they may"
+    for x in findings(folder) + together([folder]):
+        beside = {n.lstrip('+') for n in re.findall(DIGITS, shown(x).replace('*', ''))}
+        said = {n.lstrip('+') for s in sentences(str(x)) for n in re.findall(DIGITS, s) if '.' in n}
+        assert said <= beside, (x.title, said - beside)
+
+def test_statements_agree_with_the_files():
+    "What the sentences say, once more from the files, by hand"
+    f = RESULTS/'gsm8k-cpu'
+    audit, ablation, k = pd.read_csv(f/'audit.csv'), pd.read_csv(f/'ablation.csv'), json.loads((f/'neurons.json').read_text())['k']
+    s = audit[(audit.kind == 'selected') & (audit.readout == 'standardised')].iloc[0]
+    assert s.low < .5 < s.high
+    assert f'in {100*s.auc:.0f} % of {s.n} held-out pairs. That cannot be told from a coin.' in str(finding(f, 'audit'))
+    own = ablation[(ablation['mode'] == 'mean') & (ablation.k == k) & (ablation.text == 'math')]
+    assert f"solutions by {own[own.set == 'selected'].delta_nll.item():.2f} nats" in str(finding(f, 'causal'))
+    assert f"at most {own[own.set == 'layer-matched'].delta_nll.max():.2f} on solutions" in str(finding(f, 'causal'))
+    for folder in FOLDERS:
+        if not (folder/'contrasts.csv').exists(): continue
+        table, said = pd.read_csv(folder/'contrasts.csv'), str(finding(folder, 'contrasts'))
+        p = table[table.primary].iloc[0]
+        ours = (p.delta < 0) == (p.metric == 'nll_gold')
+        assert p.contrast == 'yfpo - yfpo-random' and f"favours {'YFPO.' if ours else 'YFPO (random neurons).'}" in said
+        assert (table[table.family].p_holm >= .05).all() == ('No declared difference can be told from zero' in said)
+        assert ('Lower NLL is better.' in said) == (p.metric == 'nll_gold')
+
+def row(contrast, delta, p, metric='nll_gold', **kw):
+    return dict(dict(contrast=contrast, seed='all', set='gsm8k', metric=metric, n=100, delta=delta, low=delta - .01, high=delta + .01,
+                     se=.005, df=4, p=p, mde=.02, family=True, primary=contrast == 'yfpo - yfpo-random', p_holm=p), **kw)
+
+def recipe(folder, *rows):
+    folder.mkdir()
+    write_rows(folder/'contrasts.csv', pd.DataFrame([*rows]))
+    return folder
+
+EQUAL = 'That does not show them equal: true differences of up to '
+
+def test_a_clear_win(tmp_path):
+    one = recipe(tmp_path/'one', row('yfpo - dpo', -.1, .01), row('yfpo - yfpo-random', -.2, .001))
+    two = recipe(tmp_path/'two', row('yfpo - dpo', .1, .01, 'accuracy_numeric'), row('yfpo - yfpo-random', .2, .001, 'accuracy_numeric'))
+    assert verdict([one, two]) == ['YFPO beats DPO in `one` and `two`, by more than chance explains.',
+                                   'The selected neurons beat the random neurons in `one` and `two`, by more than chance explains.',
+                                   'All four declared differences hold after correction for their number.']
+
+def test_a_clear_loss(tmp_path):
+    one = recipe(tmp_path/'one', row('yfpo - dpo', .1, .01), row('yfpo - yfpo-random', -.2, .9, mde=.5))
+    assert verdict([one]) == ['YFPO loses to DPO in `one`, by more than chance explains.',
+                              'The selected neurons are not shown to beat the random neurons: the one estimate favours the selected '
+                              'neurons, and none can be told from zero.',
+                              'The other differences are not shown to be zero: true differences of up to 0.50 nats per token could have '
+                              'gone unseen.']
+
+def test_a_null(tmp_path):
+    one = recipe(tmp_path/'one', row('yfpo - dpo', -.1, .4, mde=.3), row('yfpo - yfpo-random', .2, .4))
+    two = recipe(tmp_path/'two', row('yfpo - dpo', .1, .1, 'accuracy_numeric', mde=.084),
+                 row('yfpo - yfpo-random', -.2, .6, 'accuracy_numeric'))
+    assert verdict([one, two]) == ['YFPO is not shown to beat DPO: both estimates favour YFPO, and none can be told from zero.',
+                                   'The selected neurons are not shown to beat the random neurons: both estimates favour the random '
+                                   'neurons, and none can be told from zero.',
+                                   f'{EQUAL}0.30 nats per token or 8.4 points of accuracy could have gone unseen.']
+    mixed = [recipe(tmp_path/f'r{i}', row('yfpo - dpo', -.1, p)) for i, p in enumerate((.01, .6))]
+    assert verdict(mixed)[:2] == ['YFPO beats DPO in `r0`, by more than chance explains.',
+                                  'Whether the selected neurons beat the random neurons was not asked.']
+
+def test_no_results_and_recipes_that_judge_nothing(tmp_path):
+    none = ['No recipe that declares its comparisons has results yet.']
+    tuned = recipe(tmp_path/'cpu', row('yfpo - dpo', -.1, .01))
+    free = recipe(tmp_path/'free', row('yfpo - dpo', -.1, .01, family=False, p_holm=float('nan')))
+    assert verdict([]) == verdict([tuned]) == verdict([free]) == verdict([tmp_path/'nosuch']) == none
+
+def test_the_committed_verdict():
+    "From the declared differences of every recipe but `cpu`, counted by hand"
+    tables = {f.name: pd.read_csv(f/'contrasts.csv') for f in FOLDERS if (f/'contrasts.csv').exists() and f.name != 'cpu'}
+    own = pd.concat([t[t.family & t.contrast.isin(['yfpo - dpo', 'yfpo - yfpo-random'])] for t in tables.values()])
+    first = own[own.contrast == 'yfpo - yfpo-random']
+    assert len(first) == len(tables) == 3 and (own.p_holm > .05).all()
+    assert ((first.delta > 0) == (first.metric == 'nll_gold')).all()                        # each on the side of the random neurons
+    dpo, free, unseen = verdict(FOLDERS)
+    assert 'not shown to beat DPO' in dpo and 'all three estimates favour the random neurons' in free
+    worst = own.groupby('metric').mde.max()
+    assert f'{worst.nll_gold:.2f} nats per token or {100*worst.accuracy_numeric:.1f} points' in unseen

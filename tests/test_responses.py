@@ -1,9 +1,11 @@
 "Prompt, log-probabilities and decoding against slow formulations."
 import pytest, torch
 from yfpo.lm.decoding import stop_texts
-from yfpo.lm.models import load_model
+from yfpo.lm.models import byte_tokenizer, load_model
+from yfpo.lm.packing import shared_logprobs
 from yfpo.data.templates import make_problems
-from yfpo.lm.responses import collate, encode, format_prompt, generate, response_logprobs
+from yfpo.relevance import relevance_of
+from yfpo.lm.responses import collate, encode, example_logprobs, format_prompt, generate, response_logprobs
 from yfpo.data.problems import INSTRUCTION
 
 def slow_logprobs(model, tokenizer, prompt, response):
@@ -55,7 +57,7 @@ def test_a_file_knows_a_model_by_every_weight(tiny, tmp_path):
         generate(other, tok, ['a'], max_new_tokens=2, path=tmp_path/'r.jsonl', progress=False)
 
 @pytest.mark.parametrize('call,says', [
-    (lambda m, t: generate(m, t, [], progress=False), 'no problems'), (lambda m, t: encode(t, ['x']), 'no response token'),
+    (lambda m, t: generate(m, t, [], progress=False), 'no problems'), (lambda m, t: encode(t, ['x']), 'is one token, .* at least two'),
     (lambda m, t: collate([], 0), 'empty'), (lambda m, t: encode(t, [('p'*50, 'r')], max_length=20), 'no response token')])
 def test_bad_input(call, says, tiny):
     with pytest.raises(ValueError, match=says): call(*tiny)
@@ -95,3 +97,61 @@ def test_a_file_of_something_else_is_kept(was, restart, tiny, tmp_path):
     with pytest.raises(ValueError, match='mend or remove') as e:
         generate(*tiny, ['x y'], max_new_tokens=2, path=tmp_path/'r', restart=restart, progress=False)
     assert '\n' not in str(e.value) and (tmp_path/'r').read_bytes() == was
+
+NO_TEXT = '\ud800'
+@pytest.mark.parametrize('item, says', [
+    (NO_TEXT + 'xy', 'item 0 holds half of a surrogate pair'), ((NO_TEXT, 'x'), 'has a prompt that holds half'),
+    (('x', NO_TEXT), 'has a completion that holds half'), (([dict(role='user', content=NO_TEXT)], 'x'), 'has a prompt that holds half'),
+    (([dict(content='a')], 'x'), 'a message without a role'), (([dict(role=5, content='a')], 'x'), 'a message without a role'),
+    (None, 'item 0 is None'), ('a', 'item 0 is one token, .a., which nothing predicts: give at least two')])
+def test_an_item_that_cannot_be_scored(item, says, tiny):
+    with pytest.raises(ValueError, match=says): response_logprobs(*tiny, [item])
+
+@pytest.mark.parametrize('call, says', [
+    (lambda m, t: response_logprobs(m, t, None), 'the items are None: give a list'), (lambda m, t: encode(t, 'abc'), "are one text, 'abc'"),
+    (lambda m, t: response_logprobs(load_model('tiny'), t, ['ab']), 'the model is a tuple and no model that writes text'),
+    (lambda m, t: response_logprobs(m, None, ['ab']), 'the tokenizer is a NoneType'),
+    (lambda m, t: generate(None, t, ['x']), 'model is a NoneType'),
+    (lambda m, t: generate(m, None, ['x']), 'the tokenizer is a NoneType'),
+    (lambda m, t: generate(m, t, [NO_TEXT]), "question of problem '0' holds"),
+    (lambda m, t: generate(m, t, ['x'], template='x'), "template is 'x': give a function"),
+    (lambda m, t: generate(m, t, ['x'], template=lambda q: 5), "prompt of question '0' is 5 and no text"),
+    (lambda m, t: generate(m, t, ['x'], stop=5), 'stop is 5'), (lambda m, t: generate(m, t, ['x'], stop=[5]), r'stop is \[5\]'),
+    (lambda m, t: generate(m, t, ['x'], batch_size='x'), "batch_size is 'x'"),
+    (lambda m, t: generate(m, t, ['x'], max_new_tokens=1.5), 'max_new_tokens is 1.5'),
+    (lambda m, t: response_logprobs(m, t, ['ab'], batch_size='x'), "batch_size is 'x'"),
+    (lambda m, t: response_logprobs(m, t, ['ab'], batch_size=1.5), 'batch_size is 1.5'),
+    (lambda m, t: format_prompt(t, None), 'question is None')])
+def test_what_is_given_to_a_model_is_checked(call, says, tiny):
+    with pytest.raises(ValueError, match=says) as e: call(*tiny)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('path, says', [(5, '5 is no path'), (b'x', "b'x' is no path"), ({}, '{} is no path'),
+    ('~nosuchuser/x', 'names a user'),
+                                        ('/tmp', '/tmp is a folder'), ('/proc/x', '/proc/x cannot be written'), ('x'*300, 'too long')])
+def test_a_path_that_takes_no_responses(path, says, tiny):
+    with pytest.raises((ValueError, OSError), match=says): generate(*tiny, ['x'], max_new_tokens=1, path=path, progress=False)
+
+@pytest.mark.parametrize('template, says', [(None, 'has None as its chat_template'), ('', "has '' as its chat_template"),
+    (5, 'has 5 as its'),
+    ("{{ raise_exception('no roles') }}", 'cannot write .*no roles'), ('{% for', 'cannot write .*unexpected'),
+    ('{{ 1/0 }}', 'ZeroDivisionError'),
+    ('{{ messages[9].content }}', 'has no element 9'), ('{{ nosuch() }}', "'nosuch' is undefined")])
+def test_a_chat_template_that_writes_nothing(template, says, tiny):
+    tok = byte_tokenizer()
+    tok.chat_template = template
+    with pytest.raises(ValueError, match=says): generate(tiny[0], tok, ['x'], max_new_tokens=1, progress=False)
+    with pytest.raises(ValueError, match=says): encode(tok, [([dict(role='user', content='a')], 'x')])
+
+def test_tokens_that_the_model_does_not_have(tiny):
+    tok, model = byte_tokenizer(), tiny[0]
+    tok.add_tokens(['####'])
+    ex, pad = encode(tok, ['#### ab', 'abc']), tok.pad_token_id
+    for read in (example_logprobs, shared_logprobs, relevance_of):
+        with pytest.raises(ValueError, match='a text has the token 259, and the model knows those below 259'): read(model, ex, pad)
+
+def test_a_tokenizer_without_an_end_or_padding(tiny):
+    tok = byte_tokenizer()
+    tok.eos_token = tok.pad_token = None
+    with pytest.raises(ValueError, match='no eos_token to put after a response'): encode(tok, ['ab'], eos=True)
+    with pytest.raises(ValueError, match='pad_id is None'): response_logprobs(tiny[0], tok, ['ab', 'abc'], eos=False)

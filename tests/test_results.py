@@ -93,7 +93,7 @@ def test_the_test_questions_were_opened_once_and_last(recipe):
     assert 'select.jsonl' in steps['neurons']['reads'] and not any(f.startswith('test-') for f in steps['compare']['reads'])
 
 def test_how_many_test_questions_were_dev_questions_of_study():
-    "README names them: the weight of the neuron term was chosen on the dev questions of another recipe; and no verdict hangs on them"
+    "The experiments name them: the weight of the neuron term was chosen on the dev questions of another recipe; no verdict needs them"
     from yfpo.data.problems import split_problems
     from yfpo.data.sources import load_problems
     from yfpo.data.answers import strip_annotations
@@ -122,22 +122,22 @@ def test_how_many_test_questions_were_dev_questions_of_study():
             differences = [[x - y for x, y in zip(nll(a, s).values(), nll(b, s).values(), strict=True)] for s in seeds]
             again = over_seeds(differences)
             assert again['delta']*r.delta > 0 and (again['p'] < .05) == (r.p < .05)
-    said = (ROOT/'README.md').read_text()
+    said = (ROOT/'nbs'/'paper'/'experiments.ipynb').read_text()
     assert f"{shared['templates']} of the 32 test questions of `templates` are among those dev questions" in said
     assert "none of `cpu` and of `one-step` is" in said
 
 def test_a_rerun_of_itself_is_the_same(tmp_path):
     "Every metric of the committed recipes has a tolerance, and a number that moved too far is seen"
-    from yfpo.lab.run import check_text
+    from yfpo.lab.run import agreement_text
     for recipe in ('cpu', 'one-step', 'templates', 'gsm8k-cpu'):
         folder = ROOT/'nbs'/'paper'/'results'/recipe
-        text, same = check_text(recipe, folder)
+        text, same = agreement_text(recipe, folder)
         assert same and 'all are equal' in text
     main = pd.read_csv(folder/'main.csv')
     main.loc[main.metric == 'nll_gold', 'value'] += .04
     for f in ('main.csv', 'contrasts.csv'): shutil.copyfile(folder/f, tmp_path/f)
     main.to_csv(tmp_path/'main.csv', index=False)
-    text, same = check_text(recipe, tmp_path)
+    text, same = agreement_text(recipe, tmp_path)
     assert not same and 'off by 0.04 where 0.035 is allowed' in text
 
 @pytest.mark.parametrize('recipe', ['neurons', 'gsm8k-cpu'])

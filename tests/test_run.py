@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from conftest import ROOT
-from yfpo.lab.run import CHOICES, check_parameter, main, notebook_parameters, plan, read_recipe
+from yfpo.lab.run import CHOICES, check_parameter, main, notebook_parameters, plan, read_recipe, run_here
 
 SPEC = dict(display_name='python3', language='python', name='python3')
 HEAD = "recipe:str = 'toy' # name of the recipe\n"
@@ -695,3 +695,29 @@ def test_a_report_of_nothing_leaves_nothing(toy, tmp_path):
     (tmp_path/'empty').mkdir()
     assert 'holds no results; make them with `yfpo run toy`' in yfpo(toy, 'report', 'toy', '--results', tmp_path/'empty').stderr
     assert not [*(tmp_path/'empty').iterdir()]
+
+# ---- two parameters that contradict, and a log that is none
+
+@pytest.mark.parametrize('stage, params, says', [
+    ('responses', dict(n_samples=2, temperature=0.), 'greedy answers to one question are all the same'),
+    ('responses', dict(temperature=0.), 'greedy answers'), ('evaluate', dict(n_samples=2, temperature=0.), 'greedy answers'),
+    ('evaluate', dict(n_samples=2, ks=[1, 4]), 'ks names 4 and n_samples is 2'), ('evaluate', dict(n_samples=1), 'ks names 2'),
+    ('responses', dict(n_samples=1, temperature=0.), None), ('evaluate', dict(n_samples=0, temperature=0.), None),
+    ('evaluate', dict(n_samples=4, ks=[1, 4]), None)])
+def test_parameters_that_contradict(stage, params, says):
+    recipe = dict(read_recipe('smoke'), arms=[], outputs=[], shared={})
+    recipe = dict(recipe, stages={k: recipe['stages'].get(k) for k in ('problems', 'sft', 'responses')} | {stage: params})
+    if says is None:
+        assert plan(recipe)[-1]['stage'] == stage
+        return
+    with pytest.raises(ValueError, match=f"^stage '{stage}' of recipe 'smoke': .*{says}"): plan(recipe)
+    with pytest.raises(ValueError, match=f'stage_{stage}.ipynb: .*{says}'):
+        run_here(ROOT/'nbs'/'paper'/f'stage_{stage}.ipynb', **params)
+
+@pytest.mark.parametrize('name, row, says', [('weight-1.0', dict(step='x'), "row 1 has no step|step is 'x', but must be a number"),
+    ('weight-1.0', dict(loss=1.), 'row 1 has no step'), ('weight-1.0', dict(step=1, loss='low'), "loss is 'low', but must be a number"),
+    ('weight-x', dict(step=1), 'has no number after `weight-` in its name')])
+def test_a_dashboard_that_holds_no_numbers(name, row, says, tmp_path):
+    (tmp_path/'dashboards').mkdir()
+    (tmp_path/'dashboards'/f'{name}.jsonl').write_text(json.dumps(row) + '\n')
+    with pytest.raises(ValueError, match=says): run_here(ROOT/'nbs'/'paper'/'fig_dashboard.ipynb', results_dir=str(tmp_path))

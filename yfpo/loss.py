@@ -20,7 +20,7 @@ def check_shapes(**named):
     "A sentence if one of the arguments is no tensor, or has another shape than the first"
     first = next(iter(named))
     for k, x in named.items():
-        if not isinstance(x, torch.Tensor): raise ValueError(f'{k} is a {type(x).__name__}: give a tensor with one number a pair')
+        if not isinstance(x, torch.Tensor): raise ValueError(f'{k} is a {type(x).__name__}: give a tensor')
         if x.shape != named[first].shape:
             raise ValueError(f'{k} has the shape {tuple(x.shape)} and {first} {tuple(named[first].shape)}: give one number a pair in each')
 
@@ -97,6 +97,7 @@ def add_linear(loss:torch.Tensor, # preference loss of each pair (B,)
                delta_phi:torch.Tensor, # neuron margin of each pair (B,)
                weight:float): # lambda >= 0; 0 is `loss` itself
     "Y1: `loss` minus the weighted neuron margin (B,)"
+    check_shapes(loss=loss, delta_phi=delta_phi)
     weight = check_number('weight', weight, 0)
     return loss - weight * delta_phi if weight else loss  # Y1, our reading
 
@@ -109,8 +110,9 @@ def add_logistic(loss:torch.Tensor, # preference loss of each pair (B,)
                  weight:float, # lambda >= 0; 0 is `loss` itself
                  kappa:float=1., margin:float=0.): # slope and target margin m
     "Y2: `loss` plus a weighted logistic loss of the neuron margin (B,)"
+    check_shapes(loss=loss, delta_phi=delta_phi)
     weight = check_number('weight', weight, 0)
-    _check_slope(kappa)
+    _check_slope(kappa); check_number('margin', margin)
     return loss - weight * F.logsigmoid(kappa * delta_phi - margin) if weight else loss  # Y2, our reading
 
 # %% ../nbs/04_loss.ipynb #10-loss-028
@@ -120,6 +122,7 @@ def yoked(chosen:torch.Tensor, # r_w, beta times the log-ratio of y_w (B,)
           phi_rejected:torch.Tensor, # of y_l (B,)
           weight:float): # lambda >= 0; 0 gives the rewards back
     "Y3: the two rewards with the neurons in them; a preference loss of these is the yoked loss"
+    check_shapes(chosen=chosen, rejected=rejected, phi_chosen=phi_chosen, phi_rejected=phi_rejected)
     weight = check_number('weight', weight, 0)
     return (chosen + weight*phi_chosen, rejected + weight*phi_rejected) if weight else (chosen, rejected)  # Y3, our reading
 
@@ -130,6 +133,7 @@ def offset(chosen:torch.Tensor, # r_w (B,)
            ref_phi_rejected:torch.Tensor, # of y_l (B,)
            weight:float): # lambda >= 0; 0 gives the rewards back
     "Y4: the two rewards less what the neurons of the reference say of them; no gradient reaches activations"
+    check_shapes(chosen=chosen, rejected=rejected, ref_phi_chosen=ref_phi_chosen, ref_phi_rejected=ref_phi_rejected)
     weight = check_number('weight', weight, 0)
     if not weight: return chosen, rejected
     return chosen - weight*ref_phi_chosen.detach(), rejected - weight*ref_phi_rejected.detach()  # Y4: MODPO's form
@@ -138,6 +142,7 @@ def offset(chosen:torch.Tensor, # r_w (B,)
 def pair_weights(ref_delta:torch.Tensor, # scaled neuron margin of each pair on the frozen reference (B,)
                  weight:float): # tau >= 0
     "Weights of pairs before they are divided by their mean (B,), between 0 and 2"
+    check_shapes(ref_delta=ref_delta)
     return 2*torch.sigmoid(check_number('weight', weight, 0)*ref_delta.detach())
 
 def reweight(loss:torch.Tensor, # preference loss of each pair (B,)
@@ -145,6 +150,8 @@ def reweight(loss:torch.Tensor, # preference loss of each pair (B,)
              weight:float, # tau >= 0; 0 is `loss` itself
              mean:float=1.): # of `pair_weights` over the training set
     "Y5: `loss` weighed by how far the reference's neurons agree (B,)"
+    check_shapes(loss=loss, ref_delta=ref_delta)
+    check_positive('mean', mean)
     return loss*(pair_weights(ref_delta, weight)/mean) if check_number('weight', weight, 0) else loss  # Y5, after WPO
 
 # %% ../nbs/04_loss.ipynb #10-loss-039
@@ -153,6 +160,8 @@ def anchor(c:torch.Tensor, # contributions of neurons outside the set under the 
            mask:torch.Tensor, # true on the response tokens that count (B, T)
            std:torch.Tensor): # standard deviation of each contribution under the reference (C,)
     "Y7: mean squared drift of each response (B,), 0 before the first step"
+    check_shapes(c=c, ref_c=ref_c)
+    check_shapes(mask=mask); check_shapes(std=std)
     drift = ((c - ref_c.detach())/std).square().mean(-1)
     return (drift*mask).sum(1)/mask.sum(1)  # Y7, our choice, after FPO
 
@@ -162,6 +171,7 @@ SIDES = dict(both=(True, True), chosen=(True, False), rejected=(False, True), no
 def route(phi_chosen:torch.Tensor, phi_rejected:torch.Tensor, # read-outs (B,)
           grad_to:str='both'): # a key of `SIDES`
     "The read-outs, detached on the sides that shall get no gradient"
+    check_shapes(phi_chosen=phi_chosen, phi_rejected=phi_rejected)
     check_name('grad_to', grad_to, SIDES)
     return tuple(x if live else x.detach() for x, live in zip((phi_chosen, phi_rejected), SIDES[grad_to]))
 

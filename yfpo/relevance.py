@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import DynamicCache
+from .lm.decoding import check_tokens
 from .lm.models import head_logits, own_attention, unwrap
 from .data.files import atomic_write
 from .lm.responses import Example, batches, collate, encode, fingerprint, hidden_states
@@ -549,6 +550,7 @@ def accumulate(model, examples, # `Example`s, from `encode`
                settings=()) -> Relevance: # what else the numbers depend on
     "Averages over texts of what `per_batch` returns, each text scaled to the same total score"
     examples = _examples(examples)
+    check_tokens(model, [e.ids for e in examples])
     n, shape = len(examples), (len(down_projs(model)), width(model))
     key = hashlib.sha256(repr((fingerprint(model), examples, batch_size, desc, settings)).encode()).hexdigest() if path else ''
     sums, todo = _Sums(shape, path, key), batches(examples, batch_size, lambda e: 3*len(e.ids) - 2*e.start)  # the prompt is read once
@@ -612,8 +614,7 @@ ATTRIBUTORS = {
 def attributor(method):
     "The `Attributor` of this name, or a ValueError that says what there is"
     if isinstance(method, str) and method in ATTRIBUTORS: return ATTRIBUTORS[method]
-    more = '' if 'wanda' in ATTRIBUTORS else '; `import yfpo.beyond.attributors` adds seven more'
-    raise ValueError(f"attributor {method!r} is unknown: use one of {', '.join(ATTRIBUTORS)}{more}")
+    refuse_name('attributor', method, [*ATTRIBUTORS] if 'wanda' in ATTRIBUTORS else [*ATTRIBUTORS, 'more after `import yfpo.beyond.attributors`'])
 
 def attribute(model, examples, # `Example`s, from `encode`
               pad_id:int, method:str='attnlrp', # one of `ATTRIBUTORS`

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import save_file
+from .lm.decoding import check_tokens
 from .neurons import FIELDS, NeuronSet, as_set, json_of, tensors_of
 from .data.files import atomic_write
 from .relevance import digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
@@ -246,6 +247,7 @@ def _from(e, first):
 # %% ../nbs/03_reward.ipynb #10_rewar-019
 def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps=None, unread=0):
     "Yields (index, activations of its response tokens but the last `unread`: (T_i, K)); `logps` gets log-probabilities from that pass"
+    check_tokens(model, [e.ids for e in examples])
     shared = bool(examples) and packs(model, max(len(e.ids) for e in examples))
     with NeuronReader(model, neurons) as reader, torch.no_grad():
         chosen = (shared_batches if shared else batches)(examples, batch_size)

@@ -10,8 +10,8 @@ __all__ = ['mean_abs', 'wanda', 'response_means', 'gate_rate', 'swap_numbers', '
 import math
 import torch
 from ..neurons import set_from_scores
-from ..relevance import (ATTRIBUTORS, Attributor, answer_mask, blocks_of, down_projs, explain, explained, explaining, family_of,
-                            relevance_sums, unwrap, width, write_matrix)
+from ..relevance import (ATTRIBUTORS, Attributor, answer_mask, blocks_of, down_projs, explain, explained, explaining, family_of, unwrap,
+                            width, write_matrix)
 from ..lm.responses import Example, batches, collate, hidden_states
 
 # %% ../../nbs/beyond/02_attributors.ipynb #05-attri-005

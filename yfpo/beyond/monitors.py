@@ -13,8 +13,9 @@ import torch
 from transformers import TrainerCallback
 from ..data.checks import check_count, check_name, check_number, check_steps
 from ..data.problems import Problem
+from ..data.files import read_numbers
 from ..data.answers import is_correct
-from ..data.files import atomic_write, read_jsonl
+from ..data.files import atomic_write
 from ..lm.decoding import text_ids
 from ..lm.responses import Example, encode, example_logprobs, format_prompt, generate, response_logprobs, text_items
 from ..reward import NeuronReader, read_examples
@@ -35,6 +36,7 @@ def text_marks(texts): # from `generate`
 def sampled_kl(policy, reference, tokenizer, samples, # (prompt, token ids the policy sampled at temperature 1, with the end)
                batch_size:int=8, scope=contextlib.nullcontext): # entered around the reference's pass
     "KL of the policy from the reference: nats a response with its standard error, and nats a token"
+    samples = list(samples)
     if not samples: raise ValueError('there are no samples to estimate a divergence from')
     heads = [text_ids(tokenizer, p) for p, _ in samples]
     ex = [Example(h + list(ids), len(h)) for h, (_, ids) in zip(heads, samples)]
@@ -164,7 +166,7 @@ def _record(self, state, control):
         control.should_training_stop = True
 
 def _begin(self, args, state, control, **kwargs):
-    old = read_jsonl(self.path) if self.path.exists() and state.global_step else []
+    old = read_numbers(self.path) if self.path.exists() and state.global_step else []
     self.rows = [r for r in old if r['step'] <= state.global_step]   # what a killed run saw after its checkpoint is seen again
     if state.is_world_process_zero and self.path.exists():
         with atomic_write(self.path) as tmp: tmp.write_text(''.join(json.dumps(r) + '\n' for r in self.rows), encoding='utf-8')

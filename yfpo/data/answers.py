@@ -13,6 +13,7 @@ import ast, logging, operator, re, threading, unicodedata
 from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
+from .checks import check_text, odd_text
 
 # %% ../../nbs/data/02_answers.ipynb #00-probl-013
 SPACES = '\u00a0\u2000-\u200a\u202f\u205f\u3000'                 # no-break, thin and other wide spaces, which group digits
@@ -107,6 +108,7 @@ def node_value(node, source=''): # its text, since a float would round its digit
 # %% ../../nbs/data/02_answers.ipynb #00-probl-018
 def calc(expr:str) -> Fraction:
     "The exact value of an arithmetic expression; anything but numbers, `+ - * / //` and brackets is refused"
+    check_text(expr, 'expression')
     if len(expr) > 500: raise ValueError(f'expression of {len(expr)} characters is too long to be a calculator annotation')
     if re.search(r'\d_', expr): raise ValueError(f'cannot calculate {expr!r}: numbers are written without _')
     source = re.sub(r'(?<![\d.])0+(?=\d)', '', expr.strip())
@@ -125,13 +127,13 @@ class Annotation(NamedTuple):
 
 def strip_annotations(text:str) -> str:
     "`text` without its `<<...>>` annotations"
-    return re.sub(r'<<[^<>]*>>', '', text)
+    return re.sub(r'<<[^<>]*>>', '', check_text(text, 'solution'))
 
 # %% ../../nbs/data/02_answers.ipynb #00-probl-022
 def parse_annotations(text:str) -> list:
     "The calculator annotations of a solution, in order"
     res = []
-    for m in re.finditer(r'<<([^<>]*)>>', text):
+    for m in re.finditer(r'<<([^<>]*)>>', check_text(text, 'solution')):
         expr,eq,value = m[1].rpartition('=')
         if not eq: raise ValueError(f'{m[0]!r} is not a calculator annotation; it should read <<expression=value>>')
         res.append(Annotation(expr.strip(), value.strip(), *m.span()))
@@ -149,14 +151,14 @@ BOXED = re.compile(r'\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}')
 
 def extract_strict(text:str): # -> str | None
     "What follows the first `#### `, as the text has it"
-    m = STRICT.search(text)
+    m = STRICT.search(check_text(text))
     return m[1] if m else None
 
 
 # %% ../../nbs/data/02_answers.ipynb #00-probl-027
 def extract_flexible(text:str): # -> str | None
     "The last match of the flexible pattern, as the text has it"
-    ms = FLEXIBLE.findall(text)
+    ms = FLEXIBLE.findall(check_text(text))
     return (ms[-1][0] or ms[-1][1]).strip() if ms else None
 
 MORE = re.compile(r"""[)}\]\s*$%]*(?:[-+*/×÷·^_:'(]|\\(?:cdot|times|div)|to\b|or\b)[({\[\s$€£]*\.?\d | ,\s\d{3}(?!\d)   # 10-15, 3 to 5
@@ -176,7 +178,7 @@ def _stated(text):
 
 def extract_number(text:str): # -> str | None
     "The number a text gives as its answer, in normal form; `None` where what stands in its place is not one number"
-    m = _stated(_digits_only(text))
+    m = _stated(_digits_only(check_text(text)))
     x = _value_of(m) if m else None
     return None if x is None else show_number(x) or str(x)
 
@@ -184,7 +186,7 @@ def extract_number(text:str): # -> str | None
 # %% ../../nbs/data/02_answers.ipynb #00-probl-030
 def normalise_answer(s:str) -> str:
     "An answer as lm-evaluation-harness compares it: commas, `$`, all up to `#### ` and a final full stop deleted, in this order"
-    s = s.strip()
+    s = check_text(s).strip()
     for pattern in (',', r'\$', r'(?s).*#### ', r'\.$'): s = re.sub(pattern, '', s)
     return s
 
@@ -208,6 +210,7 @@ def is_correct(text:str, # what a model wrote
                rule:str='numeric') -> bool: # one of `ANSWER_RULES`
     "Whether `text` gives `answer` under `rule`"
     if rule not in ANSWER_RULES: raise ValueError(f"rule {rule!r} is unknown; use one of {', '.join(ANSWER_RULES)}")
+    check_text(text); check_text(answer, 'gold answer')
     if rule == 'math': return _math(text, answer)
     if rule == 'numeric':
         found,gold = extract_number(text),to_number(answer)

@@ -49,8 +49,9 @@ def gold_problem(question:str, solution:str, id:str, source:str, where:str='', *
     "A `Problem` whose answer is read from the last line of `solution`; `where` names the row in errors"
     where = where or id
     for k,v in dict(question=question, answer=solution).items():
-        if not isinstance(v, str) or not v.strip():
+        if v is None or v == '' or isinstance(v, str) and not v.strip():
             raise ValueError(f'{where}: the {k} is missing or empty; every row needs a question and an answer')
+        if why := odd_text(v): raise ValueError(f'{where}: the {k} {why}; write it as text')
     return Problem(id, question.strip(), solution.strip(), gold_number(solution, where), source, meta)
 
 

@@ -21,7 +21,7 @@ SVAMP_REVISION = '5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef'
 
 def _local(data_dir, *names):
     "First of `names` that exists under `data_dir`"
-    root = Path(data_dir).expanduser()
+    root = as_path(data_dir, 'a folder with the official files')
     hint = 'or leave data_dir empty to use the hub'
     if not root.is_dir(): raise FileNotFoundError(f'data_dir {root} does not exist; make that folder and put {names[0]} in it, {hint}')
     for n in names:
@@ -81,7 +81,9 @@ def _svamp_problem(r, where):
     if not re.search(r'[.?!]$', body):
         body,question = body.rstrip(',') + ',', re.sub(r'^(How|What)\b', lambda m: m[0].lower(), question)
     stated = to_number(r['Answer'])
-    if stated is None: raise ValueError(f'{where}: the answer {r["Answer"]!r} is not a number; write it in digits')
+    if stated is None or show_number(stated) is None:
+        kind = 'number' if stated is None else 'decimal number'
+        raise ValueError(f'{where}: the answer {r["Answer"]!r} is not a {kind}; write it in digits')
     if not isinstance(r['ID'], (str, int)) or r['ID'] == '': raise ValueError(f'{where}: the ID is {r["ID"]!r}; give each row its own')
     try: agrees = calc(r['Equation']) == stated
     except (ValueError, SyntaxError, ZeroDivisionError) as e:
@@ -157,6 +159,17 @@ def _other_problem(question, solution, stated, id, source, where, **meta):
     if '####' not in solution.strip().rpartition('\n')[2]: solution = f'#### {show_number(x) or x}'
     return gold_problem(question, solution, id, source, where, **meta)
 
+def _read_other(r, name, rule, where):
+    "(question, solution, answer, what else is known) of a row of the set called `name`, each of its kind"
+    try: question, solution, stated, meta = OTHER_SETS[name].read(r)
+    except (LookupError, TypeError, AttributeError) as e:
+        raise ValueError(f'{where}: not a row of {name} ({type(e).__name__}: {e}); fetch the official file again') from None
+    for k, x in dict(question=question, solution=solution, answer=stated).items():
+        if isinstance(x, str) and (x.strip() or k == 'solution') or k == 'answer' and type(x) in (int, float) and x == x: continue
+        if k == 'answer' and rule == 'numeric' and x is None: continue                 # such a row has no one number
+        raise ValueError(f'{where}: the {k} is {x!r:.40}; fetch the official file again')
+    return question, solution, stated, meta
+
 def load_other(name:str, # a key of `OTHER_SETS`
                data_dir:str|Path=None, # folder with the official files; None or '' for the hub
                revision:str=None, # commit of the hub data set; None for the newest
@@ -171,14 +184,7 @@ def load_other(name:str, # a key of `OTHER_SETS`
         path = _local(data_dir, f, Path(f).name) if data_dir else s.hub[0]
         for r in _other_rows(path) if data_dir else _hub(*s.hub, revision):
             total += 1
-            try: question, solution, stated, meta = s.read(r)
-            except (KeyError, TypeError, AttributeError) as e:
-                raise ValueError(f'{path}, row {total}: not a row of {name} ({type(e).__name__}: {e}); '
-                                 'fetch the official file again') from None
-            for k, x in dict(question=question, answer=stated).items():
-                if isinstance(x, str) and x.strip() or k == 'answer' and type(x) in (int, float) and x == x: continue
-                if k == 'answer' and rule == 'numeric': continue
-                raise ValueError(f'{path}, row {total}: the {k} is {x!r:.40}; fetch the official file again')
+            question, solution, stated, meta = _read_other(r, name, rule, f'{path}, row {total}')
             if rule == 'numeric' and (x := to_number(stated)) is None: continue
             if rule == 'numeric' and '####' in solution and to_number(gold_number(solution, f'{path}, row {total}')) != x:
                 raise ValueError(f'{path}, row {total}: the answer is {stated!r:.40} and the solution ends in another; mend it')

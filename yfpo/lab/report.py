@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['SOURCES', 'COLUMNS', 'FLAGS', 'KEYS', 'OBJECTS', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE',
            'ARMS', 'KINDS', 'SETS', 'TOKEN_NAMES', 'MEASURES_OF', 'SELECTORS', 'VARIANTS', 'STEPS', 'REJECTED', 'COSTS',
-           'MEASURES', 'TERMS', 'HARM', 'STUDIES', 'METRICS', 'ANSWERS', 'read_results', 'check_object', 'read_cells',
-           'arm_order', 'arm_label', 'arm_color', 'set_label', 'is_smoke', 'caption_for', 'latex_table', 'write_table',
-           'pivot', 'main_table', 'bracket_note', 'sizes_note', 'difficulty_table', 'rates_table', 'sampled_table',
-           'counting', 'delta_text', 'boot_text', 'family_table', 'level_text', 'contrast_table', 'harm_table',
-           'selector_table', 'capability_table', 'bench_relevance_table', 'bench_step_table', 'shapes_table',
-           'bench_generation_table', 'cost_table', 'draw_p', 'audit_table', 'study_table', 'mediation_table',
-           'hacks_table', 'audit_verdict', 'before_training', 'finding', 'verdict', 'findings']
+           'MEASURES', 'TERMS', 'WORDS', 'TEXTS', 'METRICS', 'HARM', 'ORIGINS', 'STUDIES', 'ANSWERS', 'TUNED',
+           'read_results', 'check_object', 'read_cells', 'arm_order', 'arm_label', 'arm_color', 'set_label', 'is_smoke',
+           'caption_for', 'latex_table', 'markdown_table', 'write_table', 'pivot', 'main_table', 'bracket_note',
+           'sizes_note', 'difficulty_table', 'rates_table', 'sampled_table', 'counting', 'delta_text', 'boot_text',
+           'family_table', 'level_text', 'contrast_table', 'harm_table', 'selector_table', 'capability_table',
+           'bench_relevance_table', 'bench_step_table', 'shapes_table', 'bench_generation_table', 'cost_table',
+           'draw_p', 'audit_table', 'study_table', 'mediation_table', 'hacks_table', 'Finding', 'audit_verdict',
+           'before_training', 'finding', 'findings', 'side_by_side', 'verdict', 'together']
 
 # %% ../../nbs/lab/02_report.ipynb #17_repor-002
 import csv, functools, io, math, re
@@ -208,6 +209,12 @@ def latex_table(df, caption, label):
                       r'\end{tabular}', r'\end{table}', ''])
 
 # %% ../../nbs/lab/02_report.ipynb #17_repor-015
+def markdown_table(df): # frame of strings
+    "The frame as a Markdown table; '' where it has no rows"
+    if df.empty: return ''
+    def pipe(cells): return '| ' + ' | '.join(c.replace('|', '\\|') for c in cells) + ' |'
+    return '\n'.join([pipe(df.columns), pipe([dict(l=':--', r='--:')[c] for c in _sides(df)]), *map(pipe, df.values.tolist())])
+
 def write_table(df, # frame of strings, ready to print
                 stem, # path without suffix
                 caption:str, recipe:str):
@@ -215,9 +222,7 @@ def write_table(df, # frame of strings, ready to print
     stem, df = Path(stem), df.fillna('').astype(str)
     if df.empty: raise ValueError(f'the table {stem.name} has no rows: nothing was written')
     caption = caption_for(caption, recipe)
-    pipe = lambda cells: '| ' + ' | '.join(c.replace('|', '\\|') for c in cells) + ' |'
-    md = '\n'.join([f'**Table.** {caption}', '', pipe(df.columns), pipe([dict(l=':--', r='--:')[c] for c in _sides(df)]),
-                    *map(pipe, df.values.tolist()), ''])
+    md = f'**Table.** {caption}\n\n{markdown_table(df)}\n'
     plain = df.apply(lambda c: c.str.replace('**', '')).assign(recipe=recipe)
     for suffix, text in (('.md', md), ('.tex', latex_table(df, caption, f'tab:{recipe}-{stem.name}')),
                          ('.csv', plain.to_csv(index=False, lineterminator='\n'))):
@@ -559,179 +564,311 @@ def hacks_table(rows): # frame of hacks.csv
         out.append(line)
     return pd.DataFrame(out)
 
-# %% ../../nbs/lab/02_report.ipynb #17_repor-037
-def audit_verdict(audit): # frame of audit.csv
-    "Whether the reward carries a signal, in one sentence: the read-out that is trained on, against a coin and against its controls"
-    row = lambda kind: audit[(audit.kind == kind) & (audit.readout == 'standardised')]
-    s, m = row('selected').iloc[0], row('layer-matched')
+# %% ../../nbs/lab/02_report.ipynb #17_repor-110
+class Finding:
+    "What one experiment found: `said` in sentences of one thought each, and its numbers with their intervals in a `table`"
+    def __init__(self, title, said, *rows): # rows of the table, as dicts of finished strings
+        import pandas as pd
+        self.title, self.said, self.table = title, [s for s in said if s], pd.DataFrame([*rows]).fillna('')
+    def __str__(self): return f"**{self.title}.** {' '.join(self.said)}"
+    __repr__ = __str__
+    def _repr_markdown_(self): return f'{self}\n\n{markdown_table(self.table)}'
+
+WORDS = {
+    'arm': 'one way of training, run with every seed: DPO, YFPO, or YFPO on other neurons',
+    'SFT': 'supervised fine-tuning on gold solutions; the warm start of every arm, and the reference it is compared with',
+    'NLL': 'negative log-likelihood of a text, in nats per token; lower is better',
+    'read-out': 'the one number that a set of neurons gives a response',
+    'margin': 'preferred minus dispreferred response of a pair',
+    'spread': 'the standard deviation of the neuron margin over pairs before preference training; its unit',
+    'random neurons': 'layer-matched: as many in each layer as were selected, drawn anew for each seed',
+    'held out': 'pairs of questions that no arm was trained on',
+    'declared': 'named in the recipe before its run; the first comparison named is the primary one',
+    'Holm': "Holm's correction raises a p-value for the number of declared comparisons of its recipe",
+    'detectable': 'the true difference that these seeds and questions show with 80 % power',
+    'exploratory': 'not declared before the run, and not corrected: some intervals leave zero out by chance'}
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-112
+_COUNTS = 'no one two three four five six seven eight nine ten eleven twelve'.split()
+def _count(n): return _COUNTS[n] if n < len(_COUNTS) else str(n)
+
+def _some(k, n, noun, one, many=None): # k of n, what they are, the verb of one and of many
+    "How many do it, in words: 'all four estimates favour', '1 of 4 estimates favours', 'no estimate favours'"
+    if not k: return f'no {noun} {one}'
+    if k == n: return {1: f'the one {noun} {one}', 2: f'both {noun}s {many or one}'}.get(n, f'all {_count(n)} {noun}s {many or one}')
+    return f'{k} of {n} {noun}s {one if k == 1 else many or one}'
+
+def _start(text): return text[:1].upper() + text[1:]
+def _num(v, digits=2, sign=''): return _interval(v, math.nan, math.nan, digits=digits, sign=sign)
+def _span(v, scale=1, digits=2): # values, None of them or more
+    "Their lowest and highest"
+    low, high = ((_interval(f(v), math.nan, math.nan, scale, digits)) for f in (min, max)) if len(v) else ('', '')
+    return low if low == high else f'{low} to {high}'
+def _list(words): return ' and '.join(', '.join(words).rsplit(', ', 1))
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-115
+def _able(s): return s.low > .5                                # a row of audit.csv: better than a coin
+
+def _against_chance(s, draws):
+    "What the selected neurons are worth beside a coin, and beside random neurons"
+    if s.low <= .5 <= s.high: return 'That cannot be told from a coin.'
+    beyond = s.auc > draws.max() if _able(s) else s.auc < draws.min()
+    return f"That is {'better' if _able(s) else 'worse'} than a coin, {'and no' if beyond else 'but a'} random set reaches it."
+
+def _audit_finding(audit):
+    def read(kind, readout='standardised'): return audit[(audit.kind == kind) & (audit.readout == readout)]
+    s, m = read('selected').iloc[0], read('layer-matched')
     if not len(m): raise ValueError('the audit holds no layer-matched controls: run it with at least one draw')
     lp = audit[audit.signal == 'log-probability per token'].iloc[0]
-    if s.low <= .5 <= s.high: word = 'carries no signal that can be told from a coin'
-    else:
-        beyond = s.auc > m.auc.max() if s.low > .5 else s.auc < m.auc.min()
-        word = 'carries a signal' if s.low > .5 else 'points the wrong way'
-        word += ', more than random neurons do' if beyond else ', but no more than random neurons do'
     others = audit[(audit.kind == 'selected') & (audit.readout != 'standardised')].sort_values('auc')
-    return (f'**Reward audit.** Before preference training, the default read-out {word}: the margin of the selected neurons favours the '
-            f'chosen response in {_interval(s.auc, s.low, s.high, 100, 0)} % of {s.n} held-out pairs, {len(m)} layer-matched random sets '
-            f'in {100*m.auc.min():.0f} to {100*m.auc.max():.0f} %, log-probability per token in {100*lp.auc:.0f} %'
-            f'{_best_other(audit, others)}.')
+    best = [] if others.empty else [others.iloc[-1]]
+    def row(name, r, draws): return {'picked by': name, 'preferred response (%)': _interval(r.auc, r.low, r.high, 100, 0),
+                                     'random sets (%)': _span(draws, 100, 0), 'pairs': str(r.n)}
+    said = [f'Before preference training, the margin of the selected neurons picks the preferred response in {_pct(s.auc)} % of {s.n} '
+            f'held-out pairs.', _against_chance(s, m.auc), f'Log-probability per token picks it in {_pct(lp.auc)} %.',
+            *(_best_other(b, read('layer-matched', b.readout).auc, len(others)) for b in best)]
+    return Finding('Reward audit', said, row('selected neurons, standardised', s, m.auc),
+                   *(row(f'selected neurons, {b.readout}', b, read('layer-matched', b.readout).auc) for b in best),
+                   row('log-probability per token', lp, []))
 
-def _best_other(audit, others):
-    if others.empty: return ''
-    b = others.iloc[-1]
-    control = audit[(audit.kind == 'layer-matched') & (audit.readout == b.readout)].auc
-    rank = '' if control.empty else ', more than' if b.auc > control.max() else ', no more than'
-    return (f'; the best of {len(others)} other read-outs, {b.readout}, in {_interval(b.auc, b.low, b.high, 100, 0)} %'
-            + (f'{rank} its random sets reach' if rank else ''))
+def _pct(x): return _interval(x, math.nan, math.nan, 100, 0)
 
-def _causal_sentence(ablation, k):
-    k = ablation.k.iloc[(ablation.k - k).abs().argmin()]       # the size that was ablated nearest to the one trained on
-    df = ablation[(ablation['mode'] == 'mean') & (ablation.k == k)]
-    value = lambda kind, text: df[(df['set'] == kind) & (df.text == text)].delta_nll
-    math_, general = value('selected', 'math').iloc[0], value('selected', 'general').iloc[0]
-    control, aside = value('layer-matched', 'math'), value('layer-matched', 'general')
-    num = lambda v: _interval(v, math.nan, math.nan, digits=2)
-    span = lambda v: num(v.min()) + (f' to {num(v.max())}' if len(v) > 1 else '')
-    return (f'**Causal study.** Setting the top {k} neurons to their mean adds {num(math_)} nats per token on math and {num(general)} on '
-            f'general text; {len(control)} layer-matched {"sets add" if len(control) > 1 else "set adds"} {span(control)} on math'
-            + (f' and {span(aside)} on general text.' if len(aside) else '.'))
+def _best_other(b, draws, n):
+    rank = '' if draws.empty else ', and no random set does' if b.auc > draws.max() else ', and a random set does no worse'
+    return f'The best of {n} other read-outs, {b.readout}, picks it in {_pct(b.auc)} %{rank}.'
 
-def _selector_sentence(card):
+def audit_verdict(audit): # frame of audit.csv
+    "Whether the reward carries a signal: the read-out that is trained on, against a coin and against its controls"
+    return str(_audit_finding(audit))
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-118
+def _near(ablation, k, mode='mean'):
+    "The rows of the size that was ablated nearest to the one trained on"
+    return ablation[(ablation['mode'] == mode) & (ablation.k == ablation.k.iloc[(ablation.k - k).abs().argmin()])]
+
+TEXTS = dict(math='solutions', general='prose')
+
+def _causal_finding(ablation, selection):
+    df = _near(ablation, selection['k'])
+    def rise(kind, text): return df[(df['set'] == kind) & (df.text == text)]
+    def at_most(text): return f"{_num(rise('layer-matched', text).delta_nll.max())} on {TEXTS[text]}"
+    own = {t: rise('selected', t).iloc[0] for t in TEXTS}
+    drawn = [t for t in TEXTS if len(rise('layer-matched', t))]
+    said = [f'Setting the top {df.k.iloc[0]} neurons to their mean raises the NLL of solutions by {_num(own["math"].delta_nll)} nats per '
+            f'token.', f'That of prose changes by {_num(own["general"].delta_nll, 2, "+")}.',
+            f"Random neurons raise it by at most {_list([at_most(t) for t in drawn])}." if drawn else '']
+    return Finding('Causal study', said, *({
+        'NLL of': TEXTS[t], 'without the selected neurons': _interval(r.delta_nll, r.low, r.high, digits=2, sign='+'),
+        'without random neurons': _span(rise('layer-matched', t).delta_nll), 'random sets': str(len(rise('layer-matched', t))),
+        'texts': str(r.n)} for t, r in own.items()))
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-119
+def _selector_finding(card):
     own = card[(card['mode'] == 'zero') & (card.draws > 0)]
     ours, gap = own[own.selector == 'attnlrp-contrast'].iloc[0], own.math - own.general
-    name = lambda r: SELECTORS.get(r.selector, r.selector)
-    num = lambda v: _interval(v, math.nan, math.nan, digits=2)
+    best = own.loc[gap.idxmax()]
     spared = own[(own.math > 1.96*own.math_se) & (own.general.abs() < 1.96*own.general_se)].sort_values('math', ascending=False)
-    rank = ('none' if ours.reached == 0 else f'{int(ours.reached)}') + f' of {int(ours.draws)} layer-matched draws reach'
-    clean = ', '.join(f'{name(r)} ({num(r.math)})' for r in spared.itertuples()) or 'none'
-    return (f'**Selectors.** The AttnLRP set at zero adds {num(ours.math)} nats per token on solutions and {num(ours.general)} on prose; '
-            f'{rank} its rise on solutions. Of {len(own)} selectors the difference of the two is largest for '
-            f'{name(own.loc[gap.idxmax()])}, {num(gap.max())}; those that cost solutions and nothing measurable on prose: {clean}.')
+    def name(r): return SELECTORS.get(r.selector, r.selector)
+    clean = _list([name(r) for r in spared.itertuples()]) or 'No selector'
+    said = [f'Setting the AttnLRP set to zero raises the NLL of solutions by {_num(ours.math)} nats per token, and that of prose by '
+            f'{_num(ours.general)}.', _start(_some(int(ours.reached), int(ours.draws), 'random set', 'costs', 'cost')) + ' solutions as '
+            'much.', f'Of {len(own)} selectors, "{name(best)}" has the largest difference, {_num(gap.max())}.',
+            f"{_start(clean)} {'cost' if len(spared) > 1 else 'costs'} solutions and nothing measurable on prose."]
+    shown = own.loc[list(dict.fromkeys([ours.name, best.name, *spared.index]))]
+    apart = [_interval(d, d - 1.96*se, d + 1.96*se, digits=2) for d, se in
+             zip(shown.math - shown.general, np.hypot(shown.math_se, shown.general_se))]
+    table = selector_table(shown)[['selector', 'math (nats)', 'prose (nats)', 'draws that reach it']].assign(**{'difference (nats)': apart})
+    return Finding('Selectors', said, *table.rename(columns={'math (nats)': 'solutions (nats)'}).to_dict('records'))
 
-def _faithfulness_sentence(single, hiding):
-    r = {k: own.score.corr(own.effect) for k, own in single.groupby(['kind', 'method'])}
+# %% ../../nbs/lab/02_report.ipynb #17_repor-141
+def _correlation(own):
+    "Pearson's r of scores and effects, with Fisher's interval"
+    r, n = own.score.corr(own.effect), len(own)
+    z, half = math.atanh(min(max(r, -1 + 1e-9), 1 - 1e-9)), 1.96/math.sqrt(n - 3) if n > 3 else math.nan
+    return r, math.tanh(z - half), math.tanh(z + half)
+
+def _faithfulness_finding(single, hiding):
+    r = {k: _correlation(own) for k, own in single.groupby(['kind', 'method'])}
     n = single[single.method == 'attnlrp'].kind.value_counts()
-    area = hiding.groupby(['method', 'text']).area.first().groupby('method').mean().sort_values(ascending=False)
-    def both(kind): return f"{r[kind, 'attnlrp']:.2f} (gradient x activation {r[kind, 'gradient']:.2f})"
-    return (f"**Faithfulness.** AttnLRP's neuron scores correlate with the true effect of removing one neuron at {both('strong')} among "
-            f"{n['strong']} of those it ranks highest, and at {both('free')} among {n['free']} drawn from all, where nearly all effects "
-            f"are small. Hiding tokens in the order of a map opens an area, in logits over {hiding.text.nunique()} answers, of "
-            + ', '.join(f'{v:.2f} ({TOKEN_NAMES.get(k, k)})' for k, v in area.items()) + '.')
+    areas = hiding.groupby(['method', 'text']).area.first().unstack()
+    area = areas.mean(axis=1).sort_values(ascending=False)
+    def both(kind): return f"{_num(r[kind, 'attnlrp'][0])}; gradient x activation's correlates at {_num(r[kind, 'gradient'][0])}"
+    def value(kind, m): return _interval(*r[kind, m], digits=2) if (kind, m) in r else ''
+    def opened(m):
+        if m not in areas.index: return ''
+        c = compare(areas.loc[m], np.zeros(areas.shape[1]), 'nll_gold')
+        return _interval(c['delta'], c['low'], c['high'], digits=2)
+    said = [f"Among the neurons it ranks highest, AttnLRP's score correlates with the effect of removing one at {both('strong')}.",
+            f"Among neurons drawn from all, AttnLRP's correlates at {both('free')}.",
+            f'Hiding tokens by relevance opens the largest area with {TOKEN_NAMES.get(area.index[0], area.index[0])}, '
+            f'{_num(area.iloc[0])} logits' + (f'; AttnLRP opens {_num(area["attnlrp"])}.' if area.index[0] != 'attnlrp' else '.')]
+    names = dict(TOKEN_NAMES, gradient='gradient x input or activation')
+    return Finding('Faithfulness', said, *({
+        'method': names.get(m, m), 'r, highest ranked': value('strong', m), 'r, drawn from all': value('free', m),
+        'neurons': f"{n['strong']}, {n['free']}", 'area (logits)': opened(m), 'answers': str(areas.shape[1])}
+        for m in dict.fromkeys([*area.index, *single.method])))
 
-def _capability_sentence(rows):
-    s = rows[rows.draw == 0].set_index('capability')
-    num = lambda v: _interval(v, math.nan, math.nan, digits=2)
+# %% ../../nbs/lab/02_report.ipynb #17_repor-143
+def _capability_finding(rows):
+    s, n = rows[rows.draw == 0].set_index('capability'), int(rows[rows.capability == 'agreement'].draw.max())
     def reached(name, c): return int((rows[(rows.capability == name) & (rows.draw > 0)][c] >= s.loc[name, c]).sum())
-    n = rows[(rows.capability == 'agreement')].draw.max()
     a, m = s.loc['agreement'], s.loc['math']
-    return (f"**Another capability.** Removing the agreement neurons costs {num(a.preference_lost)} nats of preference for the right verb "
-            f"form and {num(a.math_nll)} nats per token on solutions; "
-            f"removing the math neurons {num(m.preference_lost)} and {num(m.math_nll)}. "
-            f"{reached('agreement', 'preference_lost')} and {reached('math', 'math_nll')} of {n} layer-matched draws reach each set's "
-            "effect on its own capability.")
+    def also(k, n): return f"{_start(_some(k, n, 'random set', 'reaches', 'reach'))} that effect on its own capability."
+    said = [f'Removing the agreement neurons costs {_num(a.preference_lost)} nats of preference for the right verb form, and '
+            f'{_num(a.math_nll)} nats per token on solutions.', also(reached('agreement', 'preference_lost'), n),
+            f'Removing the math neurons costs {_num(m.preference_lost)} and {_num(m.math_nll)}.', also(reached('math', 'math_nll'), n)]
+    return Finding('Another capability', said, *capability_table(rows).to_dict('records'))
 
-def _contrast_sentence(contrasts):
+# %% ../../nbs/lab/02_report.ipynb #17_repor-122
+METRICS = dict(accuracy_numeric='accuracy (points)', pass_1='pass@1 (points)', nll_gold='NLL (nats per token)',
+               pair_accuracy='accuracy (points)')
+_LOWER = ('nll_gold', 'nll_text')                              # measures of which less is better
+
+def _favours(r): # a row of contrasts.csv
+    "The arm that a difference favours; None where it is zero"
+    a, b = r.contrast.split(' - ')
+    return None if not r.delta else b if (r.delta > 0) == (r.metric in _LOWER) else a
+
+def _amount(r):
+    "A difference in words"
+    scale, digits = _delta_unit(r.metric)
+    return f"{_interval(r.delta, math.nan, math.nan, scale, digits, '+')} {'nats per token' if r.metric in _NATS else 'points'}"
+
+def _clear(df): return df[(df.low > 0) | (df.high < 0)]
+
+def _contrast_row(r, single): # a row of contrasts.csv, and those of single seeds
+    scale, digits = _delta_unit(r.metric)
+    seeds = single[(single.contrast == r.contrast) & (single.set == r.set) & (single.metric == r.metric)].delta
+    kind = ' (primary)' if r.primary else ' (declared)' if r.family else ''
+    return {'contrast': _contrast(r.contrast) + kind, 'outcome': f'{set_label(r.set)} {METRICS[r.metric]}', 'difference': delta_text(r),
+            'single seeds': _span(seeds, scale, digits) if len(seeds) > 1 else '', 'p, Holm': _p(r.p_holm) if r.family else '',
+            'detectable': delta_text(r, 'mde'), 'bootstrap': boot_text(r)}
+
+def _seed_sentence(r, n):
+    if n < 2: return 'One training seed compares two checkpoints, not two methods.'
+    scale, digits = _delta_unit(r.metric)
+    seen = _interval(r.mde, math.nan, math.nan, scale, digits)
+    return f'With {n} seeds, a true difference of {seen} would be detectable.' if seen else ''
+
+def _contrast_finding(contrasts):
     df = counting(contrasts[~contrasts.set.str.contains(r'-d\d+$') & contrasts.metric.isin(METRICS)])
-    own, single = df[df.family], contrasts[contrasts.seed.astype(str) != 'all']
-    if own.empty: return '**Primary contrast.** Not run: it needs the arms yfpo and yfpo-random.'
-    def value(r): return _interval(r.delta, r.low, r.high, *_delta_unit(r.metric), sign='+')
-    def show(r):
-        scale, digits = _delta_unit(r.metric)
-        seeds = scale*single[(single.contrast == r.contrast) & (single.set == r.set) & (single.metric == r.metric)].delta
-        spread = f'single seeds {seeds.min():+.{digits}f} to {seeds.max():+.{digits}f}, ' if len(seeds) > 1 else ''
-        boot = f', two-level bootstrap {boot_text(r)}' if boot_text(r) else ''
-        return f"{value(r)} ({spread}p {_p(r.p_holm)} after Holm, detectable: {delta_text(r, 'mde') or 'nothing'}{boot})"
-    first, *others = sorted(own.itertuples(), key=lambda r: not r.primary)
-    n = single[single.contrast == first.contrast].seed.nunique()
-    seeds = f'{n} paired seeds' if n > 1 else 'one training seed, so two checkpoints and not two methods'
+    own, single = df[df.family].sort_values('primary', ascending=False, kind='stable'), contrasts[contrasts.seed.astype(str) != 'all']
+    if own.empty: return Finding('Declared contrasts', ['Not run: they need the arms yfpo and yfpo-random.'])
+    first, sure = next(own.itertuples()), int((own.p_holm < .05).sum())
     rest = df[df.contrast.isin(own.contrast) & ~df.family]
-    clear = rest[(rest.low > 0) | (rest.high < 0)]
-    also = ''.join(f' {_contrast(r.contrast)}, also declared: {show(r)}.' for r in others)
-    def brief(r): return f'{_contrast(r.contrast)}, {set_label(r.set)} {METRICS[r.metric]} {value(r)}'
-    more = '; '.join(map(brief, clear.itertuples()))
     moved = df[df.contrast.isin(['dpo - sft', 'yfpo - sft', 'yfpo-random - dpo']) & df.metric.isin([first.metric, 'nll_gold'])]
-    alone = ' Beside them, uncorrected: ' + '; '.join(map(brief, moved.itertuples())) + '.' if len(moved) else ''
-    return (f"**Primary contrast.** {_contrast(first.contrast)}, {set_label(first.set)} {METRICS[first.metric]}, declared before the run, "
-            f"{seeds}: {show(first)}.{also} Of the {len(rest)} other differences in accuracy, NLL and held-out pairs of these contrasts, "
-            f"exploratory and uncorrected, {len(clear)} exclude zero{': ' + more if len(clear) else ''}.{alone}")
+    favoured = f' and favours {arm_label(_favours(first))}' if first.delta else ''
+    also = _some(len(_clear(rest)), len(rest), 'exploratory difference', 'excludes', 'exclude') if len(rest) else ''
+    said = [f'The primary estimate, {_contrast(first.contrast)} on {set_label(first.set)}, is {_amount(first)}{favoured}.',
+            'Lower NLL is better.' if first.metric in _LOWER else '',
+            _seed_sentence(first, single[single.contrast == first.contrast].seed.nunique()),
+            _start(_some(sure, len(own), 'declared difference', 'can', 'can')) + " be told from zero after Holm's correction.",
+            f'{_start(also)} zero, uncorrected.' if also else '']
+    return Finding('Declared contrasts', said,
+                   *(_contrast_row(r, single) for part in (own, _clear(rest), moved) for r in part.itertuples()))
 
-def _margin_sentence(margins):
+# %% ../../nbs/lab/02_report.ipynb #17_repor-125
+def _change(m, arm, column):
+    "Mean change of a margin over held-out pairs, with its interval"
+    t = m[m.arm == arm].pivot_table(index='seed', columns=['phase', 'pair'], values=column)
+    d = (t['after'] - t['before']).to_numpy()
+    r = over_seeds(d) if len(d) > 1 else compare(d[0], np.zeros(d.shape[1]), 'nll_gold')
+    return r['delta'], r['low'], r['high']
+
+def _margin_finding(margins):
     "What preference training did to the two margins of held-out pairs, arm by arm, against the model it started from"
     m = margins[margins.split == 'dev']
-    arms, (n, seeds) = arm_order(m.arm), (m.pair.nunique(), m.seed.nunique())
-    def change(arm, col, digits):
-        t = m[m.arm == arm].pivot_table(index='seed', columns=['phase', 'pair'], values=col)
-        d = (t['after'] - t['before']).to_numpy()
-        r = over_seeds(d) if len(d) > 1 else compare(d[0], np.zeros(d.shape[1]), 'nll_gold')
-        return _interval(r['delta'], r['low'], r['high'], 1, digits, '+')
-    def each(say): return ', '.join(f'{say(a)} after {arm_label(a)}' for a in arms)
-    def first(arm): return 100*(m[(m.arm == arm) & (m.phase == 'after')].logp_margin > 0).mean()
-    before = m[m.phase == 'before'].drop_duplicates('pair')
-    return (f'**Margins.** On {n} held-out pairs, {seeds} seed{"s" if seeds > 1 else ""}, the margin of the selected neurons changes, in '
-            f'spreads, by {each(lambda a: change(a, "neuron_margin", 2))}; the margin in log-probability, in nats and from '
-            f'{before.logp_margin.mean():.1f}, by {each(lambda a: change(a, "logp_margin", 1))}. The chosen response is the likelier one '
-            f'in {100*(before.logp_margin > 0).mean():.0f} % of pairs before, {each(lambda a: f"{first(a):.0f}")}.')
+    arms, before = arm_order(m.arm), m[m.phase == 'before'].drop_duplicates('pair')
+    def first(own): return _pct((own.logp_margin > 0).mean())
+    after = {a: first(m[(m.arm == a) & (m.phase == 'after')]) for a in arms}
+    moved = {a: [_change(m, a, c) for c in ('neuron_margin', 'logp_margin')] for a in arms}
+    two = [a for a in ('yfpo', 'dpo') if a in arms] or arms[:1]
+    def each(i, digits, unit):
+        return ' and by '.join(f"{_num(moved[a][i][0], digits, '+')} {unit} after {arm_label(a)}" for a in two)
+    said = [f'The margin of the selected neurons changes by {each(0, 2, "spreads")}.',
+            f'The margin in log-probability changes by {each(1, 1, "nats")}.',
+            f'The chosen response is the likelier one in {first(before)} % of pairs before, and in {after[two[-1]]} % after '
+            f'{arm_label(two[-1])}.']
+    n, seeds = m.pair.nunique(), m.seed.nunique()
+    return Finding('Margins', said, {'arm': 'before', 'chosen likelier (%)': first(before), 'pairs x seeds': str(n)},
+                   *({'arm': arm_label(a), 'chosen likelier (%)': after[a], 'pairs x seeds': f'{n} x {seeds}',
+                      'neuron margin (spreads)': _interval(*moved[a][0], 1, 2, '+'),
+                      'log-probability margin (nats)': _interval(*moved[a][1], 1, 1, '+')} for a in arms))
 
-def _dose_sentence(training):
+# %% ../../nbs/lab/02_report.ipynb #17_repor-145
+def _dose_finding(training):
     "How far each arm moved the margin of the neurons it rewards: equal weight is not equal dose"
-    if 'neurons/margins' not in training: return ''
-    late = training[training.step > .75*training.step.max()]
-    by = late.groupby(['arm', 'seed'])['neurons/margins'].mean()
+    if 'neurons/margins' not in training: return None
+    by = training[training.step > .75*training.step.max()].groupby(['arm', 'seed'])['neurons/margins'].mean()
     arms = [a for a in arm_order(training.arm) if a != 'dpo' and a in by]
-    if len(arms) < 2: return ''
-    said = ', '.join(f'{by[a].mean():+.2f} ({by[a].min():+.2f} to {by[a].max():+.2f}) for {arm_label(a)}' for a in arms)
-    return ('**Dose.** In the last quarter of training, on its own batches, the margin of the neurons that an arm rewards stands at '
-            f'{said}, in spreads of that set (range of seeds): the weight is equal, the dose need not be.')
+    if len(arms) < 2: return None
+    stands = _list([f"{_num(by[a].mean(), 2, '+')} spreads for {arm_label(a)}" for a in arms[:2]])
+    return Finding('Dose', [f'In the last quarter of training, the margin of the neurons that an arm rewards stands at {stands}.',
+                            'Equal weight does not promise equal dose.'],
+                   *({'arm': arm_label(a), 'margin of its own neurons (spreads)': _num(by[a].mean(), 2, '+'),
+                      'lowest and highest seed': _span(by[a])} for a in arms))
 
+# %% ../../nbs/lab/02_report.ipynb #17_repor-147
+def _moves_finding(moves):
+    last = moves.sort_values('step').groupby('seed').jaccard_start.last()
+    kept = 2*last/(1 + last)                                   # share of sets of one size, from Jaccard
+    near = 'Dynamic against static compares two nearly equal rewards.' if kept.min() > .8 else ''
+    return Finding('The moving set', ['After its last re-selection, the set that follows the policy still holds '
+                                      f'{_span(kept, 100, 0)} % of the neurons it started with.', near],
+                   *({'seed': str(s), 'still in the set (%)': _pct(k)} for s, k in kept.items()))
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-128
 HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of stage_compare where a recipe names no others
 
-def _harm_sentence(contrasts, manifest):
-    if 'p_equivalent' not in contrasts: return ''
+def _narrow(r):
+    "The 90 % interval of a difference, which two one-sided tests at 5 % ask about"
     from scipy.stats import t
+    mid, half = (r.low + r.high)/2, (r.high - r.low)/2*t.ppf(.95, r.df)/t.ppf(.975, r.df)
+    return _interval(r.delta, mid - half, mid + half, *_delta_unit(r.metric), sign='+')
+
+def _harm_part(own, probed, single, margins):
+    "(sentences, row) of one probe: prose, or verb forms"
+    set_, metric, worst = own.set.iloc[0], own.metric.iloc[0], own.loc[own.delta.abs().idxmax()]
+    scale, digits = _delta_unit(metric)
+    start = probed[(probed.contrast == 'sft - base') & (probed.set == set_)].delta
+    seen = single[(single.set == set_) & (single.metric == metric)].groupby('contrast').delta.agg(lambda d: d.abs().max())
+    inside, same = int((own.p_equivalent < .05).sum()), int((seen[own.contrast] == 0).sum())
+    said = [f"On {set_label(set_)}, {_some(inside, len(own), 'difference', 'is', 'are')} shown to stay within the margin.",
+            f'In {same} of these, no seed differs at all: only the number of texts and seeds decides.' if same else '']
+    warm = _interval(start.iloc[0], math.nan, math.nan, scale, digits, '+') if len(start) else ''
+    return said, {'probe': f'{set_label(set_)}, {MEASURES_OF.get(metric, metric)}', 'margin': f'{scale*margins[metric]:g}',
+                  'within it': f'{inside} of {len(own)}', 'largest difference [90 %]': f'{_narrow(worst)}, {_contrast(worst.contrast)}',
+                  'no seed differs': str(same), 'SFT minus base': warm}
+
+def _harm_finding(contrasts, manifest):
+    if 'p_equivalent' not in contrasts: return None
     probed = counting(contrasts[contrasts.p_equivalent.notna()])
     df, single = probed[~probed.contrast.str.contains('base')], contrasts[contrasts.seed.astype(str) != 'all']
-    if df.empty: return ''
+    if df.empty: return None
     asked = manifest['stages'].get('compare', {}).get('params', {})
     margins = dict(nll_text=asked.get('harm_nll', HARM['nll_text']), choice_accuracy=asked.get('harm_choice', HARM['choice_accuracy']))
-    def narrow(r):                                             # the 90 % interval, which two one-sided tests at 5 % ask about
-        mid, half = (r.low + r.high)/2, (r.high - r.low)/2*t.ppf(.95, r.df)/t.ppf(.975, r.df)
-        return _interval(r.delta, mid - half, mid + half, *_delta_unit(r.metric), sign='+')
-    def part(set_, own):
-        metric, worst = own.metric.iloc[0], own.loc[own.delta.abs().idxmax()]
-        scale, digits = _delta_unit(metric)
-        start = probed[(probed.contrast == 'sft - base') & (probed.set == set_)]
-        warm = f'; the warm start changed it by {scale*start.delta.iloc[0]:+.{digits}f}' if len(start) else ''
-        seen = single[(single.set == set_) & (single.metric == metric)].groupby('contrast').delta.agg(lambda d: d.abs().max())
-        same = int((seen[own.contrast] == 0).sum())
-        idle = (f'; in {same} of them no seed differs at all, and the verdict is that of n and the number of seeds' if same else '')
-        return (f"{set_label(set_)}, {MEASURES_OF.get(metric, metric)} (margin {scale*margins[metric]:g}{warm}): "
-                f"{int((own.p_equivalent < .05).sum())} of {len(own)} contrasts are inside the margin at 5 %, the largest difference is "
-                f"{narrow(worst)} (90 % interval, {_contrast(worst.contrast)}){idle}")
-    parts = [part(s, own) for (s, _), own in df.groupby(['set', 'metric'], sort=False)]
-    return f"**Equivalence.** Whether what no arm was trained for has stayed within its margin. {'. '.join(parts)}."
+    said, rows = zip(*(_harm_part(own, probed, single, margins) for _, own in df.groupby(['set', 'metric'], sort=False)))
+    return Finding('Equivalence', sum(said, []), *rows)
 
-def _moves_sentence(moves):
-    last = moves.sort_values('step').groupby('seed').jaccard_start.last()
-    kept = 200*last/(1 + last)                                 # share of sets of one size, from Jaccard
-    span = f'{kept.min():.0f}' if round(kept.min()) == round(kept.max()) else f'{kept.min():.0f} to {kept.max():.0f}'
-    return (f'**The moving set.** After its last re-selection, the set that follows the policy still holds {span} % of the neurons it '
-            f'started with ({len(last)} seed{"s" if len(last) > 1 else ""}). Where that is most of them, dynamic against static compares '
-            'two nearly equal rewards.')
-
-
-
-# %% ../../nbs/lab/02_report.ipynb #17_repor-038
+# %% ../../nbs/lab/02_report.ipynb #17_repor-130
 def _milli(r, m='nll'): return _interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], 1000, 1, '+')
+def _with_interval(r, m, digits=2): return _interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], 1, digits, '+')
 
-def _grid_sentence(rows):
+def _grid_finding(rows):
     own = rows[rows.weight > 0]
-    n = lambda x: int(x.sum())
-    return (f'**Objectives.** Of {len(own)} runs with the neuron term, each against DPO on the same pairs, {n(own.phi_low > 0)} raise the '
-            f'neuron margin on held-out pairs (by {own.phi_d.max():.2f} spreads at most); {n(own.nll_high < 0)} lower the loss on held-out '
-            f'solutions and {n(own.nll_low > 0)} raise it, between {1000*own.nll_d.min():+.1f} and {1000*own.nll_d.max():+.1f} thousandths '
-            'of a nat per token (95 % intervals over items, uncorrected, one seed).')
+    def part(name, m, text):
+        up, down = int((own[f'{m}_low'] > 0).sum()), int((own[f'{m}_high'] < 0).sum())
+        low, high = (text(own.loc[f(own[f'{m}_d'])]) for f in (lambda d: d.idxmin(), lambda d: d.idxmax()))
+        return up, down, {'of held-out items': name, 'raised': str(up), 'lowered': str(down), 'runs': str(len(own)),
+                          'lowest difference from DPO': low, 'highest': high}
+    phi_up, _, phi = part('neuron margin (spreads)', 'phi', lambda r: _with_interval(r, 'phi'))
+    up, down, nll = part('NLL of solutions (thousandths of a nat per token)', 'nll', _milli)
+    said = [f"{_start(_some(phi_up, len(own), 'run', 'raises', 'raise'))} the neuron margin above that of DPO on the same pairs.",
+            f"{_start(_some(down, len(own), 'run', 'lowers', 'lower'))} the NLL of held-out solutions, and {_count(up)} "
+            f"{'raises' if up == 1 else 'raise'} it.", 'These intervals are over items, uncorrected, and of one seed.']
+    return Finding('Objectives', said, phi, nll)
 
+# %% ../../nbs/lab/02_report.ipynb #17_repor-149
 def _before(grid): return grid[grid.objective == 'reference'].nll.iloc[0]
 
 def before_training(folder): # a folder of results
@@ -739,151 +876,240 @@ def before_training(folder): # a folder of results
     return float(_before(read_results(folder, 'grid'))) if (Path(folder)/'grid.csv').exists() else None
 
 def _undone(before, dpo, with_term):
-    "Whether a loss below DPO's is a gain, or harm undone"
-    if with_term.min() < before: return 'the lowest is below the loss before preference training'
-    if dpo > before: return 'what the term seems to gain is harm of DPO undone, since none is below the loss before preference training'
-    return 'none is below the loss before preference training'
+    "Whether an NLL below DPO's is a gain, or harm undone"
+    if with_term.min() < before: return 'With the term, the lowest NLL is below that before preference training.'
+    if dpo > before: return 'What the term seems to gain is harm of DPO undone: no NLL is below that before preference training.'
+    return 'With the term, no NLL is below that before preference training.'
 
-def _overoptimisation_sentence(rows, grid):
-    a, b = (rows.sort_values('weight').iloc[i] for i in (0, -1))
-    return (f'**Over-optimisation.** From weight {a.weight:g} to {b.weight:g} the neuron margin on held-out pairs grows by {b.phi_d:.2f} '
-            f'spreads [{b.phi_low:.2f}, {b.phi_high:.2f}] and the divergence from the reference from {a.kl_per_token:.3f} to '
-            f'{b.kl_per_token:.3f} nats per token, while greedy accuracy on dev questions goes from {100*a.accuracy:.0f} to '
-            f'{100*b.accuracy:.0f} % and the loss on prose changes by {_milli(b, "prose")} thousandths of a nat per token. On solutions '
-            f'it is {a.nll:.3f} without the term, {b.nll:.3f} at the largest weight, and {_before(grid):.3f} before preference training: '
-            f'{_undone(_before(grid), a.nll, rows[rows.weight > 0].nll)}.')
+def _overoptimisation_finding(rows, grid):
+    rows = rows.sort_values('weight')
+    a, b = rows.iloc[0], rows.iloc[-1]
+    said = [f'At weight {b.weight:g}, the neuron margin on held-out pairs is {_num(b.phi_d, 2, "+")} spreads from that without the term.',
+            f'The divergence from the reference goes from {a.kl_per_token:.3f} to {b.kl_per_token:.3f} nats per token.',
+            f'Greedy accuracy on dev questions goes from {_pct(a.accuracy)} to {_pct(b.accuracy)} %.',
+            _undone(_before(grid), a.nll, rows[rows.weight > 0].nll)]
+    return Finding('Over-optimisation', said, {'weight': 'before training', 'NLL of solutions': f'{_before(grid):.3f}'}, *({
+        'weight': f'{r.weight:g}', 'NLL of solutions': f'{r.nll:.3f}', 'neuron margin, change (spreads)': _with_interval(r, 'phi'),
+        'prose, change (thousandths)': _milli(r, 'prose'), 'divergence (nats per token)': f'{r.kl_per_token:.3f}',
+        'accuracy (%)': _pct(r.accuracy)} for _, r in rows.iterrows()))
 
-def _breakage_sentence(rows):
+# %% ../../nbs/lab/02_report.ipynb #17_repor-151
+def _breakage_finding(rows):
     rate = rows.learning_rate.max()
     top = rows[rows.learning_rate == rate].set_index('arm').loc[['yfpo', 'yfpo-random', 'dpo']]
-    def three(m, scale=1, digits=2):
-        return ', '.join(_interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], scale, digits, '+') for _, r in top.iterrows())
-    return (f'**Breakage.** DPO with the neuron term at weight {top.weight.max():g}, the same on layer-matched random neurons, and DPO '
-            f'alone, at learning rates up to {rate:g}. There the margin of the selected neurons changes by {three("phi")} spreads, '
-            f'the loss on solutions by {three("nll")} nats per token, the divergence is '
-            f'{", ".join(f"{x:.2f}" for x in top.kl_per_token)} nats per token, and '
-            f'{", ".join(f"{100*x:.0f}" for x in top.accuracy)} % of the problems are solved ({100*rows.iloc[0].accuracy:.0f} % before).')
+    ours, free, dpo = (r for _, r in top.iterrows())
+    said = [f'At a learning rate of {rate:g}, YFPO solves {_pct(ours.accuracy)} % of the problems.',
+            f'The NLL of solutions changes by {_num(ours.nll_d, 2, "+")} nats per token after YFPO, and by {_num(dpo.nll_d, 2, "+")} '
+            'after DPO alone.',
+            f'The margin of the selected neurons moves by {_num(ours.phi_d, 2, "+")} spreads with the reward on them, and by '
+            f'{_num(free.phi_d, 2, "+")} with the reward on random neurons.']
+    return Finding('Breakage', said, {'arm': 'before training', 'solved (%)': _pct(rows.iloc[0].accuracy)}, *({
+        'arm': arm_label(a), 'weight': f'{r.weight:g}', 'learning rate': f'{rate:g}', 'neuron margin (spreads)': _with_interval(r, 'phi'),
+        'NLL of solutions': _with_interval(r, 'nll'), 'divergence (nats per token)': f'{r.kl_per_token:.2f}',
+        'solved (%)': _pct(r.accuracy)} for a, r in top.iterrows()))
 
-def _dynamic_sentence(rows, grid):
-    rows = rows.set_index('arm')
-    names = dict(static='the set chosen before', dynamic='a set that follows the policy', random='one that swaps as many at random',
-                 oracle='the set that a finished DPO model would choose')
-    kept = lambda a: 200*rows.loc[a].jaccard/(1 + rows.loc[a].jaccard)                        # share of sets of one size, from Jaccard
-    with_term = rows.nll.drop('dpo')
-    return (f'**Dynamic selection.** Loss on held-out solutions, nats per token: {_before(grid):.3f} before preference training, '
-            f'{rows.loc["dpo"].nll:.3f} after DPO, and with the neuron term '
-            + ', '.join(f'{rows.loc[k].nll:.3f} ({name})' for k, name in names.items() if k in rows.index)
-            + f': {_undone(_before(grid), rows.loc["dpo"].nll, with_term)}, and among the sets the losses lie within '
-            f'{1000*(with_term.max() - with_term.min()):.0f} thousandths. Choosing again on the finished model keeps '
-            f'{kept("dynamic"):.0f} % of the neurons chosen before training after the dynamic run, {kept("dpo"):.0f} % after DPO.')
+# %% ../../nbs/lab/02_report.ipynb #17_repor-131
+ORIGINS = dict(dpo='none: DPO alone', static='chosen before', dynamic='follows the policy', random='swaps as many at random',
+               oracle='of a finished DPO model')
 
-def _zoo_sentence(rows):
+def _dynamic_finding(rows, grid):
+    rows, before = rows.set_index('arm'), _before(grid)
+    kept, with_term = 2*rows.jaccard/(1 + rows.jaccard), rows.nll.drop('dpo')               # share of sets of one size, from Jaccard
+    said = [f'The NLL of held-out solutions is {before:.3f} before preference training and {rows.loc["dpo"].nll:.3f} after DPO.',
+            _undone(before, rows.loc['dpo'].nll, with_term),
+            f'Among the sets, it differs by {1000*(with_term.max() - with_term.min()):.0f} thousandths of a nat per token.',
+            f'Chosen again on the finished model, {_pct(kept["dynamic"])} % of the neurons stay after the dynamic run, and '
+            f'{_pct(kept["dpo"])} % after DPO.']
+    return Finding('Dynamic selection', said, {'set': 'before training', 'NLL of solutions': f'{before:.3f}'}, *({
+        'set': name, 'NLL of solutions': f'{r.nll:.3f}', 'minus DPO (thousandths)': '' if a == 'dpo' or 'nll_d' not in r else _milli(r),
+        'chosen again (%)': _pct(kept[a])} for a, name in ORIGINS.items() if a in rows.index for r in [rows.loc[a]]))
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-153
+def _zoo_finding(rows):
     own = rows[rows.weight > 0]
-    return ('**Other methods.** The same comparison, each method with the reward against itself without: '
-            + ', '.join(f'{r.method.upper() if r.method != "simpo" else "SimPO"} {_milli(r)}' for _, r in own.iterrows()) + '.')
+    up, down = (own.nll_low > 0).sum(), (own.nll_high < 0).sum()
+    said = [f"With the reward, {_some(int(up), len(own), 'method', 'makes', 'make')} held-out solutions less likely than without it.",
+            f"{_start(_some(int(down), len(own), 'method', 'makes', 'make'))} them more likely."]
+    return Finding('Other methods', said, *({'method': 'SimPO' if r.method == 'simpo' else r.method.upper(),
+        'NLL of solutions, with minus without the reward (thousandths)': _milli(r)} for _, r in own.iterrows()))
 
-def _mediation_sentence(rows):
-    def share(arm):
-        s = rows[(rows.arm == arm) & (rows.set == 'selected')].iloc[0]
-        return _interval(s.sufficient, s.sufficient_low, s.sufficient_high, 100, 0)
-    draws = rows[(rows.arm == 'all weights') & (rows.set != 'selected')]
-    return (f'**Mediation.** The trained activations of the selected neurons alone, put into the old model, give {share("all weights")} % '
-            f'of the change in pair margin after YFPO, and {share("dpo")} % after DPO, which never saw them; those of {len(draws)} '
-            f'layer-matched sets {100*draws.sufficient.min():.0f} to {100*draws.sufficient.max():.0f} % after YFPO.')
+# %% ../../nbs/lab/02_report.ipynb #17_repor-155
+def _mediation_finding(rows):
+    selected = rows[rows.set == 'selected'].set_index('arm')
+    draws = rows[(rows.arm == 'all weights') & (rows.set != 'selected')].sufficient
+    def share(arm): return _pct(selected.loc[arm].sufficient)
+    said = ['The trained activations of the selected neurons alone, put into the old model, give '
+            f'{share("all weights")} % of the change in pair margin after YFPO.',
+            f'After DPO, which never saw these neurons, they give {share("dpo")} %.',
+            f'Those of random neurons give at most {_pct(draws.max())} % after YFPO.' if len(draws) else '']
+    return Finding('Mediation', said, *mediation_table(rows).to_dict('records'))
 
-def _hacks_sentence(rows):
-    rows = rows.set_index(['readout', 'trick', 'model']).sort_index().gain
-    best = lambda trick, when: rows.xs((trick, when), level=('trick', 'model')).drop('paper-literal')
-    said = [f'{trick} {best(trick, "reference").min():+.2f} to {best(trick, "reference").max():+.2f} before preference training and '
-            f'{best(trick, "trained").min():+.2f} to {best(trick, "trained").max():+.2f} after'
-            for trick in ('digits shuffled', 'calculation repeated')]
-    moved = rows.xs('weights rescaled', level='trick')
-    before, after = (rows['standardised', 'calculation repeated', m] for m in ('reference', 'trained'))
-    return ('**Hacks.** What a trick gains over the honest solution under the read-outs other than the literal one, in spreads of the '
-            'margin of the pairs: ' + '; '.join(said) + f'. Under the default read-out, repeating a calculation gains '
-            f'{before:+.2f} before and {after:+.2f} after. Rescaled weights move them by '
-            f'{moved.drop("paper-literal").abs().max():.0e} at most, and the literal read-out by {moved["paper-literal"].abs().max():.1f}.')
+# %% ../../nbs/lab/02_report.ipynb #17_repor-157
+def _hacks_finding(rows):
+    gain = rows.set_index(['readout', 'trick', 'model']).sort_index().gain
+    def best(trick, when): return gain.xs((trick, when), level=('trick', 'model')).drop('paper-literal').max()
+    before, after = (gain['standardised', 'calculation repeated', m] for m in ('reference', 'trained'))
+    moved = gain.xs('weights rescaled', level='trick')
+    said = ['Repeating a calculation gains a text '
+            f'{_num(before, 2, "+")} spreads under the default read-out before preference training, and {_num(after, 2, "+")} after.',
+            f'Shuffled digits gain at most {_num(best("digits shuffled", "reference"), 2, "+")} before and '
+            f'{_num(best("digits shuffled", "trained"), 2, "+")} after, under all read-outs but the literal one.',
+            f'Rescaled weights move the literal read-out by {_num(moved["paper-literal"].abs().max())}, and the others by '
+            f'{_num(moved.drop("paper-literal").abs().max())}.']
+    return Finding('Hacks', said, *hacks_table(rows).to_dict('records'))
 
-STUDIES = dict(grid=_grid_sentence, overoptimisation=_overoptimisation_sentence, breakage=_breakage_sentence,
-               dynamic=_dynamic_sentence, zoo=_zoo_sentence, mediation=_mediation_sentence, hacks=_hacks_sentence)
+STUDIES = dict(grid=_grid_finding, overoptimisation=_overoptimisation_finding, breakage=_breakage_finding,
+               dynamic=_dynamic_finding, zoo=_zoo_finding, mediation=_mediation_finding, hacks=_hacks_finding)
 
 # %% ../../nbs/lab/02_report.ipynb #17_repor-039
-METRICS = dict(accuracy_numeric='accuracy (points)', pass_1='pass@1 (points)', nll_gold='NLL (nats per token)',
-               pair_accuracy='accuracy (points)')
-
-ANSWERS = dict(audit=(audit_verdict, 'audit'), causal=(lambda a, s: _causal_sentence(a, s['k']), 'ablation', 'selection'),
-               selectors=(_selector_sentence, 'selectors'), faithfulness=(_faithfulness_sentence, 'single_neurons', 'hiding'),
-               capability=(_capability_sentence, 'capability'), contrasts=(_contrast_sentence, 'contrasts'),
-               margins=(_margin_sentence, 'margins'), dose=(_dose_sentence, 'training'),
-               harm=(_harm_sentence, 'contrasts', 'manifest'), moves=(_moves_sentence, 'moves'),
+ANSWERS = dict(audit=(_audit_finding, 'audit'), causal=(_causal_finding, 'ablation', 'selection'),
+               selectors=(_selector_finding, 'selectors'), faithfulness=(_faithfulness_finding, 'single_neurons', 'hiding'),
+               capability=(_capability_finding, 'capability'), contrasts=(_contrast_finding, 'contrasts'),
+               margins=(_margin_finding, 'margins'), dose=(_dose_finding, 'training'),
+               harm=(_harm_finding, 'contrasts', 'manifest'), moves=(_moves_finding, 'moves'),
                **{k: (f, k, *(['grid'] if k in ('overoptimisation', 'dynamic') else [])) for k, f in STUDIES.items()})
 
 def finding(folder, # of results
             name:str): # a key of `ANSWERS`
-    "What one experiment found, in a few sentences with every number from the results files; '' where it was not run"
+    "What one experiment found, as a `Finding` with every number from the results files; None where it was not run"
     if name not in ANSWERS: raise ValueError(f"no experiment is called {name!r}: use one of {', '.join(ANSWERS)}")
     say, *needs = ANSWERS[name]
-    if not all(any(Path(folder).glob(SOURCES[k][0])) for k in needs): return ''
+    if not all(any(Path(folder).glob(SOURCES[k][0])) for k in needs): return None
     return say(*(read_results(folder, k) for k in needs))
 
-def verdict(folders): # of results
-    "What the recipes say together, in a few sentences with every number from their results files"
-    def those(name): return [f for f in map(Path, folders) if any(f.glob(SOURCES[name][0]))]
-    compared = {f: counting(read_results(f, 'contrasts')) for f in those('contrasts')}
-    said = [_removed(those('ablation')), _judged(those('audit')), _trained(compared), _preferred(compared)]
-    return [x for x in said if x]
-
-def _removed(folders):
-    if not folders: return ''
-    def near(f):                                               # the ablated size nearest to the one trained on, at the mean
-        a = read_results(f, 'ablation')
-        return a[(a['mode'] == 'mean') & (a.k == a.k.iloc[(a.k - read_results(f, 'selection')['k']).abs().argmin()])]
-    tables = [near(f) for f in folders]
-    texts = sorted({int(a.n.min()) for a in tables})
-    def rise(kind, text): return [x for a in tables for x in a[(a['set'] == kind) & (a.text == text)].delta_nll]
-    def span(text): return f"{min(rise('selected', text)):.1f} to {max(rise('selected', text)):.1f}"
-    return (f"**Removing the neurons.** Setting the {tables[0].k.iloc[0]} selected to their mean raises the loss of solutions by "
-            f"{span('math')} nats per token and of prose by {span('general')}; layer-matched random neurons raise it by at most "
-            f"{max(rise('layer-matched', 'math')):.2f} and {max(rise('layer-matched', 'general')):.2f} "
-            f"({len(rise('layer-matched', 'math'))} draws; {' to '.join(map(str, texts))} texts of each kind in a recipe).")
-
-def _judged(folders):
-    if not folders: return ''
-    audits = {f: read_results(f, 'audit') for f in folders}
-    able = [f for f, a in audits.items() if 'carries a signal' in audit_verdict(a)]
-    but = f" (it does in {', '.join(f'`{f.name}`, of {int(audits[f].n.max())} pairs' for f in able)})" if able else ''
-    return (f'**Their margin as a judge.** In {len(audits) - len(able)} of {len(audits)} audits it tells the preferred response no better '
-            f'than a coin does{but}.')
-
-def _trained(compared):
-    from scipy.stats import binomtest
-    every = [(f, r) for f, c in compared.items() for r in c[c.family].itertuples()]
-    if not every: return ''
-    sure, primary = [(f, r) for f, r in every if r.p_holm < .05], [r for _, r in every if r.primary]
-    against = sum((r.delta > 0) == (r.metric in _NATS) for r in primary if r.delta)
-    boot = [r for _, r in every if getattr(r, 'boot_low', 0) > 0 or getattr(r, 'boot_high', 0) < 0]
-    signs = binomtest(against, len(primary)).pvalue if primary else math.nan
-    which = ''.join(f'; `{f.name}`: {_contrast(r.contrast)}, {METRICS[r.metric]}, {delta_text(r)}' for f, r in sure)
-    return (f"**Training on them.** Of {len(every)} declared contrasts in {len(compared)} recipes, {len(sure)} "
-            f"{'has' if len(sure) == 1 else 'have'} a p below 5 % (Holm within each recipe, t over seeds){which}. {against} of "
-            f'{len(primary)} primary estimates have the sign that speaks against the selected neurons, which by signs alone has p '
-            f'{_p(signs)}. The t test errs on the wide side; the two-level bootstrap, too narrow with so few seeds, would leave out zero '
-            f'in {len(boot)}, {sum(r.primary for r in boot)} of them primary.')
-
-def _preferred(compared):
-    def clear(contrast):
-        "(sets where the loss of gold solutions is lower, where it is higher, of how many), by intervals that leave out zero"
-        rows = [r for c in compared.values() for r in c[(c.contrast == contrast) & (c.metric == 'nll_gold')
-                                                        & ~c.set.str.contains(r'-d\d+$')].itertuples()]
-        return sum(r.high < 0 for r in rows), sum(r.low > 0 for r in rows), len(rows)
-    dpo, ours, control = (clear(c) for c in ('dpo - sft', 'yfpo - dpo', 'yfpo-random - dpo'))
-    if not dpo[2] or not control[2]: return ''
-    return (f'**Preference training itself.** Against the warm start, plain DPO makes gold solutions less likely on {dpo[1]} of {dpo[2]} '
-            f'test sets and more likely on {dpo[0]}. Against plain DPO, the reward on the selected neurons makes them more likely on '
-            f'{ours[0]} of {ours[2]} and less likely on {ours[1]}, the reward on random neurons on {control[0]} and {control[1]} '
-            '(exploratory, uncorrected; the others cannot be told from zero).')
-
 def findings(folder): # a folder of results
-    "What its experiments found, one paragraph each"
+    "What its experiments found"
     return [x for x in (finding(folder, k) for k in ANSWERS) if x]
 
+# %% ../../nbs/lab/02_report.ipynb #17_repor-164
+def side_by_side(found): # {recipe: Finding} of one experiment
+    "What several recipes found, in Markdown: a line a recipe, and one table of all their numbers"
+    import pandas as pd
+    if not found: return '*Not run yet.*'
+    first, *_ = found.values()
+    df = pd.concat([x.table.assign(recipe=r) for r, x in found.items()]).fillna('')
+    lines = '\n'.join(f"- `{r}`: {' '.join(x.said)}" for r, x in found.items())
+    return '\n\n'.join([f'**{first.title}**', lines, markdown_table(df[['recipe', *df.columns.drop('recipe')]])])
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-134
+TUNED = {'cpu': 'its learning rate was chosen on its own test questions'}     # recipes that judge nothing, and why
+
+def _named(folder):
+    "The recipe's name, or that of the folder where nothing tells"
+    name = _recipe_of(folder)
+    return folder.name if name == 'RECIPE' else name
+
+def _judges(folders): # of results
+    "{folder: contrasts that count} of the recipes that declare a family and may judge"
+    folders = [f for f in map(Path, folders) if (f/'contrasts.csv').exists() and _named(f) not in TUNED]
+    tables = {f: counting(read_results(f, 'contrasts')) for f in folders}
+    return {f: c for f, c in tables.items() if c.family.any()}
+
+def _declared(compared, contrast=None):
+    "[(folder, row)] of the declared contrasts"
+    return [(f, r) for f, c in compared.items() for r in c[c.family].itertuples() if contrast in (None, r.contrast)]
+
+def _beats(rows, ours, theirs, many): # [(folder, row)], two names, whether `ours` is plural
+    "One sentence: who is better, by the p that Holm corrected"
+    if not rows: return f"Whether {ours} {'beat' if many else 'beats'} {theirs} was not asked."
+    better = [(f, r, _favours(r) == r.contrast.split(' - ')[0]) for f, r in rows if r.delta]
+    won, lost = ([f'`{_named(f)}`' for f, r, up in better if r.p_holm < .05 and up == side] for side in (True, False))
+    if won or lost:
+        said = [f"{verb} {theirs} in {_list(where)}" for verb, where in
+                ((f"beat{'' if many else 's'}", won), (f"lose{'' if many else 's'} to", lost)) if where]
+        return f"{_start(ours)} {' and '.join(said)}, by more than chance explains."
+    up, n = sum(u for *_, u in better), len(rows)
+    side, k = (ours, up) if 2*up >= len(better) and up else (theirs, len(better) - up)
+    lean = _some(k, n, 'estimate', 'favours', 'favour')
+    return f"{_start(ours)} {'are' if many else 'is'} not shown to beat {theirs}: {lean} {side}, and none can be told from zero."
+
+def _unseen(rows): # rows of contrasts.csv
+    "One sentence: what could have gone unseen"
+    null = [r for r in rows if not r.p_holm < .05]
+    open_ = [r for r in null if not math.isnan(r.mde)]
+    if not null:
+        return f"{_start(_some(len(rows), len(rows), 'declared difference', 'holds', 'hold'))} after correction for their number."
+    if not open_: return 'How large a difference could have gone unseen is not known.'
+    nats, points = ([r.mde for r in open_ if (r.metric in _NATS) == side] for side in (True, False))
+    said = [f'{_num(max(nats))} nats per token'] if nats else []
+    if points: said.append(f'{_interval(max(points), math.nan, math.nan, 100, 1)} points of accuracy')
+    what = 'That does not show them equal' if len(null) == len(rows) else 'The other differences are not shown to be zero'
+    return f"{what}: true differences of up to {' or '.join(said)} could have gone unseen."
+
+def verdict(folders): # of results
+    "Three plain sentences: YFPO against DPO, the selected neurons against random ones, and what could not be seen"
+    compared = _judges(folders)
+    if not compared: return ['No recipe that declares its comparisons has results yet.']
+    dpo, free = (_declared(compared, c) for c in ('yfpo - dpo', 'yfpo - yfpo-random'))
+    return [_beats(dpo, 'YFPO', 'DPO', False), _beats(free, 'the selected neurons', 'the random neurons', True),
+            _unseen([r for _, r in dpo + free])]
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-136
+def _removed(folders):
+    tables = {f: _near(read_results(f, 'ablation'), read_results(f, 'selection')['k']) for f in folders}
+    def rise(f, kind, text): return tables[f][(tables[f]['set'] == kind) & (tables[f].text == text)]
+    def every(kind, text): return [x for f in folders for x in rise(f, kind, text).delta_nll]
+    def most(kind, text): return _num(max(every(kind, text)))
+    def row(f):
+        own = {t: rise(f, 'selected', t).iloc[0] for t in TEXTS}
+        return {'recipe': _named(f), **{f'NLL of {TEXTS[t]}': _interval(r.delta_nll, r.low, r.high, digits=2, sign='+')
+                                            for t, r in own.items()},
+                **{f'{TEXTS[t]}, random sets': _span(rise(f, 'layer-matched', t).delta_nll) for t in TEXTS},
+                'texts': str(own['math'].n)}
+    said = [f"Setting the {next(iter(tables.values())).k.iloc[0]} selected neurons to their mean raises the NLL of solutions by at least "
+            f"{_num(min(every('selected', 'math')))} nats per token.", f"That of prose rises by at most {most('selected', 'general')}.",
+            f"Random neurons raise it by at most {most('layer-matched', 'math')} on solutions and {most('layer-matched', 'general')} "
+            'on prose.']
+    return Finding('Removing the neurons', said, *map(row, folders))
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-159
+def _judged(folders):
+    rows = {f: a[(a.kind == 'selected') & (a.readout == 'standardised')].iloc[0] for f in folders for a in [read_results(f, 'audit')]}
+    able = [f'`{_named(f)}`' for f, s in rows.items() if _able(s)]
+    said = [f"Before training, {_some(len(rows) - len(able), len(rows), 'audit', 'finds', 'find')} the margin no better than a coin at "
+            'picking the preferred response.', f'In {_list(able)} it is better.' if able else '']
+    return Finding('Their margin as a judge', said, *({'recipe': _named(f), 'preferred response (%)':
+                   _interval(s.auc, s.low, s.high, 100, 0), 'pairs': str(s.n)} for f, s in rows.items()))
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-161
+def _trained(compared):
+    every = _declared(compared)
+    sure, primary = [(f, r) for f, r in every if r.p_holm < .05], [r for _, r in every if r.primary and r.delta]
+    against = sum(_favours(r) != r.contrast.split(' - ')[0] for r in primary)
+    k, side = (against, 'random') if 2*against >= len(primary) else (len(primary) - against, 'selected')
+    boot = [r for _, r in every if getattr(r, 'boot_low', 0) > 0 or getattr(r, 'boot_high', 0) < 0]
+    said = [_start(_some(len(sure), len(every), 'declared difference', 'can', 'can')) + " be told from zero after Holm's correction.",
+            *(f'In `{_named(f)}`, {_contrast(r.contrast)} is {_amount(r)}.' for f, r in sure),
+            _start(_some(k, len(primary), 'primary estimate', 'favours', 'favour')) + f' the {side} neurons.' if primary else '',
+            'These t intervals err on the wide side.', 'By the bootstrap over seeds and questions, which errs on the narrow side, '
+            f"{_some(len(boot), len(every), 'difference', 'leaves', 'leave')} zero out."]
+    table = family_table(compared).to_dict('records') if all((f/'contrasts.csv').exists() for f in compared) else []
+    return Finding('Training on them', said, *table)
+
+_PLAIN = {'dpo - sft': 'DPO minus SFT', 'yfpo - dpo': 'YFPO minus DPO', 'yfpo-random - dpo': 'YFPO (random neurons) minus DPO'}
+
+def _preferred(compared):
+    df = {f: c[(c.metric == 'nll_gold') & ~c.set.str.contains(r'-d\d+$')] for f, c in compared.items()}
+    def clear(contrast):
+        "(sets where gold solutions are more likely, where they are less likely, of how many), by intervals that leave out zero"
+        rows = [r for c in df.values() for r in c[c.contrast == contrast].itertuples()]
+        return sum(r.high < 0 for r in rows), sum(r.low > 0 for r in rows), len(rows)
+    def moves(contrast, who, base):
+        more, less, n = clear(contrast)
+        return (f"Against {base}, {who} makes gold solutions less likely on {_some(less, n, 'test set', '').strip()}, and more likely on "
+                f"{_count(more) if more else 'none'}.")
+    if not all(clear(c)[2] for c in _PLAIN): return None
+    places = [(f, s) for f, c in df.items() for s in dict.fromkeys(c.set)]
+    return Finding('Preference training itself', [moves('dpo - sft', 'plain DPO', 'the warm start'), moves('yfpo - dpo', 'YFPO', 'DPO'),
+                   moves('yfpo-random - dpo', 'the reward on random neurons', 'DPO'), 'This is exploratory and uncorrected.'],
+                   *({'recipe': _named(f), 'NLL on': set_label(s), **{head: delta_text(r) for c, head in _PLAIN.items() for r in
+                      df[f][(df[f].contrast == c) & (df[f].set == s)].itertuples()}} for f, s in places))
+
+# %% ../../nbs/lab/02_report.ipynb #17_repor-163
+def together(folders): # of results
+    "What the recipes say together, as findings; those that were tuned on their own test questions do not count after training"
+    def those(name): return [f for f in map(Path, folders) if any(f.glob(SOURCES[name][0]))]
+    ablated, audited, compared = those('ablation'), those('audit'), _judges(folders)
+    said = [_removed(ablated) if ablated else None, _judged(audited) if audited else None,
+            *([_trained(compared), _preferred(compared)] if compared else [])]
+    return [x for x in said if x]

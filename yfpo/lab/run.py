@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DEEP', 'NODES', 'LETTERS', 'FORM', 'ARMS', 'TYPES', 'FORMS', 'SETS', 'CHOICES', 'MOST', 'NEEDS', 'COST', 'WORK',
            'PACKAGES', 'COMPARED', 'root', 'check_recipe', 'read_recipe', 'notebook_parameters', 'check_parameter',
-           'run_folder', 'results_folder', 'need', 'kept', 'plan', 'estimate', 'estimate_text', 'step_key', 'is_done',
-           'execute', 'versions', 'write_manifest', 'expected', 'run_recipe', 'cost_text', 'show_results', 'publish',
-           'report', 'run_here', 'check', 'tolerances', 'check_text', 'save_agreement', 'readme_text', 'peak_memory',
-           'side_by_side', 'ratio', 'main']
+           'check_together', 'run_folder', 'results_folder', 'need', 'kept', 'plan', 'estimate', 'estimate_text',
+           'step_key', 'is_done', 'execute', 'versions', 'write_manifest', 'expected', 'run_recipe', 'cost_text',
+           'show_results', 'publish', 'report', 'run_here', 'check', 'tolerances', 'agreement_text', 'save_agreement',
+           'readme_text', 'peak_memory', 'side_by_side', 'ratio', 'main']
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-002
 import argparse, ast, collections, difflib, functools, hashlib, importlib.metadata, importlib.util, json, math, os, pickle
@@ -298,6 +298,19 @@ def check_parameter(name, value, known, where):
     if twice is not None and type(twice) is not list: raise ValueError(f'{where}: {name} names {_short(twice)} twice; name it once')
     return value
 
+# %% ../../nbs/lab/05_run.ipynb #18_run-022e
+def check_together(params, known, where): # known: what the notebook declares, see `notebook_parameters`
+    "A sentence for two parameters, given or by default, that contradict each other"
+    p = {**{k: default for k, (_, default, _) in known.items()}, **params}
+    n = p.get('n_samples', 0)
+    if n > 1 and p.get('temperature', 1) == 0:
+        raise ValueError(f'{where}: temperature is 0 and n_samples {n}, but greedy answers to one question are all the same: '
+                         'give a temperature above 0, or n_samples 1')
+    if n and max(p.get('ks') or [0]) > n:
+        raise ValueError(f'{where}: ks names {max(p["ks"])} and n_samples is {n}, but no more samples can be read than are made: '
+                         'give smaller ks, or more samples')
+
+
 # %% ../../nbs/lab/05_run.ipynb #18_run-022b
 def _injected(cells):
     "What papermill set in the cells that ran so far: {name: value}"
@@ -312,7 +325,9 @@ def _check_injected():
     own = next((c for c in reversed(cells) if re.search(r'^recipe:str = ', c, re.M)), None)
     if own is None: return
     known = _parameters(own, 'this notebook')
-    for k, v in _injected(cells).items(): check_parameter(k, v, known, 'this notebook')
+    given = _injected(cells)
+    for k, v in given.items(): check_parameter(k, v, known, 'this notebook')
+    check_together(given, known, 'this notebook')
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-008
 def _folder_of(kind, recipe, own, default):
@@ -421,6 +436,7 @@ def plan(recipe, # a dict from `read_recipe`
         used |= set(known)
         where = f"stage {stage!r} of recipe {recipe['name']!r}"
         params = {k: check_parameter(k, v, known, where) for k, v in params.items()}
+        check_together(params, known, where)
         if params.get('data_dir'): params['data_dir'] = _data_folder(params['data_dir'], where)
         params['recipe'] = recipe['name']
         params.update(results_dir=str(run/'results')) if 'results_dir' in known else params.update(run_dir=str(run))
@@ -946,6 +962,7 @@ def run_here(notebook, **params):
     "Run the code cells of a notebook in this process, as papermill would with these parameters; returns its variables"
     names, known = dict(__name__='__main__'), notebook_parameters(notebook)
     params = {k: check_parameter(k, v, known, Path(notebook).name) for k, v in params.items()}
+    check_together(params, known, Path(notebook).name)
     for i, c in enumerate(_cells(notebook)):
         if c['cell_type'] != 'code': continue
         exec(compile(''.join(c['source']), f'{Path(notebook).name}, cell {i}', 'exec'), names)
@@ -997,7 +1014,7 @@ def tolerances():
                 raise ValueError(f'{path}: {k} is {_short(v)}, but must be a number above 0')
     return res
 
-def check_text(recipe:str, results):
+def agreement_text(recipe:str, results):
     "What `check` finds of a rerun against the committed results, in a sentence, and whether all is inside"
     rows = check(results, results_folder(recipe), tolerances())
     bad, same = [r for r in rows if r['outside']], sum(r['largest'] == 0 for r in rows)
@@ -1106,7 +1123,7 @@ def _cmd_run(a):
     if a.until or a.only: return print(f"results so far in {run/'results'}, executed notebooks in {run/'notebooks'}")
     show_results(run/'results')
     print(f"results in {run/'results'}, executed notebooks in {run/'notebooks'}")
-    if (f := _committed(a.recipe, run)): print(check_text(f, run/'results')[0])
+    if (f := _committed(a.recipe, run)): print(agreement_text(f, run/'results')[0])
 
 def _committed(recipe, run):
     "The recipe's name, if its committed results were made with the very settings of this run"
@@ -1117,7 +1134,7 @@ def _committed(recipe, run):
 def _cmd_check(a):
     name = read_recipe(a.recipe)['name']
     results = run_folder(name, _folder(a.run_dir), make=False)/'results'
-    text, same = check_text(name, results)
+    text, same = agreement_text(name, results)
     print(text)
     if a.save: print(save_agreement(name, results))
     if not same: sys.exit(1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'GumbelNoise', 'stop_ids', 'left_padded', 'plain_decode', 'RoomyLayer', 'common_beginning', 'Beginning',
            'read_beginning', 'shared_attention', 'alike', 'decode', 'odd_attention', 'why_plain_decoding', 'any_batch',
-           'decodes', 'text_ids', 'stop_texts', 'check_decoding', 'completions', 'vllm_decode']
+           'decodes', 'text_ids', 'check_tokens', 'stop_texts', 'check_decoding', 'completions', 'vllm_decode']
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-002
 import hashlib, numbers, tempfile, warnings
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from transformers import Cache, DynamicCache, DynamicLayer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 from ..data.checks import check_count
 from .machine import decode_batch
-from .models import head_logits, own_attention, save_model, unwrap
+from .models import check_model, check_tokenizer, head_logits, own_attention, save_model, unwrap
+from ..data.checks import as_list, check_text
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-005
 class GumbelNoise(LogitsProcessor):
@@ -42,6 +43,7 @@ def stop_ids(model, tokenizer):
 
 def left_padded(prompts, pad_id:int=0, device='cpu'):
     "Token ids and where they are real: (B, S) each"
+    check_count('pad_id', pad_id, 0)
     S = max(map(len, prompts))
     ids = torch.tensor([[pad_id]*(S - len(p)) + list(p) for p in prompts], device=device)
     return ids, torch.arange(S, device=device) >= torch.tensor([[S - len(p)] for p in prompts], device=device)
@@ -262,11 +264,18 @@ def decodes(model):
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-041
 def text_ids(tokenizer, text:str, continues:bool=False) -> list: # whether the text goes on from another one
     "Token ids of a text, with its tokenizer's beginning of text unless it begins with a special token, as chat templates write it"
+    check_text(text)
     special = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
     begun = continues or bool(special and text.startswith(special))
     ids = tokenizer(text, add_special_tokens=not begun).input_ids
     ended = not begun and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
     return ids[:-1] if ended else ids
+
+def check_tokens(model, rows): # lists of token ids
+    "Refuse tokens that the model does not have, and which it could only stumble over"
+    n = getattr(model.get_input_embeddings(), 'num_embeddings', float('inf'))
+    top = max((max(r, default=0) for r in rows), default=0)
+    if top >= n: raise ValueError(f'a text has the token {top}, and the model knows those below {n}: give the tokenizer of this model')
 
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-027
@@ -305,10 +314,19 @@ def check_decoding(temperature:float, top_p:float, max_new_tokens:int, backend:s
     "Refuse settings that nothing can be drawn with"
     if backend not in BACKENDS: raise ValueError(f"backend {backend!r} is unknown: use one of {', '.join(BACKENDS)}")
     for k, v in dict(temperature=temperature, top_p=top_p).items():
-        if not isinstance(v, numbers.Real): raise ValueError(f'{k} is {v!r}: give a number')
+        if not isinstance(v, numbers.Real) or isinstance(v, bool): raise ValueError(f'{k} is {v!r}: give a number')
     check_count('max_new_tokens', max_new_tokens)
     if not 0 <= temperature < float('inf'): raise ValueError(f'temperature is {temperature}: give 0 for greedy, or a positive number')
     if not 0 < top_p <= 1: raise ValueError(f'top_p is {top_p}: give a share above 0, at most 1')
+
+def _prompt_ids(model, tokenizer, prompts):
+    "Token ids of prompts from which a response can go on"
+    check_model(model); check_tokenizer(tokenizer)
+    ids = [text_ids(tokenizer, check_text(p, f'prompt {i}')) for i, p in enumerate(as_list(prompts, 'prompts', 'texts'))]
+    if not ids: raise ValueError('there are no prompts to go on from: the list is empty')
+    if empty := [i for i, x in enumerate(ids) if not x]: raise ValueError(f'prompt {empty[0]} is empty: there is nothing to go on from')
+    check_tokens(model, ids)
+    return ids
 
 def completions(model, tokenizer, prompts, # texts
                 keys=None, # one a prompt, seeds of its noise; needed where `temperature` is above 0
@@ -318,8 +336,11 @@ def completions(model, tokenizer, prompts, # texts
                 backend:str='auto'): # 'auto' is this page's loop where the model allows it; 'transformers'; 'vllm'
     "Yields batches (places in `prompts`, their (text, tokens, finished, token ids)), longest prompts first"
     check_decoding(temperature, top_p, max_new_tokens, backend)
-    ids, ends, stop = [text_ids(tokenizer, p) for p in prompts], set(stop_ids(model, tokenizer)), stop_texts(stop)
-    if empty := [i for i, x in enumerate(ids) if not x]: raise ValueError(f'prompt {empty[0]} is empty: there is nothing to go on from')
+    check_count('batch_size', batch_size, 0)
+    ids, stop = _prompt_ids(model, tokenizer, prompts), stop_texts(stop)
+    if temperature > 0 and (not isinstance(keys, (list, tuple)) or len(keys) != len(ids)):
+        raise ValueError(f'keys are {keys!r:.60}: sampling needs a list with one text for each of the {len(ids)} prompts')
+    ends = set(stop_ids(model, tokenizer))
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     batch_size = decode_batch(batch_size, _row_bytes(model, max(map(len, ids)) + max_new_tokens))
     if backend == 'vllm':

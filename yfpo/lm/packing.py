@@ -14,8 +14,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 import torch
-from .decoding import any_batch, odd_attention
-from .models import head_logits, own_attention, unwrap
+from .decoding import any_batch, check_tokens, odd_attention
+from ..data.checks import check_count
+from .models import check_model, head_logits, own_attention, unwrap
 from .responses import example_logprobs, hidden_states
 from .progress import track
 
@@ -325,7 +326,7 @@ class PackedForward:
 # %% ../../nbs/lm/05_packing.ipynb #03_packi-036
 def shared_batches(examples, batch_size:int):
     "Lists of indices of about `batch_size` examples each, dearest first; those with one prompt stay together"
-    if batch_size < 1: raise ValueError(f'batch_size is {batch_size}: give at least 1')
+    check_count('batch_size', batch_size)
     by = {}
     for i, e in enumerate(examples): by.setdefault(tuple(e.ids[:e.start]), []).append(i)
     parts = [g[o:o + batch_size] for g in by.values() for o in range(0, len(g), batch_size)]
@@ -364,6 +365,7 @@ def packs(model, longest:int): # tokens of the longest sequence
 @torch.no_grad()
 def shared_logprobs(model, examples, pad_id:int, batch_size:int=8, progress:bool=False):
     "`example_logprobs`, prompts computed once"
+    check_tokens(check_model(model), [e.ids for e in examples])
     if not examples or not packs(model, max(len(e.ids) for e in examples)):
         return example_logprobs(model, examples, pad_id, batch_size, progress)
     out = [None]*len(examples)
