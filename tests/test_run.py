@@ -620,8 +620,8 @@ def test_errors_of_the_system_are_one_sentence(toy, tmp_path, monkeypatch):
     assert "'%%time' is not Python" in said('run', 'toy')
     monkeypatch.setattr('yfpo.lab.run.read_recipe', mock.Mock(side_effect=OSError(28, 'No space left on device', '/disk/a')))
     assert said('run', 'toy') == 'yfpo: /disk/a: No space left on device'
-    monkeypatch.setattr('yfpo.lab.run.read_recipe', mock.Mock(side_effect=ImportError("No module named 'x'")))
-    assert 'pip install' in said('run', 'toy')
+    monkeypatch.setattr('yfpo.lab.run.read_recipe', mock.Mock(side_effect=ModuleNotFoundError("No module named 'x'", name='x')))
+    assert said('run', 'toy') == "yfpo: a run needs x: pip install 'yfpo[lab]'"
 
 def test_nobody_reads_on():
     "`yfpo env | head -1`, with a reader that is gone before the first line"

@@ -114,7 +114,7 @@ def made(tiny, tmp_path_factory):
     make_it = {'trl.DPOTrainer()': trainer, 'trl.DPOTrainer().train_dataset': lambda: get('trl.DPOTrainer()').train_dataset.column_names,
                'trl.DPOTrainer().data_collator()': lambda: (t := get('trl.DPOTrainer()')).data_collator([t.train_dataset[0]]),
                'peft.tuners.lora.Linear()': lambda: lora().get_base_model().model.layers[0].mlp.down_proj,
-               'torch.nn.Module()': torch.nn.Module, 'lxt.efficient.patches()': lambda: resolve_name('yfpo.relevance').lxt_patches()}
+               'torch.nn.Module()': torch.nn.Module, 'lxt.efficient.patches()': lambda: resolve_name('yfpo.beyond.identities').lxt_patches()}
     @functools.cache
     def get(where):
         pytest.importorskip(where.split('.')[0])
@@ -187,7 +187,7 @@ def test_no_private_name_of_ours_hides_one_of_theirs():
 
 def test_lxt_patches_come_without_its_model_zoo():
     "The zoo imports what transformers has dropped; that the rules are ours is in test_relevance"
-    from yfpo.relevance import lxt_patches
+    from yfpo.beyond.identities import lxt_patches
     before = {m: sys.modules.pop(m) for m in [*sys.modules] if m.split('.')[0] == 'lxt'}
     try:
         p = lxt_patches()
@@ -198,7 +198,7 @@ def test_lxt_patches_come_without_its_model_zoo():
         sys.modules.update(before)
 
 def test_lxt_scope_leaves_nothing_behind(tiny):
-    from yfpo.relevance import lxt_attnlrp
+    from yfpo.beyond.identities import lxt_attnlrp
     m, ids = copy.deepcopy(tiny[0]), torch.arange(3, 30)[None]
     def look(): return {n: sorted(x.__dict__) for n, x in m.named_modules()}, m.config.to_dict(), m.config._attn_implementation
     def gradient(): return torch.autograd.grad(m(input_ids=ids).logits.sum(), m.model.embed_tokens.weight)[0]

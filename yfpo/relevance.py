@@ -7,11 +7,10 @@ __all__ = ['FACTORS', 'MULTIPLIERS', 'FAMILIES', 'RULES', 'SEEDS', 'ATTRIBUTORS'
            'family_of', 'blocks_of', 'check_family', 'down_projs', 'write_matrix', 'width', 'attnlrp', 'digit_ids',
            'answer_mask', 'seed_gradient', 'explained', 'explaining', 'rule_scope', 'explain', 'split_prompt',
            'read_on', 'neuron_relevance', 'token_relevance', 'residual_relevance', 'relevance_flows', 'identities',
-           'lxt_patches', 'lxt_attnlrp', 'Relevance', 'accumulate', 'relevance_sums', 'relevance_of', 'Attributor',
-           'attributor', 'attribute']
+           'Relevance', 'accumulate', 'relevance_sums', 'relevance_of', 'Attributor', 'attributor', 'attribute']
 
 # %% ../nbs/01_relevance.ipynb #04-relev-002
-import hashlib, importlib, math, sys, types
+import hashlib, math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from .lm.models import head_logits, own_attention, unwrap
 from .data.files import atomic_write
 from .lm.responses import Example, batches, collate, encode, fingerprint, hidden_states
 from .lm.progress import track
+from .data.checks import refuse_name
 
 # %% ../nbs/01_relevance.ipynb #04-relev-007
 FACTORS = dict(query=1/4, key=1/4, value=1/2, gate=1/2)   # the uniform rule's shares
@@ -449,35 +449,6 @@ def identities(model, batch) -> dict:
             'T3 value half': error(f['value'] - f['out']/2, f['y']), 'T3 query is key': error(f['query'] - f['key'], f['y']),
             'T4 softmax': error(f['query'] + f['key'] - f['softmax'], f['y']),
             'T9 same output': error(inside - before, before)}
-
-# %% ../nbs/01_relevance.ipynb #04-relev-070
-def lxt_patches():
-    "The module `lxt.efficient.patches`, without importing lxt's model zoo"
-    name = 'lxt.efficient'
-    if name in sys.modules: return importlib.import_module(f'{name}.patches')
-    lxt = importlib.import_module('lxt')
-    stand_in = types.ModuleType(name)
-    stand_in.__path__ = [f'{p}/efficient' for p in lxt.__path__]
-    sys.modules[name] = stand_in
-    try: return importlib.import_module(f'{name}.patches')
-    finally: del sys.modules[name]
-
-@contextmanager
-def lxt_attnlrp(model):
-    "The scope of `attnlrp` made of lxt's own functions, for models with Llama's blocks: the reference to compare with"
-    base, p = unwrap(model), lxt_patches()
-    if family_of(model) != Family(): raise ValueError("lxt's functions fit models with Llama's blocks only")
-    if getattr(base, '_attnlrp', None): raise ValueError('this model is already inside an `attnlrp` scope: leave it first')
-    patches = [(m, p.rms_norm_forward) for m in base.modules() if type(m).__name__.endswith('RMSNorm')]
-    patches += [(b.mlp, p.gated_mlp_forward) for b in blocks_of(base)]
-    base._attnlrp = _Scope('attnlrp')
-    try:
-        with _attention_scope(base, base._attnlrp, lambda attend, scope: p.wrap_attention_forward(attend)):
-            for m, f in patches: m.forward = types.MethodType(f, m)
-            yield model
-    finally:
-        for m, _ in patches: m.__dict__.pop('forward', None)
-        del base._attnlrp
 
 # %% ../nbs/01_relevance.ipynb #04-relev-077
 @dataclass

@@ -10,6 +10,7 @@ __all__ = ['FLEXIBLE', 'IGNORED', 'PROTOCOLS', 'Protocol', 'protocol', 'protocol
 import json, random, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from ..data.extras import needs
 
 # %% ../../nbs/beyond/07_protocols.ipynb #18-proto-005
 @dataclass(frozen=True)
@@ -140,10 +141,9 @@ def harness_scores(model:str, # folder of a saved model, or a hub id
                    max_new_tokens:int=0, # 0 for the harness's own limit
                    max_length:int=0): # tokens of prompt and answer, of which the harness cuts the beginning; 0 for the model's own
     "What lm-evaluation-harness says of a model: {task: {metric: value, ..., 'answers': [texts]}}; needs the extra `harness`"
-    try:
+    with needs('harness', '`harness_scores`'):
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
-    except ImportError as e: raise ValueError('lm-evaluation-harness is not installed: `pip install yfpo[harness]`') from e
     with tempfile.TemporaryDirectory() as d:
         names = _local_tasks(tasks, data_dir, d) if data_dir else list(tasks)
         manager = TaskManager(include_path=d, include_defaults=False) if data_dir else None

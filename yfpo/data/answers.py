@@ -13,7 +13,8 @@ import ast, logging, operator, re, threading, unicodedata
 from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
-from .checks import check_text, odd_text
+from .checks import check_text
+from .extras import needs
 
 # %% ../../nbs/data/02_answers.ipynb #00-probl-013
 SPACES = '\u00a0\u2000-\u200a\u202f\u205f\u3000'                 # no-break, thin and other wide spaces, which group digits
@@ -195,8 +196,7 @@ ANSWER_RULES = ('strict', 'flexible', 'numeric', 'math')
 
 def _math(text, answer):
     "Whether math-verify finds `answer` in what stands after `####`, or in all of `text`"
-    try: from math_verify import parse, verify
-    except ImportError: raise ImportError("the rule 'math' needs math-verify; install it with pip install 'yfpo[math]'") from None
+    with needs('math', "the rule 'math'"): from math_verify import parse, verify
     wait = 5 if threading.current_thread() is threading.main_thread() else None    # seconds; its alarm rings in the main thread only
     if wait is None: logging.getLogger('math_verify').setLevel(logging.ERROR)      # which else warns of it at every answer
     read, text = partial(parse, parsing_timeout=wait), plain_text(text)

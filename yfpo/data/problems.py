@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from .answers import NUMBER, show_number, to_number
+from .checks import odd_text
 from .files import read_jsonl
 
 # %% ../../nbs/data/03_problems.ipynb #00-probl-035

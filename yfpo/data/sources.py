@@ -11,6 +11,7 @@ import ast, random, re
 from pathlib import Path
 from typing import NamedTuple
 from .answers import calc, node_value, show_number, to_number
+from .checks import as_path
 from .files import parse_json, read_jsonl, read_text
 from .problems import Problem, check_ids, gold_number, gold_problem
 from .templates import make_ood, make_problems

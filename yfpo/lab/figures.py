@@ -12,6 +12,7 @@ __all__ = ['HUES', 'CURVES', 'MOVES', 'STROKES', 'AXES', 'DASHBOARD', 'style', '
 import functools, math, re
 from pathlib import Path
 import numpy as np
+from ..data.extras import needs
 from ..data.files import atomic_write
 from .report import (BLUE, GREEN, GREY, INK, KINDS, MEASURES_OF, ORANGE, PURPLE, RED, SELECTORS, SKY, TOKEN_NAMES, _NATS, _contrast,
                          _delta_unit, arm_color, arm_label, arm_order, counting, is_smoke, set_label)
@@ -32,13 +33,13 @@ def styled(draw):
     "Run a drawing function under `style`"
     @functools.wraps(draw)
     def f(*args, **kwargs):
-        import matplotlib as mpl
+        with needs('lab', 'a figure'): import matplotlib as mpl
         with mpl.rc_context(), mpl.rc_context(style()): return draw(*args, **kwargs)
     return f
 
 def panels(rows=1, cols=1, size=(7, 3), **kwargs):
     "A figure that belongs to no global state, and its axes as an array of shape (rows, cols)"
-    from matplotlib.figure import Figure
+    with needs('lab', 'a figure'): from matplotlib.figure import Figure
     fig = Figure(figsize=size, layout='constrained')
     fig.get_layout_engine().set(rect=(0, .035, 1, .965), w_pad=.06, h_pad=.06)
     return fig, fig.subplots(rows, cols, squeeze=False, **kwargs)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'CARD', 'STYLE', 'SCRIPT', 'BROWSER', 'TABLES', 'browser_data', 'table_html', 'figure_html', 'finding_html',
-           'words_html', 'card_html', 'latex_numbers', 'write_numbers', 'page_html', 'write_page']
+           'words_html', 'card_html', 'page_html', 'write_page']
 
 # %% ../../nbs/lab/04_page.ipynb #20-page-002
 import base64, html, json, math, re
 from pathlib import Path
 from ..evaluate import read_samples
 from ..data.files import atomic_write, parse_json, read_jsonl, read_text
-from .report import (WORDS, arm_color, arm_label, arm_order, caption_for, check_object, findings, is_smoke, read_cells, read_results,
-                         set_label)
+from .report import (WORDS, arm_color, arm_label, arm_order, check_object, findings, is_smoke, read_cells, read_results, set_label)
+
 
 # %% ../../nbs/lab/04_page.ipynb #20-page-005
 def _questions(path):
@@ -262,36 +262,6 @@ if (data.questions.length) {
   show(data.questions.find(q => q.set + '/' + q.id === want) || data.questions[0]);
 }
 """
-
-# %% ../../nbs/lab/04_page.ipynb #20-page-014
-_DIGITS = dict(zip('0123456789', 'Zero One Two Three Four Five Six Seven Eight Nine'.split()))
-
-def _macro(*names):
-    words = re.findall(r'[a-z]+|\d', ' '.join(names).lower())
-    return '\\yfpo' + ''.join(_DIGITS.get(w, w.capitalize()) for w in words)
-
-def latex_numbers(main, contrasts, manifest, # main.csv, contrasts.csv and manifest.json
-                  recipe:str):
-    "A LaTeX command for every number a text may want to cite: arms, differences, seeds, questions"
-    from yfpo.lab.report import counting, delta_text, level_text
-    out = {_macro(recipe, 'seeds'): str(len(manifest['seeds']))}
-    for (arm, set_, metric), own in main.groupby(['arm', 'set', 'metric'], sort=False):
-        out[_macro(recipe, arm, set_, metric)] = level_text(own, metric)
-        out[_macro(recipe, set_, metric, 'questions')] = str(own.n.max())
-    for r in counting(contrasts).itertuples():
-        name = (recipe, r.contrast.replace(' - ', ' minus '), r.set, r.metric)
-        out |= {_macro(*name): delta_text(r), _macro(*name, 'detectable'): delta_text(r, 'mde'), _macro(*name, 'p'): delta_text(r, 'p')}
-        if r.family: out[_macro(*name, 'holm')] = delta_text(r, 'p_holm')
-    return ''.join(f'\\newcommand{{{k}}}{{{_tex_number(v)}}}\n' for k, v in out.items())
-
-def _tex_number(text): return re.sub(r'(?<![\w.])-(?=\d)', '$-$', text.replace('<', '$<$'))
-
-def write_numbers(folder, recipe:str):
-    "Write tables/numbers.tex into a folder of results; returns how many commands it holds"
-    text = latex_numbers(*(read_results(folder, k) for k in ('main', 'contrasts', 'manifest')), recipe)
-    head = caption_for('Made from results files.', recipe)
-    with atomic_write(Path(folder)/'tables'/'numbers.tex') as tmp: tmp.write_text(f'% {head}\n{text}', encoding='utf-8')
-    return text.count('newcommand')
 
 # %% ../../nbs/lab/04_page.ipynb #20-page-018
 BROWSER = """<div id="filters">

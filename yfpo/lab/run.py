@@ -8,13 +8,14 @@ __all__ = ['DEEP', 'NODES', 'LETTERS', 'FORM', 'ARMS', 'TYPES', 'FORMS', 'SETS',
            'check_together', 'run_folder', 'results_folder', 'need', 'kept', 'plan', 'estimate', 'estimate_text',
            'step_key', 'is_done', 'execute', 'versions', 'write_manifest', 'expected', 'run_recipe', 'cost_text',
            'show_results', 'publish', 'report', 'run_here', 'check', 'tolerances', 'agreement_text', 'save_agreement',
-           'readme_text', 'peak_memory', 'side_by_side', 'ratio', 'main']
+           'as_markdown', 'readme_text', 'peak_memory', 'side_by_side', 'ratio', 'main']
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-002
 import argparse, ast, collections, difflib, functools, hashlib, importlib.metadata, importlib.util, json, math, os, pickle
 import platform, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
+from ..data.extras import needs
 from ..lm.machine import hardware, lanes, large_pages
 from .pace import START, Ticking, below, in_words, makespan, most_awaited, scaled
 from .warm import Template
@@ -102,7 +103,7 @@ def _loader():
 
 def _yaml(text, where): # what the sentence begins with
     "What a YAML text says, or a sentence with the line at which it is wrong"
-    import yaml
+    with needs('lab', 'a recipe'): import yaml
     if len(text) > LETTERS: raise ValueError(f'{where} is {len(text):,} characters long; {LETTERS:,} are allowed')
     try: return yaml.load(text, Loader=_loader())
     except yaml.MarkedYAMLError as e:
@@ -832,7 +833,7 @@ def _promise(recipe, todo, seconds, where, jobs):
 
 def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, run_dir:str='', only=(), jobs:int=0, say=print):
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
-    recipe = read_recipe(name)
+    with needs('lab', 'a run', 'papermill', 'ipykernel', 'matplotlib'): recipe = read_recipe(name)
     if data_dir:
         recipe['shared']['data_dir'] = str(Path(data_dir).expanduser().resolve())
         _data_folder(recipe['shared']['data_dir'], '--data-dir')
@@ -946,7 +947,7 @@ def _drawing_time(outputs, folder, jobs):
 def report(name:str, results_dir:str='', say=print):
     "Draw every table and figure of a recipe again from its results files, in place, on all cores, and the page that holds them all"
     from concurrent.futures import ProcessPoolExecutor
-    recipe = read_recipe(name)
+    with needs('lab', 'a report', 'matplotlib', 'IPython'): recipe = read_recipe(name)
     folder = results_folder(recipe['name'], results_dir)
     if not any(folder.glob('*.csv')): raise FileNotFoundError(f'{folder} holds no results; make them with `yfpo run {name}`')
     outputs, jobs = recipe['outputs'], min(os.cpu_count() or 1, len(recipe['outputs']) or 1)
@@ -1041,15 +1042,24 @@ def save_agreement(recipe:str, results): # of a run of the same recipe on anothe
     return path
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-043
-def readme_text():
-    "README.md as nbs/index.ipynb makes it, through nbconvert"
-    import nbformat
-    from nbconvert import MarkdownExporter
-    nb = nbformat.read(root()/'nbs'/'index.ipynb', 4)
-    nb.cells = [c for c in nb.cells if not (c.cell_type == 'code' and c.source.startswith('#| hide'))]
+def as_markdown(notebook, # its path
+                **resources): # for nbconvert, such as output_files_dir
+    "(text, {file: bytes} of its pictures) of a notebook with its stored outputs, without what is for nbdev"
+    with needs('lab', 'a notebook as text'):
+        import nbformat
+        from nbconvert import MarkdownExporter
+    nb = nbformat.read(notebook, 4)
+    nb.metadata.language_info = dict(name='python')
+    nb.cells = [c for c in nb.cells if not (c.cell_type == 'code' and re.match(r'#\| (hide|default_exp)', c.source))]
     for c in nb.cells:
         if c.cell_type == 'code' and c.source.startswith('#| echo: false'): c.metadata['transient'] = dict(remove_source=True)
-    body, _ = MarkdownExporter().from_notebook_node(nb)
+        if c.cell_type == 'code': c.source = re.sub(r'^#\| .*\n', '', c.source, flags=re.M)
+    text, made = MarkdownExporter().from_notebook_node(nb, resources)
+    return text, made['outputs']
+
+def readme_text():
+    "README.md as nbs/index.ipynb makes it"
+    body, _ = as_markdown(root()/'nbs'/'index.ipynb')
     body = re.sub(r'\]\((?!https?:|nbs/)([\w./-]+)\)', r'](nbs/\1)', body)         # links seen from the top of the repository
     return '<!-- Made from nbs/index.ipynb by `yfpo readme`: edit there. -->\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
 
@@ -1145,10 +1155,6 @@ def _cmd_list(a):
 def _cmd_cost(a):
     recipe = read_recipe(a.recipe)
     print(estimate_text(recipe) if recipe.get('cost') else cost_text(recipe))
-def _cmd_docs(a):
-    from yfpo.lab.site import write_site
-    if a.out and Path(_folder(a.out)).is_file(): raise ValueError(f'{_folder(a.out)} is a file, but must be a folder: give another --out')
-    write_site(root(), _folder(a.out))
 def _cmd_env(a): print(json.dumps(dict(versions=versions(), hardware=hardware()), indent=1))
 def _cmd_report(a): show_results(report(a.recipe, _folder(a.results)))
 def _cmd_publish(a): print(publish(a.recipe, _folder(a.run_dir)))
@@ -1159,7 +1165,7 @@ def _parser():
     "The command line of `yfpo`"
     p = argparse.ArgumentParser('yfpo', description='Run the experiments of the YFPO companion and draw their tables and figures.')
     p.add_argument('--version', action='version', version=f"%(prog)s {sys.modules['yfpo'].__version__}")
-    sub = p.add_subparsers(required=True, metavar='COMMAND')
+    sub = p.add_subparsers(required=True, dest='command', metavar='COMMAND')
     def add(name, f, help, *args):
         s = sub.add_parser(name, help=help, description=help)
         s.set_defaults(f=f)
@@ -1181,7 +1187,6 @@ def _parser():
     add('check', _cmd_check, 'compare a run with the committed results, within nbs/paper/tolerances.yaml', recipe, run_dir,
         (['--save'], dict(action='store_true', help='keep the differences in nbs/paper/agreement.json, from which tolerances are set')))
     add('cost', _cmd_cost, 'estimate what a recipe will take, before it runs', recipe)
-    add('docs', _cmd_docs, 'write every notebook as a page, with navigation', (['--out'], dict(default='', help='folder, default _docs')))
     add('env', _cmd_env, 'print versions and hardware')
     add('readme', _cmd_readme, 'make README.md from nbs/index.ipynb')
     return p
@@ -1200,10 +1205,9 @@ def main(argv=None):
     "Entry point of `yfpo`"
     a = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     try:
-        a.f(a)
+        with needs('lab', f'`yfpo {a.command}`'): a.f(a)
         sys.stdout.flush()
     except BrokenPipeError: _hang_up()
     except OSError as e: sys.exit(f'yfpo: {_of_the_system(e)}')
-    except ValueError as e: sys.exit(f'yfpo: {e}')
-    except ImportError as e: sys.exit(f"yfpo: {e}; install it with pip install -e '.[dev]' in the repository")
+    except (ValueError, ImportError) as e: sys.exit(f'yfpo: {e}')
     except KeyboardInterrupt: sys.exit('\nyfpo: interrupted; the same command goes on from here')

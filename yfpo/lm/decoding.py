@@ -14,6 +14,7 @@ from itertools import takewhile
 import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicCache, DynamicLayer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from ..data.extras import needs
 from ..data.checks import check_count
 from .machine import decode_batch
 from .models import check_model, check_tokenizer, head_logits, own_attention, save_model, unwrap
@@ -360,9 +361,7 @@ BACKENDS = ('auto', 'transformers', 'vllm')
 
 def vllm_decode(model, tokenizer, prompts, keys, temperature, top_p, max_new_tokens, stop=()):
     "(text, number of tokens, finished, token ids) of each prompt, by vLLM"
-    try: from vllm import LLM, SamplingParams
-    except ImportError as e:
-        raise ValueError("backend 'vllm' needs the package vllm on a CUDA machine: `pip install vllm`, or use backend='auto'") from e
+    with needs('vllm', "on a CUDA machine, backend 'vllm'"): from vllm import LLM, SamplingParams
     ends = stop_ids(model, tokenizer)
     def params(key):
         seed = None if key is None else int(hashlib.sha256(key.encode()).hexdigest()[:15], 16) % 2**31

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
 from transformers.masking_utils import AttentionMaskInterface
+from ..data.extras import needs
 from .machine import number_format
 from ..data.checks import as_path
 
@@ -525,8 +526,7 @@ def _is_kept(base, name, note):
 
 def _read_adapter(base, folder):
     "`base` with the adapter in `folder` on it, ready to be trained on"
-    try: from peft import PeftConfig, get_peft_model
-    except ImportError as e: raise ImportError(f'the adapter in {folder} needs PEFT: run `pip install peft`') from e
+    with needs('peft', f'the adapter in {folder}'): from peft import PeftConfig, get_peft_model
     try:
         config = PeftConfig.from_pretrained(folder)
         config.inference_mode = False
