@@ -81,4 +81,4 @@ def test_library_notebook_form(path):
 @pytest.mark.parametrize('recipe', sorted(f.stem for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml')))
 def test_recipe_is_valid(recipe, tmp_path):
     steps = plan(read_recipe(recipe), run_dir=str(tmp_path))
-    assert read_recipe(recipe)['name'] == recipe and len(steps) > dict(bench=5, study=10, limits=7, neurons=10).get(recipe, 15)
+    assert read_recipe(recipe)['name'] == recipe and len(steps) > dict(bench=5, study=10, limits=7, neurons=9).get(recipe, 15)

@@ -114,7 +114,7 @@ def test_the_paper_recipe_on_the_tiny_model(tmp_path):
     kept = ('problems', 'sft', 'responses', 'pairs', 'neurons', 'train', 'evaluate', 'browse', 'compare')      # smoke runs the others
     def small(k, v): return SMALL[k] if k in SMALL else min(v, 6) if type(v) is int else v
     r |= dict(name='scaled', shared=dict(model='tiny', data_dir='', seed=0), arms=['yfpo', 'yfpo-dynamic'], seeds=[0], jobs=2,
-              outputs=['table_main'],
+              outputs=dict(tables=['main']),
               stages={s: {k: small(k, v) for k, v in p.items()} for s, p in r['stages'].items() if s in kept})
     r['stages']['compare'] = dict(family=['yfpo-dynamic - yfpo'], outcome=['templates', 'nll_gold'])
     f = tmp_path/'scaled.yaml'

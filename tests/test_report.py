@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from yfpo.data.files import write_rows
-from yfpo.lab.figures import draw_ablation, draw_method, draw_neurons, draw_training, save_figure
+from yfpo.lab.figures import draw_ablation, draw_margins, draw_method, draw_neurons, draw_training, draw_worked_problem, save_figure
 from yfpo.lab.report import COLUMNS, SOURCES, finding, findings, main_table, read_results, together, verdict, write_table
 
 MAIN = pd.DataFrame([dict(arm=a, seed=0, set=s, n=50, metric=m, value=v, low=v-.1, high=v+.1) for a, d in (('yfpo', .02), ('sft', 0.))
@@ -217,3 +217,28 @@ def test_the_committed_verdict():
     assert 'not shown to beat DPO' in dpo and 'all three estimates favour the random neurons' in free
     worst = own.groupby('metric').mde.max()
     assert f'{worst.nll_gold:.2f} nats per token or {100*worst.accuracy_numeric:.1f} points' in unseen
+
+@pytest.mark.parametrize('recipe', ['cpu', 'one-step', 'gsm8k-cpu'])
+def test_no_line_crosses_the_words_of_margins(recipe):
+    "With the sign turned, zero lies on the right, where the words are"
+    margins = read_results(CPU.parent/recipe, 'margins')
+    fig = draw_margins(margins.assign(logp_margin=-margins.logp_margin))
+    fig.draw_without_rendering()
+    for ax in fig.axes:
+        words = [t.get_window_extent() for t in ax.texts]
+        zero = [l.get_window_extent() for l in ax.lines if list(l.get_xdata()) == [0, 0]]
+        assert len(words) == 2 and len(zero) == 1 and not [w for w in words if w.overlaps(zero[0])]
+
+@pytest.mark.parametrize('recipe', ['cpu', 'gsm8k-cpu'])
+def test_a_worked_problem_can_be_read_on_a_narrow_page(recipe):
+    "At 390 pixels no token is turned, smaller than 9 pixels, out of the picture, or on another; the title is read there too"
+    for worked in read_results(CPU.parent/recipe, 'worked_problems'):
+        fig = draw_worked_problem(worked)
+        fig.draw_without_rendering()
+        ax, scale = fig.axes[0], 390/fig.bbox.width
+        tokens = [t for t in ax.texts if t.get_family() == ['DejaVu Sans Mono']]
+        boxes = [t.get_window_extent() for t in tokens]
+        assert len(tokens) == len(worked['tokens']) and all(t.get_rotation() == 0 for t in tokens)
+        assert all(t.get_fontsize()*fig.dpi/72*scale > 9 for t in [*tokens, ax.title])
+        assert all(0 <= b.x0 and b.x1 <= fig.bbox.width for b in [*boxes, ax.title.get_window_extent()])
+        assert not [(a, b) for a, b in zip(boxes, boxes[1:]) if a.overlaps(b)]

@@ -1,9 +1,10 @@
 "Committed results: the main result has its form, and every table and figure comes out of the results files byte for byte."
-import json, shutil, subprocess, sys
+import importlib, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
+from yfpo.lab.run import run_here
 
 ALL = sorted(p.parent.name for p in (ROOT/'nbs'/'paper'/'results').glob('*/manifest.json'))
 RECIPES = [r for r in ALL if (ROOT/'nbs'/'paper'/'results'/r/'main.csv').exists()]     # bench trains nothing
@@ -52,6 +53,35 @@ def test_tables_and_figures_come_out_byte_for_byte(recipe, tmp_path):
     assert r.returncode == 0, r.stderr
     assert len(before) > dict(bench=2, limits=4, neurons=8).get(recipe, 10)
     assert [f.name for f in before if not f.exists() or f.read_bytes() != before[f]] == []
+
+NAMES = [('figures', 'yfpo.lab.figures', 'FIGURE_OF'), ('tables', 'yfpo.lab.report', 'TABLE_OF')]
+
+@pytest.mark.parametrize('notebook,module,names', NAMES)
+def test_every_table_and_figure_has_its_section(notebook, module, names):
+    "A heading and a few sentences before the one cell that draws it, in the order of the table of names"
+    cells = [(c['cell_type'], ''.join(c['source'])) for c in json.loads((ROOT/'nbs'/'paper'/f'{notebook}.ipynb').read_text())['cells']]
+    drawn = [(cells[i - 1], m[1]) for i, (kind, s) in enumerate(cells) if kind == 'code' and (m := re.match(r"draw\('([\w-]+)'", s))]
+    assert [n for _, n in drawn] == list(getattr(importlib.import_module(module), names))
+    assert all(kind == 'markdown' and re.match(r'## .+\n\n\w', s) for (kind, s), _ in drawn)
+
+@pytest.mark.parametrize('notebook,only,there', [
+    ('figures', '', ['breakage', 'method', 'neurons']), ('figures', 'method breakage', ['breakage', 'method']), ('tables', '', ['hacks']),
+    ('tables', 'hacks', ['hacks'])])
+def test_what_the_results_are_there_for_is_drawn(notebook, only, there, tmp_path):
+    "The recipe `limits` trains no arms; what it has no results of is said in a line each"
+    folder = shutil.copytree(ROOT/'nbs'/'paper'/'results'/'limits', tmp_path/'limits', ignore=shutil.ignore_patterns(notebook))
+    names = run_here(ROOT/'nbs'/'paper'/f'{notebook}.ipynb', recipe='limits', results_dir=str(folder), only=only)
+    assert sorted({f.stem for f in (folder/notebook).iterdir()}) == there
+    if not only: assert names['draw']({'figures': 'training', 'tables': 'main'}[notebook]).data.startswith('*Not drawn: `limits` has no')
+
+@pytest.mark.parametrize('notebook,only,says', [
+    ('figures', 'training', 'is missing: make it with `yfpo run limits --until train`'),
+    ('tables', 'main', 'main.csv is missing: make it with `yfpo run limits --until compare`'),
+    ('tables', 'hack', "only names 'hack': did you mean 'hacks'\\?"), ('figures', 'x', "only names 'x': there are method, ")])
+def test_what_is_asked_for_by_name_must_be_there(notebook, only, says, tmp_path):
+    folder = shutil.copytree(ROOT/'nbs'/'paper'/'results'/'limits', tmp_path/'limits')
+    with pytest.raises((FileNotFoundError, ValueError), match=says):
+        run_here(ROOT/'nbs'/'paper'/f'{notebook}.ipynb', recipe='limits', results_dir=str(folder), only=only)
 
 @pytest.mark.parametrize('recipe,seeds', [('cpu', 2), ('templates', 5), ('one-step', 5), ('gsm8k-cpu', 3)])
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):

@@ -27,14 +27,16 @@ for arm in arms:
     f.parent.mkdir(parents=True, exist_ok=True)
     f.write_text(f'{beta} ' + (Path(run_dir)/'sft'/'model.txt').read_text() + '\\n1\\n')
 (Path(run_dir)/'results'/'main.csv').write_text('arm\\n')""")
-TABLE = (HEAD + "results_dir:str = '' # folder of results",
+TABLE = (HEAD + "results_dir:str = '' # folder of results\nonly:str = '' # names of tables",
          """from pathlib import Path
+def draw(name): assert name in only.split()
+draw('main')
 d = Path(results_dir)
 for sub in ('tables', 'figures'): (d/sub).mkdir(exist_ok=True)
 (d/'tables'/'main.md').write_text('MAIN ' + ' '.join(sorted(f.stem for f in (d/'training').iterdir())))
 (d/'figures'/'curve.png').write_bytes(b'png')""")
 RECIPE = ("name: toy\nabout: toys\nshared: {model: tiny}\narms: [dpo]\nseeds: [0, 1]\n"
-          "stages:\n  sft: {lr: 1e-3}\n  train: {beta: 1}\noutputs: [table_main]\n")
+          "stages:\n  sft: {lr: 1e-3}\n  train: {beta: 1}\noutputs: {tables: [main]}\n")
 
 def notebook(path, parameters, code):
     cell = lambda source, **meta: dict(cell_type='code', id=f'c{len(source)}', metadata=meta, source=source, outputs=[],
@@ -47,7 +49,7 @@ def make(folder):
     paper = folder/'nbs'/'paper'
     (paper/'recipes').mkdir(parents=True)
     (paper/'recipes'/'toy.yaml').write_text(RECIPE)
-    for name, nb in dict(stage_sft=SFT, stage_train=TRAIN, table_main=TABLE).items(): notebook(paper/f'{name}.ipynb', *nb)
+    for name, nb in dict(stage_sft=SFT, stage_train=TRAIN, tables=TABLE).items(): notebook(paper/f'{name}.ipynb', *nb)
     return folder
 
 def yfpo(root, *args, **kw):
@@ -88,7 +90,11 @@ def again(finished, tmp_path):
     ('  train:', '  trian:', "did you mean"), ('[dpo]', '[dpoo]', "did you mean 'dpo'?"),
     ('seeds: [0, 1]', 'seeds: [-1]', 'seeds are [-1]'), ('seeds: [0, 1]', 'seeds: [0, 0]', 'seeds names 0 twice'),
     ('[dpo]', '[dpo, dpo]', "arms names 'dpo' twice"), ('seeds: [0, 1]', 'seeds: [one]', 'seeds'), ('seeds: [0, 1]', 'seeds: 0', 'seeds'),
-    ('[table_main]', '[table_mian]', "did you mean 'table_main'?"), ('shared:', 'shraed:', "did you mean 'shared'?"),
+    ('[main]', '[mian]', "names 'mian', which tables.ipynb does not draw: did you mean 'main'?"),
+    ('tables: [main]', 'tabels: [main]', "unknown key 'tabels': did you mean 'tables'?"),
+    ('tables: [main]', 'tables: main', "must be a list of names"),
+    ('{tables: [main]}', '[main]', "must be of type dict"), ('[main]', '[main, main]', "outputs, tables names 'main' twice"),
+    ('  train:', '  tables:', "'tables' is no stage: what is drawn stands in `outputs`"), ('shared:', 'shraed:', "did you mean 'shared'?"),
     ('{beta: 1}', 'beta', 'train'),
     ('lr: 1e-3', 'lr: 1e-3, lr: 2e-3', 'twice'), ('{lr: 1e-3}', '{lr: 1e-3', 'not valid YAML'), ('name: toy', 'name: tyo', 'toy')])
 def test_a_wrong_recipe_is_one_sentence(toy, old, new, says):
@@ -98,7 +104,7 @@ def test_a_wrong_recipe_is_one_sentence(toy, old, new, says):
 
 def test_numbers_are_numbers(toy):
     steps = plan(read_recipe('toy'))
-    assert [s['label'] for s in steps] == ['sft', 'train-seed0', 'train-seed1', 'table_main']
+    assert [s['label'] for s in steps] == ['sft', 'train-seed0', 'train-seed1', 'tables']
     assert steps[0]['params']['lr'] == 1e-3 and steps[1]['params']['beta'] == 1. and type(steps[1]['params']['beta']) is float
     assert check_parameter('lr', 2, dict(lr=('float', .1, '')), 'x') == 2.
     with pytest.raises(ValueError, match='must be of type int'): check_parameter('n', True, dict(n=('int', 1, '')), 'x')
@@ -136,7 +142,7 @@ def test_what_most_steps_wait_for_starts_first(tmp_path):
     steps = plan(read_recipe('cpu'), str(tmp_path))
     order = [s['label'] for s in most_awaited(steps, steps)]
     at = order.index
-    assert at('evaluate-reference') < at('train-seed0') < at('train-seed1') < at('evaluate-seed0') < at('audit') < at('table_main')
+    assert at('evaluate-reference') < at('train-seed0') < at('train-seed1') < at('evaluate-seed0') < at('audit') < at('tables')
     assert sorted(order) == sorted(s['label'] for s in steps) and at('problems') == 0
 
 COST = 'cost: {parameters: 1e9, question_tokens: 100, solution_tokens: 50, device: a GPU, tflops: 100.0, writing_tflops: 10.0}\n'
@@ -172,20 +178,20 @@ def test_every_recipe_has_a_cost(again, tmp_path):
     out = yfpo(make(tmp_path/'fresh'), 'cost', 'toy').stdout
     assert 'no finished run tells' in out and out.splitlines()[-1].split()[:2] == ['in', 'all']
     out = yfpo(again, 'cost', 'toy').stdout
-    assert 'times from earlier runs here' in out and {'sft', 'train', 'outputs'} <= {l.split()[0] for l in out.splitlines()}
+    assert 'times from earlier runs here' in out and {'sft', 'train', 'tables'} <= {l.split()[0] for l in out.splitlines()}
 
 def test_what_a_left_out_stage_reads_is_still_waited_for(toy):
     "The toy has no pairs and no neurons; what those read, training reads too: the two may never run beside each other"
     needs = {s['label']: s['needs'] for s in plan(read_recipe('toy'))}
-    assert needs == {'sft': [], 'train-seed0': ['sft'], 'train-seed1': ['sft'], 'table_main': ['sft', 'train-seed0', 'train-seed1']}
+    assert needs == {'sft': [], 'train-seed0': ['sft'], 'train-seed1': ['sft'], 'tables': ['sft', 'train-seed0', 'train-seed1']}
 
 # --- a run ---
 
 def test_run_prints_steps_table_and_figures(finished):
     root, out = finished
-    assert '[1/4] sft ...' in out and '[4/4] table_main ...' in out and 'MAIN dpo-seed0 dpo-seed1' in out and 'curve.png' in out
+    assert '[1/4] sft ...' in out and '[4/4] tables ...' in out and 'MAIN dpo-seed0 dpo-seed1' in out and 'curve.png' in out
     m = json.loads((root/'runs/toy/results/manifest.json').read_text())
-    assert set(m['stages']) == {'sft', 'train-seed0', 'train-seed1', 'table_main'} and m['stages']['sft']['params']['lr'] == 1e-3
+    assert set(m['stages']) == {'sft', 'train-seed0', 'train-seed1', 'tables'} and m['stages']['sft']['params']['lr'] == 1e-3
     assert all(s['peak_memory_mb'] > 10 and s['seconds'] > 0
                for s in m['stages'].values()) and m['hardware']['cores'] and str(root) not in json.dumps(m)
     python, cwd = (root/'runs/toy/python.txt').read_text().split()
@@ -207,7 +213,7 @@ def test_only_what_changed_runs_again(again):
     assert (again/'runs/toy/results/training/dpo-seed0.txt').read_text().startswith('2.0')
 
 def test_prose_may_change_and_code_may_not(again):
-    nb = again/'nbs'/'paper'/'table_main.ipynb'
+    nb = again/'nbs'/'paper'/'tables.ipynb'
     notebook(nb, TABLE[0].replace('folder of results', 'where results are'), TABLE[1])
     assert 'nothing to do' in yfpo(again, 'run', 'toy').stdout
     notebook(nb, TABLE[0], TABLE[1].replace("'MAIN '", "'MOAN '"))
@@ -222,7 +228,7 @@ def test_a_seed_or_an_arm_that_is_gone_leaves_the_results(again):
     recipe(again, 'seeds: [0, 1]', 'seeds: [0]')
     out = yfpo(again, 'run', 'toy').stdout
     assert 'MAIN dpo-seed0\n' in out and not (again/'runs/toy/results/training/dpo-seed1.txt').exists()
-    assert set(json.loads((again/'runs/toy/results/manifest.json').read_text())['stages']) == {'sft', 'train-seed0', 'table_main'}
+    assert set(json.loads((again/'runs/toy/results/manifest.json').read_text())['stages']) == {'sft', 'train-seed0', 'tables'}
     recipe(again, '[dpo]', '[yfpo]')
     assert 'MAIN yfpo-seed0\n' in yfpo(again, 'run', 'toy').stdout
 
@@ -267,15 +273,15 @@ def test_a_trial_with_p_is_not_published_until_the_recipe_itself_has_run(again):
     assert yfpo(again, 'run', 'toy').returncode == 0 and yfpo(again, 'publish', 'toy').returncode == 0
 
 def test_only_one_stage_runs_on_what_is_there(again, tmp_path):
-    r = yfpo(make(tmp_path/'fresh'), 'run', 'toy', '--only', 'outputs')
-    assert r.returncode == 1 and 'table_main reads what step ' in r.stderr and 'yfpo run toy --until' in r.stderr
+    r = yfpo(make(tmp_path/'fresh'), 'run', 'toy', '--only', 'tables')
+    assert r.returncode == 1 and 'tables reads what step ' in r.stderr and 'yfpo run toy --until' in r.stderr
     assert 'nothing to do' in yfpo(again, 'run', 'toy', '--only', 'train').stdout
     nb = again/'nbs'/'paper'/'stage_sft.ipynb'                  # the code of an earlier stage changes: it is not what was asked for
     nb.write_text(nb.read_text().replace('optimiser is upset', 'optimiser is cross'))
     assert 'nothing to do' in yfpo(again, 'run', 'toy', '--only', 'train').stdout
     r = yfpo(again, 'run', 'toy', '--only', 'train', '--force', 'train')
     assert r.stdout.count('] train-seed') == 4 and 'train-seed1' in r.stdout and 'sft ...' not in r.stdout
-    assert yfpo(again, 'run', 'toy', '--only', 'outputs').returncode == 0 and yfpo(again, 'publish', 'toy').returncode == 0
+    assert yfpo(again, 'run', 'toy', '--only', 'tables').returncode == 0 and yfpo(again, 'publish', 'toy').returncode == 0
     r = yfpo(again, 'run', 'toy', '--only', 'trian')
     assert r.returncode == 1 and "did you mean 'train'?" in r.stderr
 
@@ -306,8 +312,10 @@ for _ in range(300):
 (run/f'{seed}.tmp').write_text(os.environ.get('OMP_NUM_THREADS', ''))
 os.replace(run/f'{seed}.tmp', run/'results'/f'{seed}.moved')
 if sulks and seed == 0: raise ValueError('seed 0 sulks')""")
-BOTH = (HEAD + "results_dir:str = '' # folder of results",
+BOTH = (HEAD + "results_dir:str = '' # folder of results\nonly:str = '' # names of tables",
         """from pathlib import Path
+def draw(name): assert name in only.split()
+draw('main')
 d = Path(results_dir)
 (d/'tables').mkdir(exist_ok=True)
 (d/'tables'/'main.md').write_text(' '.join(sorted(f.read_text() for f in d.glob('*.csv'))))""")
@@ -315,7 +323,7 @@ d = Path(results_dir)
 @pytest.fixture
 def side(toy):
     "The toy repository with two seeds that wait for each other"
-    for name, nb in dict(stage_train=SLOW, table_main=BOTH).items(): notebook(toy/'nbs'/'paper'/f'{name}.ipynb', *nb)
+    for name, nb in dict(stage_train=SLOW, tables=BOTH).items(): notebook(toy/'nbs'/'paper'/f'{name}.ipynb', *nb)
     recipe(toy, 'about: toys', 'about: toys\njobs: 2')
     return toy
 
@@ -334,7 +342,7 @@ def test_a_failure_lets_the_others_finish_and_stops_what_follows(side):
     r = yfpo(side, 'run', 'toy', '-p', 'sulks', 'true')
     assert r.returncode == 1 and 'seed 0 sulks' in r.stderr and r.stderr.count('\n') == 1
     done = {f.stem for f in (side/'runs/toy/done').glob('*.json')}
-    assert done == {'sft', 'train-seed1'} and 'table_main' not in r.stdout
+    assert done == {'sft', 'train-seed1'} and '] tables' not in r.stdout
     r = yfpo(side, 'run', 'toy', '--jobs', '-1')
     assert r.returncode == 1 and 'jobs is -1' in r.stderr
 
@@ -469,8 +477,8 @@ def test_every_default_is_within_its_own_limits():
         known = notebook_parameters(nb)
         for k, (_, default, _) in known.items(): assert check_parameter(k, default, known, nb.name) == default
 
-FREE = ('recipe', 'run_dir', 'results_dir', 'data_dir', 'model', 'revision', 'task', 'arms', 'arms_read', 'family', 'outcome', 'kind',
-        'drawn', 'easy', 'hard', 'limits', 'neurons', 'study', 'templates')  # of files, arms, recipes: refused where they are not found
+FREE = ('recipe', 'run_dir', 'results_dir', 'only', 'data_dir', 'model', 'revision', 'task', 'arms', 'arms_read', 'family', 'outcome',
+        'kind', 'drawn', 'easy', 'hard', 'limits', 'neurons', 'study', 'templates')  # of files, arms, recipes: refused where not found
 
 def test_every_word_that_a_stage_takes_is_one_of_a_list_or_free():
     for nb in sorted((ROOT/'nbs'/'paper').glob('*.ipynb')):
@@ -527,9 +535,9 @@ def test_the_nearest_name_is_near():
     assert _nearest('x', []) == 'there are none' and len(_nearest('x', [f'name-{i}' for i in range(99)])) < 190
 
 @pytest.mark.parametrize('old,new,says', [
-    ('[0, 1]', '[4294967296]', 'below 2**32'), ('[0, 1]', '[true]', 'seeds are'), ('[table_main]', '[../x]', 'no name of a notebook'),
-    ('[table_main]', '[[a]]', 'no name of a notebook'), ('[table_main]', '[nosuch]', 'there are table_main'),
-    ('  sft:', '  ../sft:', 'no name of a notebook'),
+    ('[0, 1]', '[4294967296]', 'below 2**32'), ('[0, 1]', '[true]', 'seeds are'), ('[main]', '[../x]', 'is no name: letters'),
+    ('[main]', '[[a]]', 'is no name: letters'), ('[main]', '[nosuch]', 'there are main'),
+    ('  sft:', '  ../sft:', 'is no name: letters'),
     ('  sft:', '  nosuch:', 'there are sft, train'), ('about: toys', 'about: toys\njobs: 1000000', 'jobs is 1000000'),
     ('about: toys', 'about: [a]', 'of type str'),
     ('about: toys\n', 'about: toys\n' + COST.replace('100.0', '.inf'), 'above 0 and finite'),
@@ -652,7 +660,7 @@ def test_broken_results_are_named(again, monkeypatch):
     assert 'manifest.json holds a list and no object' in said('report', 'toy')
     (committed/'manifest.json').unlink()
     shutil.rmtree(committed/'training')
-    assert 'table_main failed: FileNotFoundError' in said('report', 'toy')
+    assert 'tables main failed: FileNotFoundError' in said('report', 'toy')
 
 def test_publishing_that_is_killed_half_way_loses_nothing(again, monkeypatch):
     monkeypatch.setenv('YFPO_ROOT', str(again))
@@ -687,9 +695,14 @@ def test_an_estimate_reads_what_a_run_would(tmp_path):
         with pytest.raises(ValueError, match=words): estimate(dict(recipe, **change))
 
 def test_an_output_draws(toy):
-    f = toy/'nbs'/'paper'/'recipes'/'toy.yaml'
-    f.write_text(f.read_text().replace('[table_main]', '[stage_sft]'))
-    assert 'no notebook stage_sft.ipynb that draws: there are table_main' in yfpo(toy, 'run', 'toy').stderr
+    recipe(toy, '{tables: [main]}', '{stage_sft: []}')
+    assert "outputs has an unknown key 'stage_sft': there are tables, figures, cost" in yfpo(toy, 'run', 'toy').stderr
+
+def test_what_is_drawn_stands_in_the_recipe(toy):
+    with pytest.raises(ValueError, match="'only' is set by the runner"): plan(read_recipe('toy'), overrides=dict(only='x'))
+    assert plan(read_recipe('toy'))[-1]['params']['only'] == 'main'
+    recipe(toy, '[main]', '[]')
+    assert 'only' not in plan(read_recipe('toy'))[-1]['params'], 'all that the results are there for'
 
 def test_a_report_of_nothing_leaves_nothing(toy, tmp_path):
     (tmp_path/'empty').mkdir()
@@ -720,4 +733,4 @@ def test_parameters_that_contradict(stage, params, says):
 def test_a_dashboard_that_holds_no_numbers(name, row, says, tmp_path):
     (tmp_path/'dashboards').mkdir()
     (tmp_path/'dashboards'/f'{name}.jsonl').write_text(json.dumps(row) + '\n')
-    with pytest.raises(ValueError, match=says): run_here(ROOT/'nbs'/'paper'/'fig_dashboard.ipynb', results_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=says): run_here(ROOT/'nbs'/'paper'/'figures.ipynb', results_dir=str(tmp_path), only='dashboard')

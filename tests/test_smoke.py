@@ -20,7 +20,7 @@ def smoke(tmp_path_factory):
 
 def test_tables_figures_manifest(smoke):
     run, out = smoke
-    assert 'SMOKE RUN, NOT A RESULT' in out and 'figures' in out and '[1/49] problems' in out
+    assert 'SMOKE RUN, NOT A RESULT' in out and 'figures' in out and '[1/28] problems' in out
     main = pd.read_csv(run/'results'/'main.csv')
     assert list(main.columns) == ['arm', 'seed', 'set', 'n', 'metric', 'value', 'low', 'high']
     assert set(main.arm) == {'base', 'sft', 'dpo', 'yfpo', 'yfpo-random', 'yfpo-dynamic'}
@@ -28,7 +28,7 @@ def test_tables_figures_manifest(smoke):
     main = main.dropna(subset=["low", "high"])                  # one question has no interval
     assert len(main) and (main.low <= main.value + 1e-9).all() and (main.value <= main.high + 1e-9).all()
     m = json.loads((run/'results'/'manifest.json').read_text())
-    assert m['recipe'] == 'smoke' and len(m['stages']) == 49 and m['versions']['torch']
+    assert m['recipe'] == 'smoke' and len(m['stages']) == 28 and m['versions']['torch']
     assert all(s['peak_memory_mb'] > 0 for s in m['stages'].values())
     assert str(run) not in json.dumps(m)
     for t in m['tests'].values():                              # pairs compares questions with them and refuses overlaps
@@ -52,7 +52,7 @@ def test_only_what_is_missing_runs_again(smoke):
     run, _ = smoke
     (run/'results'/'tables'/'audit.md').unlink()
     out = yfpo('run', 'smoke', '--run-dir', run).stdout
-    assert out.count('up to date') == 48 and 'table_audit ... up to date' not in out
+    assert out.count('up to date') == 27 and 'tables ... up to date' not in out
 
 def test_report_gives_the_same_bytes(smoke):
     run, _ = smoke
@@ -66,9 +66,8 @@ def test_plain_papermill_from_anywhere(smoke, tmp_path):
     run, _ = smoke
     exe = str(Path(sys.executable).parent/'papermill')
     (tmp_path/'p.yaml').write_text(f"results_dir: '{run/'results'}'\n")
-    r = subprocess.run([exe, str(ROOT/'nbs/paper/table_audit.ipynb'), 'out.ipynb', '-p', 'recipe', 'smoke', '-f', 'p.yaml',
-                        '--no-progress-bar'],
-                       cwd=tmp_path, capture_output=True, text=True)
+    r = subprocess.run([exe, str(ROOT/'nbs/paper/tables.ipynb'), 'out.ipynb', '-p', 'recipe', 'smoke', '-p', 'only', 'audit', '-f',
+                        'p.yaml', '--no-progress-bar'], cwd=tmp_path, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
     r = subprocess.run([exe, '--help-notebook', str(ROOT/'nbs/paper/stage_train.ipynb')], cwd=tmp_path, capture_output=True, text=True)
     assert 'neuron_weight: float (default 0.1)' in r.stdout and 'Unknown type' not in r.stdout
@@ -77,7 +76,9 @@ def test_plain_papermill_from_anywhere(smoke, tmp_path):
     ('stage_problems', ['recpie', 'cpu'], "no parameter 'recpie': did you mean 'recipe'?"),
     ('stage_problems', ['n_test', '-5'], 'n_test is -5'),
     ('stage_problems', ['recipe', '3'], 'recipe is 3, an int, but must be of type str'),
-    ('table_main', ['results', 'x'], "did you mean 'results_dir'?"),
+    ('tables', ['results', 'x'], "did you mean 'results_dir'?"), ('tables', ['only', 'mian'], "only names 'mian': did you mean 'main'?"),
+    ('figures', ['only', 'method margin'], "only names 'margin': did you mean 'margins'?"),
+    ('figures', ['only', 'breakage'], 'gsm8k-cpu/breakage.csv is missing'),
     ('stage_train', ['learning_rate', 'nan'], 'learning_rate is nan'), ('experiments', ['nosuch', '1'], "no parameter 'nosuch'")])
 def test_plain_papermill_refuses_what_the_notebook_does_not_know(tmp_path, stage, given, says):
     exe = str(Path(sys.executable).parent/'papermill')

@@ -6,16 +6,17 @@
 __all__ = ['SOURCES', 'COLUMNS', 'FLAGS', 'KEYS', 'OBJECTS', 'INK', 'GREY', 'BLUE', 'SKY', 'GREEN', 'ORANGE', 'RED', 'PURPLE',
            'ARMS', 'KINDS', 'SETS', 'TOKEN_NAMES', 'MEASURES_OF', 'SELECTORS', 'VARIANTS', 'STEPS', 'REJECTED', 'COSTS',
            'MEASURES', 'TERMS', 'WORDS', 'TEXTS', 'METRICS', 'HARM', 'ORIGINS', 'STUDIES', 'ANSWERS', 'TUNED',
-           'read_results', 'check_object', 'read_cells', 'arm_order', 'arm_label', 'arm_color', 'set_label', 'is_smoke',
-           'caption_for', 'latex_table', 'markdown_table', 'write_table', 'pivot', 'main_table', 'bracket_note',
-           'sizes_note', 'difficulty_table', 'rates_table', 'sampled_table', 'counting', 'delta_text', 'boot_text',
-           'family_table', 'level_text', 'contrast_table', 'harm_table', 'selector_table', 'capability_table',
-           'bench_relevance_table', 'bench_step_table', 'shapes_table', 'bench_generation_table', 'cost_table',
-           'draw_p', 'audit_table', 'study_table', 'mediation_table', 'hacks_table', 'Finding', 'audit_verdict',
-           'before_training', 'finding', 'findings', 'side_by_side', 'verdict', 'together']
+           'TABLE_OF', 'read_results', 'check_object', 'read_cells', 'arm_order', 'arm_label', 'arm_color', 'set_label',
+           'is_smoke', 'caption_for', 'latex_table', 'markdown_table', 'write_table', 'pivot', 'main_table',
+           'bracket_note', 'sizes_note', 'difficulty_table', 'rates_table', 'sampled_table', 'counting', 'delta_text',
+           'boot_text', 'family_table', 'level_text', 'contrast_table', 'harm_table', 'selector_table',
+           'capability_table', 'bench_relevance_table', 'bench_step_table', 'shapes_table', 'bench_generation_table',
+           'cost_table', 'draw_p', 'audit_table', 'study_table', 'mediation_table', 'hacks_table', 'Finding',
+           'audit_verdict', 'before_training', 'finding', 'findings', 'side_by_side', 'verdict', 'together', 'asked',
+           'drawer', 'draw_tables']
 
 # %% ../../nbs/lab/02_report.ipynb #17_repor-002
-import csv, functools, io, math, re
+import csv, difflib, functools, io, math, re
 from pathlib import Path
 import numpy as np
 from ..data.files import atomic_write, parse_json, read_text
@@ -1113,3 +1114,109 @@ def together(folders): # of results
     said = [_removed(ablated) if ablated else None, _judged(audited) if audited else None,
             *([_trained(compared), _preferred(compared)] if compared else [])]
     return [x for x in said if x]
+
+# %% ../../nbs/lab/02_report.ipynb #20-repor-201
+def asked(only:str, # names separated by spaces
+          known): # the names there are
+    "The names in `only`; a sentence for one that is none"
+    for n in only.split():
+        near = [repr(x) for x in difflib.get_close_matches(n, known, 1)]
+        if n in known: continue
+        raise ValueError(f"only names {n!r}: {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(known)}")
+    return only.split()
+
+def drawer(known, # {name: (function of a folder that makes one thing or {stem: thing}, *kinds of results it reads)}
+           put, # function of stem and thing: saves it, and returns what to show
+           folder, # of results
+           recipe:str, # its name
+           only:str=''): # names, separated by spaces; empty draws all that the results are there for
+    "A function that draws what it is given the name of, unless `only` names others; where results are missing it says so"
+    from IPython.display import Markdown, display
+    names = asked(only, known)
+    def draw(name):
+        make, *kinds = known[name]
+        if names and name not in names: return
+        lacks = next((SOURCES[k][1] for k in kinds if not any(folder.glob(SOURCES[k][0]))), None)
+        if lacks and not names: return Markdown(f'*Not drawn: `{recipe}` has no results of the stage `{lacks}`.*')
+        made = make(folder)
+        for stem, thing in (made if isinstance(made, dict) else {name: made}).items(): display(put(stem, thing))
+    return draw
+
+# %% ../../nbs/lab/02_report.ipynb #20-repor-204
+def _main_tables(folder):
+    main, contrasts, m = (read_results(folder, k) for k in ('main', 'contrasts', 'manifest'))
+    about = f"{m['model']}, zero-shot chat, greedy, seeds {m['seeds']}. {sizes_note(main)} {bracket_note(main)}"
+    levels, sampled, harm = difficulty_table(main), sampled_table(main), harm_table(contrasts)
+    paired = ('Paired differences with 95 % intervals; bold ones exclude zero. Rows marked primary or declared were named in the recipe '
+              f"before the run and are corrected for their number (Holm); all others are exploratory. {m['model']}, seeds {m['seeds']}.")
+    alike = f"No harm: two one-sided tests of equivalence. {m['model']}, seeds {m['seeds']}."
+    return dict(
+        main=(main_table(main), f'Arms. {about}'), contrasts=(contrast_table(contrasts), paired),
+        rates=(rates_table(main), f'Three extraction rules. {about}'),
+        difficulty=(levels, f'Numeric accuracy by difficulty. {about}') if levels.shape[1] > 2 else 'These sets have no difficulty levels.',
+        sampled=(sampled, f'Sampled answers, numeric rule. {about.replace("greedy", "sampled")}') if len(sampled)
+            else 'No answers were sampled in this recipe.',
+        harm=(harm, alike) if len(harm) else 'These arms were not probed for harm.')
+
+def _audit_table(folder):
+    audit, card = read_results(folder, 'audit'), read_results(folder, 'pairs')
+    about = 'Pairs: ' + ', '.join(f'{v} {k}' for k, v in card['by_error'].items()) + '.'
+    return dict(audit=(audit_table(audit), 'AUC of the margin on held-out pairs under the reference model, 95 % bootstrap intervals over '
+                                           f'questions. {about}'), verdict=audit_verdict(audit))
+
+def _selector_tables(folder):
+    card, m = read_results(folder, 'selectors'), read_results(folder, 'manifest')
+    about = (f"{m['model']} after its warm start, float32, position 0 spared; 95 % intervals over texts. Pairs told apart, and problems "
+             f"solved of {m['stages']['selectors']['params'].get('n_greedy', 'a few')}: zero ablation.")
+    return {'selectors-zero': (selector_table(card, 'zero'), f'Neurons set to zero. {about}'),
+            'selectors-mean': (selector_table(card, 'mean'), f'Neurons set to their mean over prose. {about}')}
+
+def _capability_table(folder):
+    about = (f"Zero ablation in {read_results(folder, 'manifest')['model']} after its warm start, float32, position 0 spared; "
+             '95 % intervals over texts.')
+    return capability_table(read_results(folder, 'capability')), about
+
+# %% ../../nbs/lab/02_report.ipynb #20-repor-205
+def _study(folder, name, caption, columns):
+    "A table of training runs, each against its base"
+    about = (f"{read_results(folder, 'manifest')['model']} after its warm start. Paired differences with 95 % intervals over items, bold "
+             'where they exclude zero, uncorrected; in brackets the level of the base.')
+    return study_table(read_results(folder, name), columns), f'{caption} {about}'
+
+def _grid_table(folder):
+    return _study(folder, 'grid', 'Objectives, each against DPO.',
+                  dict(objective='objective', weight='\u03bb', set='set', readout='read-out'))
+
+def _zoo_table(folder):
+    return _study(folder, 'zoo', 'Other methods, each against itself without the neuron reward.', dict(method='method', weight='\u03bb'))
+
+def _dynamic_table(folder):
+    return _study(folder, 'dynamic', 'Dynamic selection, each arm against DPO. Overlap and rank correlation: the selection on the finished '
+                  'model with that before training.', dict(arm='arm', jaccard='overlap after', spearman='rank correlation after'))
+
+def _parts_tables(folder):
+    about = ('Share of the change in pair margin that flows through the selected neurons; draws are layer-matched random sets. '
+             f"{read_results(folder, 'manifest')['model']}, float32, 95 % intervals over pairs.")
+    return dict(parts=_study(folder, 'parts', 'Training a part of the weights, each arm against DPO.', dict(arm='trained')),
+                mediation=(mediation_table(read_results(folder, 'mediation')), about))
+
+def _hacks_table(folder):
+    about = (f"{read_results(folder, 'manifest')['model']} after its warm start. Mean gain with its 95 % interval over items, in spreads "
+             "of the pairs' margin; bold where the trick pays.")
+    return hacks_table(read_results(folder, 'hacks')), f'Tricks that no training has seen. {about}'
+
+# %% ../../nbs/lab/02_report.ipynb #20-repor-206
+TABLE_OF = dict(                                               # of a recipe: how it is made, and the kinds of results that it reads
+    main=(_main_tables, 'main', 'contrasts', 'manifest'), audit=(_audit_table, 'audit', 'pairs'),
+    selectors=(_selector_tables, 'selectors', 'manifest'), capability=(_capability_table, 'capability', 'manifest'),
+    grid=(_grid_table, 'grid', 'manifest'), zoo=(_zoo_table, 'zoo', 'manifest'), dynamic=(_dynamic_table, 'dynamic', 'manifest'),
+    parts=(_parts_tables, 'parts', 'mediation', 'manifest'), hacks=(_hacks_table, 'hacks', 'manifest'))
+
+def draw_tables(folder, # of results
+                recipe:str, # its name, for the captions
+                only:str=''): # names of tables, separated by spaces; empty draws all that the results are there for
+    "A function that makes the table whose name it is given, writes it and shows it"
+    from IPython.display import Markdown
+    folder = Path(folder)
+    def put(stem, made): return Markdown(made if isinstance(made, str) else write_table(made[0], folder/'tables'/stem, made[1], recipe))
+    return drawer(TABLE_OF, put, folder, recipe, only)
