@@ -147,7 +147,7 @@ def test_a_template_that_cannot_import_says_so(tmp_path):
 def test_a_packed_warm_start_is_trls(tiny, tmp_path, monkeypatch):
     import copy
     from trl import SFTTrainer
-    from yfpo import trainer as T
+    from yfpo.lm import training as T
     from yfpo.data.templates import make_problems
     from yfpo.data.answers import strip_annotations
     from yfpo.data.problems import prompt_messages
@@ -157,7 +157,7 @@ def test_a_packed_warm_start_is_trls(tiny, tmp_path, monkeypatch):
     for cls in (T.PackedSFTTrainer, SFTTrainer):
         monkeypatch.setattr(T, 'PackedSFTTrainer', cls)
         model = copy.deepcopy(tiny[0])
-        made.append((T.train_sft(model, tiny[1], rows, tmp_path, learning_rate=1e-3, batch_size=4, gradient_accumulation_steps=1), model))
+        made.append((T.train_sft(model, tiny[1], rows, tmp_path, learning_rate=1e-3, per_device_train_batch_size=4), model))
     (a, x), (b, y) = made
     assert [r['loss'] for r in a] == pytest.approx([r['loss'] for r in b], abs=1e-5) and len(a) == 3
     assert all(r['learning_rate'] > 0 for r in a), 'every step moves the model'

@@ -1,8 +1,8 @@
 "A packed batch against each sequence alone: every family, kernels, LoRA, odd shapes, and what is refused"
 import copy, random
 import pytest, torch
-from yfpo.lm.packing import (PackedForward, forest, model_inputs, pack, pack_examples, packed_states, packs, shared_batches, shared_logprobs,
-                          token_scores, why_plain)
+from yfpo.lm.packing import (PACKS, PackedForward, forest, model_inputs, pack, pack_examples, packed_states, packs, shared_batches,
+                          shared_logprobs, token_scores, why_plain)
 from yfpo.lm.responses import Example, collate, example_logprobs, hidden_states
 from test_relevance import PUBLIC, random_model
 
@@ -104,9 +104,9 @@ def test_ablation_on_packed_rows_is_that_on_plain_ones(tiny, mode):
     assert max((x - y).abs().max() for x, y in zip(a, plain)) > 1e-3
 
 def test_no_verdict_while_others_edit_the_model(tiny):
-    model = copy.deepcopy(tiny[0]); model.__dict__.pop('_yfpo_packs', None)
+    model = copy.deepcopy(tiny[0])
     h = model.model.layers[0].mlp.register_forward_pre_hook(lambda m, a: None)
-    assert not packs(model, 9) and model._yfpo_packs == {}
+    assert not packs(model, 9) and PACKS[model] == {}
     h.remove()
     assert packs(model, 9)
 

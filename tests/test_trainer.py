@@ -10,10 +10,12 @@ from trl import DPOConfig, DPOTrainer
 from yfpo.loss import OBJECTIVES, PER_TOKEN, PREFERENCE_LOSSES, preference_loss
 from yfpo.lm.models import load_model, tiny_model
 from yfpo.neurons import NeuronSet, model_signature, outside
+from yfpo.lm.packing import PACKS
 from yfpo.lm.responses import Example
 from yfpo.reward import READOUTS, NeuronReader, RewardStats, contributions
-from yfpo.trainer import (NotFiniteError, YFPOConfig, YFPOTrainer, complete_checkpoint, lean_head, preference_dataset, spoken_example,
-                          spoken_mask, train_sft, watched)
+from yfpo.lm.rows import completion_dataset, preference_dataset, spoken_example, spoken_mask, turn_spans
+from yfpo.trainer import YFPOConfig, YFPOTrainer, pair_rewards, watched
+from yfpo.lm.training import NotFiniteError, complete_checkpoint, lean_head, train_sft
 
 disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -105,7 +107,7 @@ def test_shared_prompts_change_nothing_but_the_work(tiny, tmp_path, extra):
     assert column(on, 'neurons/share')[1:] == pytest.approx(column(off, 'neurons/share')[1:], abs=5e-2 if extra.get('bf16') else 2e-3)
     if not extra.get('bf16'):
         for x, y in zip(on.model.parameters(), off.model.parameters()): assert torch.allclose(x, y, atol=2e-4)
-    assert on.model.__dict__['_yfpo_packs'] == {('sdpa', 'torch.float32'): ''}
+    assert PACKS[on.model] == {('sdpa', 'torch.float32'): ''}
     assert done['on'] < (0.9 if 'max_length' in extra else 0.75)*done['off']
 
 @pytest.mark.parametrize('precompute', [False, True])
@@ -170,7 +172,7 @@ def test_each_preference_loss_is_trls_own(tiny, tmp_path, name):
     t = moved(make(tiny, tmp_path, neuron_weight=0., loss_type=[name], label_smoothing=0.05, beta=0.3))
     batch = dict(batch_of(t, 4)); batch.pop('ref_row')
     with watched(t.model, t.ref_model, [t.neurons]) as (_, logps): theirs = DPOTrainer.compute_loss(t, t.model, batch)
-    w, l = t._rewards(logps, batch)['mean' if name in PER_TOKEN else 'sum'].T
+    w, l = pair_rewards(logps, batch, 0.3)['mean' if name in PER_TOKEN else 'sum'].T
     ours = preference_loss(name, w, l, 0.3, 0.05, t.args.discopop_tau).mean()
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     grads = [torch.autograd.grad(x, t.model.model.layers[0].mlp.up_proj.weight, retain_graph=True)[0] for x in (theirs, ours)]
@@ -219,7 +221,7 @@ def test_loss_and_gradient_against_a_naive_oracle(tiny, tmp_path, objective, lit
     t.model.train()
     loss = t.compute_loss(t.model, batch_of(t))
     loss.backward()
-    slow = naive_loss(other, tiny[0], tiny[1], t.neurons, t.reward_stats, 0.7, objective, literal, 2., 0.5, t.mean_weight)
+    slow = naive_loss(other, tiny[0], tiny[1], t.neurons, t.reward_stats, 0.7, objective, literal, 2., 0.5, t.term.mean_weight)
     slow.backward()
     assert loss.item() == pytest.approx(slow.item(), rel=1e-4)
     for (n, p), q in zip(t.model.named_parameters(), other.parameters()):
@@ -235,7 +237,7 @@ def test_yoked_loss_keeps_what_else_trl_computes(tiny, tmp_path):
         with watched(t.model, t.ref_model, [t.neurons]) as (_, logps): full = t.compute_loss(t.model, batch).item()
         margin = torch.tensor([t._metrics['train' if t.model.training else 'eval'][f'neurons/{k}'][-1] for k in ('chosen', 'rejected')])
     assert full != pytest.approx(plain, abs=1e-4) and margin.abs().sum() > 0
-    r = t._rewards(logps, batch)
+    r = pair_rewards(logps, batch, t.args.beta)
     a, b = r['sum'].diff(dim=1)[:, 0], r['mean'].diff(dim=1)[:, 0]
     base = (-F.logsigmoid(-a)).mean() + 0.01*((-b/0.1 - 5)**2).mean()
     assert plain - base.item() == pytest.approx(0.5*_sft_part(logps[0], batch), rel=1e-4)
@@ -263,7 +265,7 @@ def test_grad_to_reaches_one_side_only(tiny, tmp_path, side):
 def test_anchor_pulls_the_neurons_outside_back(tiny, tmp_path):
     t = moved(make(tiny, tmp_path, neuron_weight=0., anchor_weight=0.5, n_outside=40))
     inside = set(zip(t.neurons.layer.tolist(), t.neurons.index.tolist()))
-    assert len(t.outside) == 40 and not inside & set(zip(t.outside.layer.tolist(), t.outside.index.tolist()))
+    assert len(t.term.outside) == 40 and not inside & set(zip(t.term.outside.layer.tolist(), t.term.outside.index.tolist()))
     batch = batch_of(t)
     full = t.compute_loss(t.model, batch).item()
     t.args.anchor_weight = 0.
@@ -276,8 +278,8 @@ def test_anchor_pulls_the_neurons_outside_back(tiny, tmp_path):
         h.remove()
         return seen[0]*m.model.layers[l].mlp.down_proj.weight[:, i].norm()
     drift = 0.
-    for j, (l, i) in enumerate(zip(t.outside.layer.tolist(), t.outside.index.tolist())):
-        d = (contribution(t.model, l, i) - contribution(tiny[0], l, i))/t.outside_stats.std[j]
+    for j, (l, i) in enumerate(zip(t.term.outside.layer.tolist(), t.term.outside.index.tolist())):
+        d = (contribution(t.model, l, i) - contribution(tiny[0], l, i))/t.term.outside_stats.std[j]
         drift += ((d.square()*mask).sum(1)/mask.sum(1)).mean().item()/40
     assert full - plain == pytest.approx(0.5*drift, rel=1e-3) and drift > 0
     free, held = (run(tiny, tmp_path/str(w), neuron_weight=1., anchor_weight=w, max_steps=15, learning_rate=3e-3) for w in (0., 3.))
@@ -453,10 +455,11 @@ def test_from_folder_goes_on(tiny, tmp_path):
     with pytest.raises(FileNotFoundError, match='no model'): YFPOTrainer.from_folder(tmp_path, config(tmp_path/'d'), PAIRS, tiny[1])
 
 def test_the_card_names_neurons_reward_and_audit(tiny, tmp_path):
-    run(tiny, tmp_path, neuron_weight=0.5, save_strategy='steps', save_steps=5, objective='yoked',
+    run(tiny, tmp_path, neuron_weight=0.5, save_strategy='steps', save_steps=5, objective='yoked', anchor_weight=.1,
         trainer_kw=dict(card_sections={'Audit': 'no signal that can be told from a coin'}))
     text = (tmp_path/'README.md').read_text()
-    for words in ('8 in 2 layers, hand', '`yoked`, Y3: L(r + λ φ), λ = 0.5', '`standardised`', '## Audit', 'told from a coin', 'YFPO'):
+    for words in ('8 in 2 layers, hand', '`yoked`, Y3: L(r + λ φ), λ = 0.5', 'η = 0.1 on 120 neurons outside',
+                  '`standardised`', '## Audit', 'told from a coin', 'YFPO'):
         assert words in text, words
 
 def test_evaluation_of_own_and_of_later_data_agree(tiny, tmp_path):
@@ -514,7 +517,7 @@ def test_what_is_read_of_one_turn_is_what_the_mask_says(tiny, tmp_path):
     t = make(tiny, tmp_path)
     batch = t.data_collator([*t.train_dataset])
     assert torch.equal(batch['read_mask'], spoken_mask(batch['input_ids'], batch['completion_mask'], t.special))
-    assert all(type(e) is Example for e in t.texts['train_dataset'])
+    assert all(type(e) is Example for e in t.table.texts['train_dataset'])
 
 LONG = [dict(p, chosen=[*p['chosen'], *turns('Sure?', 'Yes, it is.')], rejected=[*p['rejected'], *turns('Sure?', f'No, it is {i}.')])
         for i, p in enumerate(PAIRS)]
@@ -582,7 +585,6 @@ def test_what_the_templates_of_trl_say_is_found(tiny):
     "In all of them that take text: header, end of turn and other roles are left out"
     import trl
     from pathlib import Path
-    from yfpo.trainer import turn_spans
     said, checked = turns('2+2=?', 'It is 4.', 'And 3+3?', 'That is 6, of course.'), 0
     for f in sorted((Path(trl.__file__).parent/'chat_templates').glob('*.jinja')):
         if f.name.startswith(('idefics3', 'llava_next', 'smolvlm')): continue   # of processors: content comes in parts
@@ -634,9 +636,9 @@ def test_a_model_of_which_only_the_set_moved_is_another_reference(tiny, tmp_path
 def test_sft_learns_completions_only_and_leaves_the_model_clean(tiny, tmp_path):
     model = copy.deepcopy(tiny[0])
     rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
-    log = train_sft(model, tiny[1], rows, tmp_path, epochs=8, batch_size=3, learning_rate=3e-3)
+    log = train_sft(model, tiny[1], rows, tmp_path, num_train_epochs=8, per_device_train_batch_size=3, learning_rate=3e-3)
     again = copy.deepcopy(tiny[0])
-    assert train_sft(again, tiny[1], rows, tmp_path, epochs=8, batch_size=3,
+    assert train_sft(again, tiny[1], rows, tmp_path, num_train_epochs=8, per_device_train_batch_size=3,
                      learning_rate=3e-3) == log and log[-1]['loss'] < log[0]['loss'] - 1
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
     assert 'forward' not in model.__dict__ and not model.training and all(p.grad is None for p in model.parameters())
@@ -644,7 +646,7 @@ def test_sft_learns_completions_only_and_leaves_the_model_clean(tiny, tmp_path):
     start = len(tiny[1].apply_chat_template(rows[0]['prompt'], add_generation_prompt=True)['input_ids'])
     lp = tiny[0](torch.tensor([ids])).logits.log_softmax(-1)[0]
     nll = -torch.stack([lp[t-1, ids[t]] for t in range(start, len(ids))]).mean()
-    one = train_sft(copy.deepcopy(tiny[0]), tiny[1], rows[:1], tmp_path, batch_size=1)
+    one = train_sft(copy.deepcopy(tiny[0]), tiny[1], rows[:1], tmp_path, per_device_train_batch_size=1)
     assert one[0]['loss'] == pytest.approx(nll.item(), rel=1e-4)
 
 # --- numbers that are not finite
@@ -699,7 +701,8 @@ def test_a_model_or_a_set_that_is_not_finite_is_refused(tiny, tmp_path):
 def test_sft_stops_too_and_leaves_the_model_clean(tiny, tmp_path, accumulate):
     model, rows = copy.deepcopy(tiny[0]), [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
     with pytest.raises(NotFiniteError, match=r'at step \d: nothing of it was saved'):
-        train_sft(model, tiny[1], rows, tmp_path, learning_rate=1e7, epochs=9, batch_size=2, gradient_accumulation_steps=accumulate)
+        train_sft(model, tiny[1], rows, tmp_path, learning_rate=1e7, num_train_epochs=9, per_device_train_batch_size=2,
+                  gradient_accumulation_steps=accumulate)
     assert 'forward' not in model.__dict__ and not list(tmp_path.glob('checkpoint-*'))
     with pytest.raises(NotFiniteError, match='model has weights'): train_sft(broken(tiny[0]), tiny[1], rows, tmp_path)
 
@@ -738,8 +741,9 @@ def test_the_loss_is_looked_at_once(tiny, tmp_path, monkeypatch):
     t.train()
     assert not t.args.logging_nan_inf_filter and asked == ['isfinite']*3
 
-@pytest.mark.parametrize('kw, words', [(dict(learning_rate=inf), 'learning_rate is inf'), (dict(epochs=0), 'num_train_epochs is 0'),
-                                       (dict(batch_size=0), 'per_device_train_batch_size is 0'), (dict(max_length=0), 'max_length is 0')])
+@pytest.mark.parametrize('kw, words', [
+    (dict(learning_rate=inf), 'learning_rate is inf'), (dict(num_train_epochs=0), 'num_train_epochs is 0'),
+    (dict(per_device_train_batch_size=0), 'per_device_train_batch_size is 0'), (dict(max_length=0), 'max_length is 0')])
 def test_bad_settings_of_sft_are_refused(tiny, tmp_path, kw, words):
     rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]
     with pytest.raises(ValueError, match=words): train_sft(tiny[0], tiny[1], rows, tmp_path, **kw)
@@ -895,7 +899,6 @@ def test_lists_keep_what_the_template_is_told(tiny, tmp_path):
     assert as_list == as_table and tok.decode(as_list[0][0]).startswith('short\n1 tools\n<|im_start|>user')
     with pytest.raises(ValueError, match='row 1 of train_dataset sets .* in chat_template_kwargs'): preference_dataset([rows[0], PAIRS[1]])
     sft = [dict(prompt=p['prompt'], completion=p['chosen'], chat_template_kwargs=dict(style='short '*s)) for p in PAIRS[:2] for s in (1, 9)]
-    from yfpo.trainer import completion_dataset
     assert completion_dataset(sft)['chat_template_kwargs'][1] == dict(style='short '*9)
 
 def test_columns_that_are_null(tiny, tmp_path):

@@ -5,7 +5,9 @@ from datasets import Dataset, DatasetDict
 from transformers import LlamaModel
 from yfpo.lm.models import byte_tokenizer, load_model, save_model, tiny_model
 from yfpo.reward import RewardStats
-from yfpo.trainer import YFPOConfig, YFPOTrainer, complete_checkpoint, completion_dataset, preference_dataset, train_sft
+from yfpo.lm.rows import completion_dataset, preference_dataset
+from yfpo.trainer import YFPOConfig, YFPOTrainer
+from yfpo.lm.training import complete_checkpoint, train_sft
 from test_trainer import PAIRS, config, equal_weights, make, run, some_neurons, tiny  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -229,11 +231,12 @@ def test_checkpoints_that_cannot_be_gone_on_from(tiny, stopped, tmp_path):
 
 @pytest.mark.parametrize('kw', [dict(loss_type='dft'), dict(label_smoothing_factor=.5)])
 def test_sft_packs_only_the_loss_it_knows(tiny, tmp_path, kw, monkeypatch):
-    import yfpo.trainer as module
-    def first(): return train_sft(copy.deepcopy(tiny[0]), tiny[1], SFT[:2], tmp_path, batch_size=2, max_steps=1, **kw)[0]['loss']
-    ours = first()
+    import yfpo.lm.training as module
+    def first(**kw):
+        return train_sft(copy.deepcopy(tiny[0]), tiny[1], SFT[:2], tmp_path, per_device_train_batch_size=2, max_steps=1, **kw)[0]['loss']
+    ours = first(**kw)
     monkeypatch.setattr(module, 'packs', lambda *args: False)  # TRL's own way
-    assert ours == first() != train_sft(copy.deepcopy(tiny[0]), tiny[1], SFT[:2], tmp_path, batch_size=2, max_steps=1)[0]['loss']
+    assert ours == first(**kw) != first()
 
 def test_sft_says_what_it_leaves_out_and_begins_where_nothing_is(tiny, tmp_path):
     long = dict(prompt='x'*500, completion='y')
@@ -241,7 +244,7 @@ def test_sft_says_what_it_leaves_out_and_begins_where_nothing_is(tiny, tmp_path)
         train_sft(copy.deepcopy(tiny[0]), tiny[1], [*SFT, long], tmp_path, max_length=64, max_steps=1)
     with pytest.raises(ValueError, match='no row has a token of its completion within max_length=64'):
         train_sft(copy.deepcopy(tiny[0]), tiny[1], [long], tmp_path, max_length=64)
-    assert train_sft(copy.deepcopy(tiny[0]), tiny[1], SFT, tmp_path/'new', max_steps=1, resume=True)
+    assert train_sft(copy.deepcopy(tiny[0]), tiny[1], SFT, tmp_path/'new', max_steps=1, resume_from_checkpoint=True)
 
 def test_a_column_of_another_name_changes_no_completion(tiny, tmp_path):
     def loss(rows): return train_sft(copy.deepcopy(tiny[0]), tiny[1], rows, tmp_path, max_steps=1)[0]['loss']

@@ -83,7 +83,7 @@ LOOKED_UP = {
     'trl.trainer.utils.add_fused_lm_head': '_use_triton(', 'trl.kernels.ChunkedLogProbFunction': 'range(0, N, TOKEN_CHUNK_SIZE)',
     'trl.DPOTrainer._compute_loss': 'if self.precompute_ref_logps:', 'trl.DPOTrainer.log': 'self._metrics[mode]',
     'trl.DPOTrainer.compute_ref_log_probs': 'fused_lm_head=True'}
-OURS = {'_attnlrp', '_yfpo_packs'}                             # set on models of others
+OURS = {'_attnlrp'}                                            # set on models of others
 PYTHON = {'_asdict', '_replace', '_abc_impl', '_exit', '_run_exitfuncs'}      # of named tuples, abstract classes, os and atexit
 NAMES = {n for names in TOUCHED.values() for n in names}
 
@@ -177,7 +177,7 @@ def test_no_name_in_the_table_is_out_of_use():
     assert not unused, f'{", ".join(unused)}: nothing uses it any more, drop it from TOUCHED'
 
 def test_no_private_name_of_ours_hides_one_of_theirs():
-    modules = [resolve_name(f'yfpo.{m}') for m in ('lm.decoding', 'beyond.dynamic', 'beyond.methods', 'beyond.monitors', 'trainer')]
+    modules = [resolve_name(f'yfpo.{m}') for m in ('lm.decoding', 'lm.training', 'trainer', 'beyond.dynamic', 'beyond.methods', 'beyond.monitors')]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     hidden = [f'{c.__name__}.{n}' for c in classes for n in vars(c) if re.match(r'_(?!_)', n) and n not in NAMES | PYTHON
               for b in c.__mro__ if not b.__module__.startswith(('yfpo', 'builtins')) and has(b, n)]

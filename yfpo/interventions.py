@@ -11,6 +11,7 @@ __all__ = ['MODES', 'TOKEN_METHODS', 'ablate', 'record', 'patch', 'patch_from', 
 from contextlib import contextmanager
 import torch
 from transformers import DynamicCache
+from .lm.decoding import Edit
 from .lm.models import unwrap
 from .neurons import contrast_set
 from .lm.packing import shared_logprobs
@@ -64,7 +65,6 @@ def _editing(model, neurons, new, spare_first, before=None, any_batch=False):
     def see(m, args, kwargs):
         state['at'] = _positions(args, kwargs)
         if before: before(args, kwargs)
-    see.any_batch = any_batch                                  # may other pages give it batches of their own making?
     def edit(l, pos):
         def hook(module, args):
             a, i = args[0].clone(), neurons.index[pos].to(args[0].device)
@@ -73,7 +73,7 @@ def _editing(model, neurons, new, spare_first, before=None, any_batch=False):
             a[..., i] = torch.where((state['at'] == 0)[..., None], old, fresh) if spare_first else fresh
             return (a, *args[1:])
         return hook
-    hooks = [base.base_model.register_forward_pre_hook(see, with_kwargs=True)]
+    hooks = [base.base_model.register_forward_pre_hook(Edit(see, any_batch), with_kwargs=True)]
     hooks += [downs[l].register_forward_pre_hook(edit(l, pos)) for l, pos in neurons.by_layer().items()]
     try: yield model
     finally:

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['READOUTS', 'TENSORS', 'NOTES', 'FLOOR', 'KINDS_OF_READING', 'write_norms', 'NeuronReader', 'activations', 'norms',
            'ReadOut', 'RewardStats', 'contributions', 'standardise', 'readout', 'clipped_share', 'relative_margin',
-           'Turns', 'places', 'divergent', 'divergent_examples', 'fit_moments', 'checked_pairs', 'pair_items',
-           'strongest', 'read_examples', 'spoken_lengths', 'check_spread', 'check_margins', 'fit_margins',
-           'fit_and_read', 'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'set_readouts',
-           'reward_audit']
+           'places', 'divergent', 'divergent_examples', 'fit_moments', 'checked_pairs', 'pair_items', 'strongest',
+           'read_examples', 'spoken_lengths', 'check_spread', 'check_margins', 'fit_margins', 'fit_and_read',
+           'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'set_readouts', 'reward_audit']
 
 # %% ../nbs/03_reward.ipynb #10_rewar-002
 import hashlib, itertools, json, math, numbers
@@ -22,6 +21,7 @@ from .data.files import atomic_write
 from .relevance import digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
 from .lm.packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
 from .lm.responses import Example, batches, collate, encode, hidden_states, odd_item, token_logprobs
+from .lm.rows import Turns
 from .lm.progress import track
 
 # %% ../nbs/03_reward.ipynb #10_rewar-005
@@ -206,11 +206,6 @@ def relative_margin(delta, ref_delta, stats, ro:ReadOut=ReadOut()):
     return (delta - ref_delta)/stats.scale if ro.ref_relative else delta
 
 # %% ../nbs/03_reward.ipynb #10_rewar-015
-@dataclass(frozen=True)
-class Turns(Example):
-    "An answer of several turns: only the tokens at the places `read` are read"
-    read: tuple
-
 def places(e, unread:int=0): # tokens at the end that are left out
     "Where the neurons of an `Example` are read: a slice, or indices"
     return list(e.read[:len(e.read) - unread]) if isinstance(e, Turns) else slice(e.start, len(e.ids) - unread)

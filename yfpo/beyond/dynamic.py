@@ -86,7 +86,7 @@ class DynamicSelection(TrainerCallback):
         self.leave, self.swap = leave, swap
         self.per_layer, self.universal, self.batch_size, self.seed = per_layer, universal, batch_size, seed
         self.policy, self.rows = trainer.neurons, []           # the set that the policy's relevance has chosen so far
-        model, scope = trainer._reference()
+        model, scope = trainer.reference()
         with scope(): self.mean, self.general, self.direction = self._measure(model)
         self.first = self.mean - self.general
         trainer.add_callback(self)
@@ -111,7 +111,7 @@ def reselect(self, step):
     turnover = len(new) - len(_members(new) & _members(self.policy))
     self.policy, before = new, t.neurons
     t.set_neurons(new if self.swap == 'policy' else shuffled_like(before, turnover, self.seed + step) if turnover else before)
-    self.rows.append(dict(step=step, turnover=turnover/len(new), jaccard_start=jaccard(t.neurons, t.start[0]),
+    self.rows.append(dict(step=step, turnover=turnover/len(new), jaccard_start=jaccard(t.neurons, t.start.term.neurons),
                           jaccard_before=jaccard(t.neurons, before), spearman=spearman(score, self.first),
                           spearman_now=spearman(now[0] - now[1], self.first)))
     if t.is_world_process_zero(): write_rows(Path(t.args.output_dir)/'dynamic.csv', self.rows)

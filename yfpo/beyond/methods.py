@@ -23,7 +23,8 @@ from ..neurons import as_set
 from ..relevance import blocks_of, down_projs, write_matrix
 from ..lm.responses import Example
 from ..reward import READOUTS, NeuronReader, RewardStats, check_spread, fit_and_read, readout, relative_margin
-from ..trainer import FiniteSteps, _each, as_dataset, finite_weights, special_ids, spoken_mask
+from ..lm.rows import as_dataset, each_set, special_ids, spoken_mask
+from ..lm.training import FiniteSteps, finite_weights
 
 # %% ../../nbs/beyond/06_methods.ipynb #15_metho-005
 class NeuronTerm(FiniteSteps):
@@ -57,7 +58,7 @@ def _checked_rows(self, rows, name):
 
 def _data(self, kwargs):
     "Keyword arguments of a trainer, their datasets checked"
-    sets = {k: _each(kwargs[k], self.checked) for k in ('eval_dataset',) if kwargs.get(k) is not None}
+    sets = {k: each_set(kwargs[k], self.checked) for k in ('eval_dataset',) if kwargs.get(k) is not None}
     sets = {k: DatasetDict(d) if isinstance(d, dict) else d for k, d in sets.items()}                   # CPO and ORPO map it whole
     if kwargs.get('train_dataset') is not None: sets['train_dataset'] = self.checked(kwargs['train_dataset'], 'train_dataset')
     return {**kwargs, **sets}
@@ -137,7 +138,7 @@ def _compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=
     if not self.neuron_weight: return out
     return (out[0] + term, out[1]) if return_outputs else out + term
 
-def _kept_phi(self, e):
+def _kept(self, e):
     try: return self.ref_phi[(e.start, *e.ids)]
     except KeyError: raise ValueError('a text was not read before training: give it with train_dataset or eval_dataset') from None
 
@@ -148,7 +149,7 @@ def _note(self, rel, sign):
     if hasattr(self, '_metrics'): self._metrics[mode]['neurons/margins'].append(value)
     else: self.store_metrics({'neurons/margins' if mode == 'train' else 'eval_neurons/margins': value}, train_eval=mode)
 
-NeuronTerm.compute_loss, NeuronTerm._kept, NeuronTerm._note = _compute_loss, _kept_phi, _note
+NeuronTerm.compute_loss, NeuronTerm._kept, NeuronTerm._note = _compute_loss, _kept, _note
 
 # %% ../../nbs/beyond/06_methods.ipynb #15_metho-010
 class NeuronSFTTrainer(NeuronTerm, SFTTrainer):

@@ -110,7 +110,7 @@ def _check_stop(self):
 def _look(self, step):
     "One row: what the policy says now, and what it costs"
     t = self.trainer
-    policy, (ref, scope) = t.accelerator.unwrap_model(t.model), t._reference()
+    policy, (ref, scope) = t.accelerator.unwrap_model(t.model), t.reference()
     was = policy.training
     try:
         with torch.random.fork_rng(), torch.no_grad(): return dict(step=step, **self._samples(policy.eval(), ref, scope),
@@ -130,7 +130,8 @@ def _samples(self, policy, ref, scope):
     items = [(p, s['text']) for p, s in zip(prompts, said) if s['text']]
     if t.neurons is None or not items: return out
     ex = encode(tok, items)
-    def phi(m): return read_examples(m, ex, tok.pad_token_id, t.neurons, t.reward_stats, t.ro, batch_size=self.batch_size).mean().item()
+    def phi(m):
+        return read_examples(m, ex, tok.pad_token_id, t.neurons, t.reward_stats, t.term.ro, batch_size=self.batch_size).mean().item()
     out['phi_policy'] = phi(policy)
     with scope(): out['phi_ref'] = phi(ref)
     return out
@@ -142,7 +143,7 @@ def _costs(self, policy):
         lp = response_logprobs(policy, self.tokenizer, self.prose, eos=False, batch_size=self.batch_size)
         out['prose_nll'] = -(sum(x.sum() for x in lp)/sum(len(x) for x in lp)).item()
     if t.neurons is None: return out
-    for k, s, stats in (('norm_set', t.neurons, t.reward_stats), ('norm_outside', t.outside, t.outside_stats)):
+    for k, s, stats in (('norm_set', t.neurons, t.reward_stats), ('norm_outside', t.term.outside, t.term.outside_stats)):
         with NeuronReader(policy, s) as r: out[k] = (r.norms().cpu()/stats.wnorm).mean().item()
     return out
 

@@ -18,7 +18,8 @@ from ..data.answers import strip_annotations
 from ..data.files import atomic_write, write_rows
 from ..lm.responses import format_prompt
 from .run import need, notebook_parameters, plan, read_recipe, run_folder
-from ..trainer import NotFiniteError, train_yfpo
+from ..trainer import train_yfpo
+from ..lm.training import NotFiniteError
 
 # %% ../../nbs/lab/06_launch.ipynb #23-launch-005
 ARMS = {'dpo': 'the same trainer with weight 0', 'yfpo': 'the selected neurons',
@@ -47,8 +48,9 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
                                        decay, per_layer=per_layer, batch_size=batch_size, seed=seed))
     own = layer_matched(neurons, seed) if arm == 'yfpo-random' else neurons
     with marked(run, arm, seed):
-        trainer = train_yfpo(net, tokenizer, pairs, own, out/'trainer', learning_rate, epochs, batch_size//world, max_length, precision,
-                             seed, follow if arm == 'yfpo-dynamic' else None, beta=beta, objective=objective, readout=readout,
+        trainer = train_yfpo(net, tokenizer, pairs, own, out/'trainer', precision, follow if arm == 'yfpo-dynamic' else None,
+                             learning_rate=learning_rate, num_train_epochs=epochs, per_device_train_batch_size=batch_size//world,
+                             max_length=max_length, seed=seed, beta=beta, objective=objective, readout=readout,
                              neuron_weight=0. if arm == 'dpo' else neuron_weight, reference_dir=str(run/'train'/'reference'))
         _save(trainer, tokenizer, out/'model')
     log = [{k: v for k, v in r.items() if k not in ('epoch', 'num_tokens')} for r in trainer.state.log_history if 'loss' in r]
