@@ -114,7 +114,8 @@ def made(tiny, tmp_path_factory):
     make_it = {'trl.DPOTrainer()': trainer, 'trl.DPOTrainer().train_dataset': lambda: get('trl.DPOTrainer()').train_dataset.column_names,
                'trl.DPOTrainer().data_collator()': lambda: (t := get('trl.DPOTrainer()')).data_collator([t.train_dataset[0]]),
                'peft.tuners.lora.Linear()': lambda: lora().get_base_model().model.layers[0].mlp.down_proj,
-               'torch.nn.Module()': torch.nn.Module, 'lxt.efficient.patches()': lambda: resolve_name('yfpo.beyond.identities').lxt_patches()}
+               'torch.nn.Module()': torch.nn.Module,
+               'lxt.efficient.patches()': lambda: resolve_name('yfpo.beyond.identities').lxt_patches()}
     @functools.cache
     def get(where):
         pytest.importorskip(where.split('.')[0])
@@ -177,7 +178,8 @@ def test_no_name_in_the_table_is_out_of_use():
     assert not unused, f'{", ".join(unused)}: nothing uses it any more, drop it from TOUCHED'
 
 def test_no_private_name_of_ours_hides_one_of_theirs():
-    modules = [resolve_name(f'yfpo.{m}') for m in ('lm.decoding', 'lm.training', 'trainer', 'beyond.dynamic', 'beyond.methods', 'beyond.monitors')]
+    modules = [resolve_name(f'yfpo.{m}')
+               for m in ('lm.decoding', 'lm.training', 'trainer', 'beyond.dynamic', 'beyond.methods', 'beyond.monitors')]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     hidden = [f'{c.__name__}.{n}' for c in classes for n in vars(c) if re.match(r'_(?!_)', n) and n not in NAMES | PYTHON
               for b in c.__mro__ if not b.__module__.startswith(('yfpo', 'builtins')) and has(b, n)]

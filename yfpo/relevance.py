@@ -585,7 +585,8 @@ ATTRIBUTORS = {
 def attributor(method):
     "The `Attributor` of this name, or a ValueError that says what there is"
     if isinstance(method, str) and method in ATTRIBUTORS: return ATTRIBUTORS[method]
-    refuse_name('attributor', method, [*ATTRIBUTORS] if 'wanda' in ATTRIBUTORS else [*ATTRIBUTORS, 'more after `import yfpo.beyond.attributors`'])
+    more = [] if 'wanda' in ATTRIBUTORS else ['more after `import yfpo.beyond.attributors`']
+    refuse_name('attributor', method, [*ATTRIBUTORS, *more])
 
 def attribute(model, examples, # `Example`s, from `encode`
               pad_id:int, method:str='attnlrp', # one of `ATTRIBUTORS`

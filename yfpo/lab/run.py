@@ -579,8 +579,8 @@ def step_key(step, keys):
     params = {k: v for k, v in step['params'].items() if k not in ('run_dir', 'results_dir', 'data_dir')}
     defaults = {k: v[1] for k, v in notebook_parameters(step['notebook']).items() if k not in ('run_dir', 'results_dir', 'data_dir')}
     data = _data_hash(step['params']['data_dir']) if step['params'].get('data_dir') else ''
-    parts = [[_code(c) for c in code], [(m, _code(src)) for m, src in sorted(modules.items())], {**defaults, **params}, data, _own_texts(modules),
-             [keys[n] for n in step['needs']]]
+    parts = [[_code(c) for c in code], [(m, _code(src)) for m, src in sorted(modules.items())], {**defaults, **params}, data,
+             _own_texts(modules), [keys[n] for n in step['needs']]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-030
