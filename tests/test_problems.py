@@ -327,6 +327,12 @@ def test_general_texts():
     assert ts == general_texts(200, seed=1) and len(set(ts)) == 200
     assert all(60 <= len(t.split()) <= 150 for t in ts) and not re.search(r'\d', ''.join(ts))
 
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path/'pipe')
+    for path in (tmp_path/'pipe', '/dev/null'):
+        with pytest.raises(ValueError, match='which no file may replace'):
+            with atomic_write(path) as tmp: tmp.write_text('1')
+
 def test_atomic_write(tmp_path):
     path = tmp_path/'deep'/'a.json'
     with atomic_write(path) as tmp: tmp.write_text('1'); assert tmp.parent == path.parent and tmp.suffix == '.json'

@@ -18,6 +18,7 @@ def atomic_write(path:str|Path): # file to make or replace
     "Yield a temporary path beside `path`; rename it onto `path` on success, remove it on error"
     path = as_path(path, 'a file to write')
     if path.is_dir(): raise IsADirectoryError(f'{path} is a folder: give the path of a file in it')
+    if path.exists() and not path.is_file(): raise ValueError(f'{path} is a device or a pipe, which no file may replace: give another path')
     tmp = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
