@@ -66,3 +66,8 @@ def loaded(code):
 @pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress', 'yfpo.lab.run',
                                     'yfpo.lab.report', 'yfpo.lab.figures'])
 def test_start_up_is_light(module): assert loaded(f'import {module}') == []
+
+def test_the_main_names_come_from_the_package_itself():
+    import yfpo
+    assert all(getattr(yfpo, n).__name__ == n for n in yfpo.__all__) and set(yfpo.__all__) <= set(dir(yfpo)) and 'notebook' in yfpo.__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"): yfpo.nosuch
