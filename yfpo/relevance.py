@@ -577,8 +577,8 @@ def attribute(model, examples, # `Example`s, from `encode`
     Returns a `Relevance`, float32 on the CPU: mean, weighted and activation are (layers, neurons), halves (2, layers, neurons).
     Units: the scores of a text are divided by their sum of absolute values, so `mean` is a share and every text weighs the same;
     `weighted` is a share times an activation, `activation` is in the model's own units.
-    ValueError: an unknown method or option, a model without rules, no texts, tokens the model lacks, scores that are NaN,
-    responses of a single token, a `path` with sums of another model, other texts or other settings.
+    ValueError: an unknown method or option, a model without rules, no texts, texts too long for the model, tokens it lacks,
+    scores that are NaN, responses of a single token, a `path` with sums of another model, other texts or other settings.
     Source: `ATTRIBUTORS[method].source`; the default is AttnLRP (Achtibat et al., ICML 2024, arXiv 2402.05602)."""
     a = attributor(method)
     wrong = [k for k in options if k not in a.options]
