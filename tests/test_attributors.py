@@ -89,7 +89,7 @@ def random_single():
 
 def test_refusals(examples):
     m = random_model('llama')
-    with pytest.raises(ValueError, match='use one of attnlrp'): attribute(m, examples, 0, 'lime')
+    with pytest.raises(ValueError, match='there are attnlrp'): attribute(m, examples, 0, 'lime')
     with pytest.raises(ValueError, match='takes no'): attribute(m, examples, 0, 'wanda', seed='logit')
     with pytest.raises(ValueError, match='needs the digit tokens'): attribute(m, examples, 0, 'relp')
     with pytest.raises(ValueError, match='no counterfactual'): attribute(m, [Example([3, 4, 5, 6], 2)], 0, 'atp', digits=DIGITS)
@@ -226,6 +226,7 @@ def test_cards_for_other_families(examples):
         def __len__(self): return 97
         def decode(self, ids): return f'<{ids[0]}>'
         def __call__(self, text, **k): return type('E', (), dict(input_ids=[int(t) for t in text.split()]))
+        def apply_chat_template(self, messages, **k): raise AssertionError('the items are texts, not messages')
     for family in ('gpt2', 'gemma2'):
         m = random_model(family)
         items = [(' '.join(map(str, e.ids[:e.start])), ' '.join(map(str, e.ids[e.start:]))) for e in examples]

@@ -7,15 +7,15 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 from explicit_lrp import block_relevance
 from yfpo import relevance
-from yfpo.beyond.identities import lxt_attnlrp, lxt_patches
+from yfpo.beyond.identities import identities, lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
-from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, explained, identities, neuron_relevance, relevance_flows,
-                            relevance_of, residual_relevance)
+from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, explained, neuron_relevance, relevance_flows, relevance_of,
+                            residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
 small = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              initializer_range=0.15, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-PUBLIC = sorted(FAMILIES.keys() - {'smollm3'})      # the notebook adds one
+PUBLIC = sorted(FAMILIES)
 
 def random_model(family, attn='sdpa', seed=1, **kwargs):
     "A small random model of the real class, norm gains and biases random too"
@@ -307,8 +307,18 @@ def test_refusals(batch):
     with pytest.raises(ValueError, match='seed .* is unknown'): neuron_relevance(m, batch, seed='prob')
     empty = {**batch, 'response_mask': batch['response_mask'] & (torch.arange(3) > 0)[:, None]}
     with pytest.raises(ValueError, match='response mask is empty'): neuron_relevance(m, empty)
+    with attnlrp(m), pytest.raises(ValueError, match="inside a scope of 'attnlrp'"): neuron_relevance(m, batch, 'gradient')
+    with pytest.raises(ValueError, match="use 'response' or 'text'"): neuron_relevance(m, batch, on='prompt')
+    long = {k: v[:1, :1].expand(1, 3000) for k, v in batch.items()}
+    long['response_mask'] = torch.arange(3000)[None] > 9
+    with pytest.raises(ValueError, match='encode with max_length'): neuron_relevance(m, long)
     m.config.quantization_config = dict(load_in_4bit=True)
     with pytest.raises(ValueError, match='quantised'): neuron_relevance(m, batch)
+
+def test_a_broken_weight_is_refused():
+    m, tok = load_model('tiny')
+    m.model.layers[1].mlp.up_proj.weight.data[3, 3] = float('nan')
+    with pytest.raises(ValueError, match='relevance is NaN or infinite'): relevance_of(m, encode(tok, ['one text']), tok.pad_token_id)
 
 def test_already_patched_is_refused(batch):
     m, _ = load_model('tiny')
