@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import DynamicCache
 from .lm.decoding import check_tokens
-from .lm.models import head_logits, own_attention, unwrap
+from .lm.models import own_attention, unwrap
 from .data.files import atomic_write
-from .lm.responses import Example, batches, collate, encode, fingerprint, hidden_states
+from .lm.responses import Example, batches, collate, fingerprint, hidden_states
 from .lm.progress import track
 from .data.checks import refuse_name
 
@@ -404,7 +404,7 @@ def relevance_flows(model, batch, rule:str='attnlrp'):
         return hook
     biased = [(i, m) for i, b in enumerate([*blocks, final]) for m in b.modules() if isinstance(getattr(m, 'bias', None), torch.Tensor)]
     with attnlrp(model, rule):
-        base._attnlrp.taps = taps = _Taps(flows, total)
+        base._attnlrp.taps = _Taps(flows, total)
         hooks = [m.register_forward_hook(bias_hook(i)) for i, m in biased]
         try: flows['y'] = explain(model, batch, [*blocks, final], rule, read)
         finally:

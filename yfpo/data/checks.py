@@ -31,15 +31,17 @@ def check_count(name, value, low=1):
 
 def check_steps(name, value, low=1):
     "`value`, whole steps, from `low` on, or a share of all steps below 1; a sentence if it is neither"
-    if check_number(name, value, 0) >= 1 and value % 1 or not value and low:
+    broken = check_number(name, value, 0) >= 1 and value % 1 != 0           # such as 1.5 steps
+    if broken or value == 0 and low > 0:
         raise ValueError(f'{name} is {value}: give a whole number of steps, or a share of them between 0 and 1')
     return value
 
 # %% ../../nbs/data/00_checks.ipynb #checks-012
 def refuse_name(kind:str, name, known):
     "Raise a ValueError that says what there is, and which of it is near"
-    near = difflib.get_close_matches(str(name), known, n=1)
-    raise ValueError(f"the {kind} {name!r} is unknown: {f'did you mean {near[0]!r}? T' if near else 't'}here are {', '.join(known)}")
+    near, there = difflib.get_close_matches(str(name), known, n=1), ', '.join(known)
+    if near: raise ValueError(f'the {kind} {name!r} is unknown: did you mean {near[0]!r}? There are {there}')
+    raise ValueError(f'the {kind} {name!r} is unknown: there are {there}')
 
 def check_name(kind:str, name, known):
     "`name`; a sentence if it is none of `known`"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NUM', 'ERRORS', 'EQUATION', 'clean_response', 'response_text', 'is_degenerate', 'why_no_pair', 'make_pair',
            'refuse_test_solutions', 'check_no_test_overlap', 'filter_pairs', 'words_difference', 'seeded_order',
-           'match_lengths', 'pairs_from_samples', 'Num', 'Step', 'Chain', 'read_chain', 'Edit', 'write_like',
+           'balance_lengths', 'pairs_from_samples', 'Num', 'Step', 'Chain', 'read_chain', 'Mistake', 'write_like',
            'recompute', 'render', 'slips', 'operator_swaps', 'operand_swaps', 'dropped_steps', 'wrong_copies',
            'corrupt', 'false_equations', 'consistent', 'pairs_from_corruption', 'save_pairs', 'load_pairs', 'pair_card']
 
@@ -64,7 +64,7 @@ def make_pair(problem, chosen:str, rejected:str,
         found = ' and '.join(str(extract_number(t)) for t in (chosen, rejected))
         raise ValueError(f'{problem.id}: {why} (answers {found}, gold {problem.answer}); '
                          'a pair needs one right and one wrong response of the same form')
-    say = lambda t: [dict(role='assistant', content=t)]
+    def say(t): return [dict(role='assistant', content=t)]
     return dict(prompt=prompt_messages(problem.question), chosen=say(chosen), rejected=say(rejected), id=f'{problem.id}-{error}',
                 question_id=problem.id, question=problem.question, error=error, source=problem.source,
                 answer_chosen=extract_number(chosen), answer_rejected=extract_number(rejected), **meta)
@@ -116,21 +116,21 @@ def words_difference(pair) -> int:
     return len(response_text(pair['chosen']).split()) - len(response_text(pair['rejected']).split())
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-020a
-def _place(pair, seed):
+def _seeded_place(pair, seed):
     return random.Random(f'{seed}-{_question(pair)}-{response_text(pair["chosen"])}-{response_text(pair["rejected"])}').random()
 
 def seeded_order(pairs, seed=0) -> list: # what tells this order from others, a number or a name
     "`pairs` in a seeded order; each place follows from the pair's own text, so that one pair more or less moves no other"
-    return sorted(pairs, key=lambda r: _place(r, seed))
+    return sorted(pairs, key=lambda r: _seeded_place(r, seed))
 
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-020
-def match_lengths(pairs, seed:int=0, buckets:int=4, # groups of similar chosen length, each matched by itself
+def balance_lengths(pairs, seed:int=0, buckets:int=4, # groups of similar chosen length, each matched by itself
                   tol:float=0.25, # mean difference that is close enough
                   difference=words_difference) -> list: # length of chosen minus length of rejected
     "A seeded part of `pairs`, by random removal of what tips the balance, whose mean length difference is within `tol` in every bucket"
     if buckets < 1: raise ValueError(f'buckets is {buckets}; use 1 or more')
-    place,drop = {i: _place(r, f'lengths-{seed}') for i,r in enumerate(pairs)},set()
+    place,drop = {i: _seeded_place(r, f'lengths-{seed}') for i,r in enumerate(pairs)},set()
     order = sorted(range(len(pairs)), key=lambda i: len(response_text(pairs[i]['chosen']).split()))
     size = -(-len(order)//buckets) or 1
     for bucket in (order[i:i+size] for i in range(0, len(order), size)):
@@ -170,7 +170,9 @@ def _by_problem(problems, responses, keep_annotations, counts):
                                                   'give the problems that the responses were made for')
         text,why = _usable(known[r['id']], r, keep_annotations)
         if why: counts[why] += 1
-        else: res[r['id']][not is_correct(text, known[r['id']].answer)].append(text)
+        else:
+            right,wrong = res[r['id']]
+            (right if is_correct(text, known[r['id']].answer) else wrong).append(text)
     return res
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-027
@@ -199,7 +201,7 @@ def pairs_from_samples(problems, responses, # rows with id, text and finished, a
 def _finish(rows, counts, seed, cap, match_length):
     "Hygiene, ids and counts common to both factories"
     rows,dropped = filter_pairs(rows, cap)
-    matched = match_lengths(rows, seed) if match_length else rows
+    matched = balance_lengths(rows, seed) if match_length else rows
     counts.update(dropped)
     counts.update({'dropped to match lengths': len(rows)-len(matched), 'pairs': len(matched)})
     n = Counter()
@@ -243,7 +245,7 @@ def _link(text, steps):
     "Index of the latest step whose result is the number `text`, or None"
     return next((i for i in reversed(range(len(steps))) if steps[i].value == to_number(text)), None)
 
-def _tokens(expr, steps):
+def _expression_tokens(expr, steps):
     "Numbers and operators of an annotation's expression"
     found = re.finditer(r'\d+(?:\.\d+)?|\.\d+|[-+*/()]', expr)
     return [Num(m.start(), m.end(), m[0], _link(m[0], steps)) if m[0][-1].isdigit() else m[0] for m in found]
@@ -269,7 +271,7 @@ def read_chain(solution:str): # -> Chain | None
     try:
         for a in parse_annotations(solution):
             visible(pos, a.start)
-            tokens = _tokens(a.expr.replace(',', ''), steps)
+            tokens = _expression_tokens(a.expr.replace(',', ''), steps)
             steps.append(Step(tokens, calc(a.value.replace(',', '')), a.start, a.end, a.value, _shown(solution, tokens, a.start)))
             pos = a.end
     except ValueError: return None
@@ -281,7 +283,7 @@ def read_chain(solution:str): # -> Chain | None
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-042
 @dataclass
-class Edit:
+class Mistake:
     "One mistake: a forced result, changed tokens of one step, a dropped step, or another final answer"
     step:int=None
     value:Fraction=None # result that is written down wrongly
@@ -304,18 +306,23 @@ def _nice(x, old):
     return x > 0 and write_like(x, '1') is not None and (old.denominator != 1 or x.denominator == 1)
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-044
-def recompute(chain, edit:Edit): # -> (dict, dict) | None
+def _word(token, values):
+    "A token as text: an operator, or a number with its new value where its step has one; `None` if that cannot be written"
+    if isinstance(token, str): return token
+    return write_like(values[token.link], token.text) if token.link in values else token.text
+
+def recompute(chain, mistake:Mistake): # -> (dict, dict) | None
     "New results of the steps that change and new expressions of those whose operands change; `None` if a result is not plain"
     values,exprs = {},{}
-    if edit.alias is not None: values[edit.step] = to_number(edit.alias)
+    if mistake.alias is not None: values[mistake.step] = to_number(mistake.alias)
     for i,s in enumerate(chain.steps):
-        if i == edit.step and edit.alias is not None: continue
-        tokens = edit.tokens if i == edit.step and edit.tokens else s.tokens
-        words = [t if isinstance(t, str) else write_like(values[t.link], t.text) if t.link in values else t.text for t in tokens]
+        if i == mistake.step and mistake.alias is not None: continue
+        tokens = mistake.tokens if i == mistake.step and mistake.tokens else s.tokens
+        words = [_word(t, values) for t in tokens]
         if None in words: return None
-        forced = i == edit.step and edit.value is not None
+        forced = i == mistake.step and mistake.value is not None
         if tokens is s.tokens and not forced and not any(getattr(t, 'link', None) in values for t in tokens): continue
-        try: value = edit.value if forced else calc(''.join(words))
+        try: value = mistake.value if forced else calc(''.join(words))
         except ValueError: return None
         if not _nice(value, s.value): return None
         exprs[i] = words
@@ -337,18 +344,18 @@ def _stale(chain, values):
     return any(n.link is None and to_number(n.text) in old for n in chain.nums)
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-048
-def render(chain, edit:Edit, values:dict, exprs:dict): # -> str | None
-    "The solution text after `edit`, visible numbers and annotations changed together; `None` if a number cannot be written"
+def render(chain, mistake:Mistake, values:dict, exprs:dict): # -> str | None
+    "The solution text after `mistake`, visible numbers and annotations changed together; `None` if a number cannot be written"
     edits,cut = {},None
     for n in chain.nums:
         if n.link in values: edits[n.start, n.end] = write_like(values[n.link], n.text)
     for i,words in exprs.items():
         s = chain.steps[i]
         edits[s.start, s.end] = f'<<{"".join(words)}={write_like(values.get(i, s.value), s.text)}>>'
-        if i == edit.step and edit.tokens: edits.update(_visible_edits(chain.text, s, edit.tokens, words))
-    if edit.final is not None: edits[chain.nums[-1].start, chain.nums[-1].end] = write_like(edit.final, chain.nums[-1].text)
-    if edit.alias is not None:
-        a = chain.steps[edit.step].start
+        if i == mistake.step and mistake.tokens: edits.update(_visible_edits(chain.text, s, mistake.tokens, words))
+    if mistake.final is not None: edits[chain.nums[-1].start, chain.nums[-1].end] = write_like(mistake.final, chain.nums[-1].text)
+    if mistake.alias is not None:
+        a = chain.steps[mistake.step].start
         cut = chain.text.rfind('\n', 0, a)+1, chain.text.index('\n', a)+1
         edits = {k: v for k,v in edits.items() if not cut[0] <= k[0] < cut[1]} | {cut: ''}
     if None in edits.values(): return None
@@ -369,7 +376,7 @@ def slips(chain, question, rng) -> list:
         text = show_number(s.value)
         swapped = [text[:k] + text[k+1] + text[k] + text[k+2:] for k in range(len(text)-1) if text.isdigit() and text[k] != text[k+1]]
         off = [s.value+d for d in (1, -1, 10, -10)]
-        res += [Edit(step=i, value=v) for v in off + [Fraction(x) for x in swapped if x[0] != '0']]
+        res += [Mistake(step=i, value=v) for v in off + [Fraction(x) for x in swapped if x[0] != '0']]
     return res
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-054
@@ -380,7 +387,7 @@ def operator_swaps(chain, question, rng) -> list:
         if not s.shown: continue
         for k,t in enumerate(s.tokens):
             if t in ('+', '-', '*', '/') and k and (s.tokens[k-1] == ')' or isinstance(s.tokens[k-1], Num)):
-                res += [Edit(step=i, tokens=s.tokens[:k] + [o] + s.tokens[k+1:]) for o in '+-*/' if o != t]
+                res += [Mistake(step=i, tokens=s.tokens[:k] + [o] + s.tokens[k+1:]) for o in '+-*/' if o != t]
     return res
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-055
@@ -392,7 +399,7 @@ def operand_swaps(chain, question, rng) -> list:
         for k,t in enumerate(s.tokens):
             if isinstance(t, Num):
                 different = [o for o in others if to_number(o) != to_number(t.text)]
-                res += [Edit(step=i, tokens=s.tokens[:k] + [Num(0, 0, o)] + s.tokens[k+1:]) for o in different]
+                res += [Mistake(step=i, tokens=s.tokens[:k] + [Num(0, 0, o)] + s.tokens[k+1:]) for o in different]
     return res
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-056
@@ -403,7 +410,7 @@ def dropped_steps(chain, question, rng) -> list:
         line = chain.text[chain.text.rfind('\n', 0, s.start)+1 : chain.text.find('\n', s.start)]
         if line.count('<<') == 1 and len(chain.steps) > 1:
             last = i == chain.nums[-1].link
-            res += [Edit(step=i, alias=show_number(to_number(t.text))) for t in s.tokens if isinstance(t, Num)
+            res += [Mistake(step=i, alias=show_number(to_number(t.text))) for t in s.tokens if isinstance(t, Num)
                     and (t.link == i-1 or not last)]
     return res
 
@@ -412,7 +419,7 @@ def wrong_copies(chain, question, rng) -> list:
     "Another step's result, or two digits swapped, copied after `####`"
     last = chain.steps[chain.nums[-1].link].value
     others = [s.value for s in chain.steps if s.value != last]
-    return [Edit(final=v) for v in others or [e.value for e in slips(chain, question, rng) if e.step == len(chain.steps)-1]]
+    return [Mistake(final=v) for v in others or [e.value for e in slips(chain, question, rng) if e.step == len(chain.steps)-1]]
 
 ERRORS = {'slip': slips, 'operator': operator_swaps, 'operand': operand_swaps, 'dropped step': dropped_steps, 'wrong copy': wrong_copies}
 
@@ -423,13 +430,13 @@ def corrupt(problem, error:str, seed:int=0): # -> (str, dict) | None
     chain = read_chain(problem.solution)
     if chain is None: return None
     rng = random.Random(f'corrupt-{seed}-{problem.id}-{error}')
-    edits = ERRORS[error](chain, problem.question, rng)
-    for edit in rng.sample(edits, len(edits)):
-        changed = recompute(chain, edit)
+    mistakes = ERRORS[error](chain, problem.question, rng)
+    for mistake in rng.sample(mistakes, len(mistakes)):
+        changed = recompute(chain, mistake)
         if changed is None or _ambiguous(chain, changed[0], problem.question) or _stale(chain, changed[0]): continue
-        text = render(chain, edit, *changed)
-        if text is None or is_correct(text, problem.answer) or not consistent(problem.solution, text, edit): continue
-        return text,dict(step=edit.step, steps=len(chain.steps), changed=len(set(changed[0]) - {edit.step}))
+        text = render(chain, mistake, *changed)
+        if text is None or is_correct(text, problem.answer) or not consistent(problem.solution, text, mistake): continue
+        return text,dict(step=mistake.step, steps=len(chain.steps), changed=len(set(changed[0]) - {mistake.step}))
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-061
 EQUATION = re.compile(r'([\d$.,()+*/x×÷ −-]*\d\)?)\s*=\s*\$?((?:\d[\d,]*)?\.?\d+)')
@@ -440,18 +447,20 @@ def false_equations(text:str) -> list:
     for left,right in EQUATION.findall(strip_annotations(text)):
         left = re.sub(r'[$, ]', '', re.sub(r'^[\s$]*[.,]\s+', '', left))   # `.10*60` keeps its point
         left = left.translate(str.maketrans('x×÷−', '**/-')).lstrip('*/+-')
-        try: res += [f'{left}={right}'] * (abs(calc(left) - to_number(right)) > Fraction(1, 100))
+        try: off = abs(calc(left) - to_number(right))
         except ValueError: continue
+        if off > Fraction(1, 100): res.append(f'{left}={right}')
     return res
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-062
-def consistent(gold:str, text:str, edit:Edit) -> bool:
+def consistent(gold:str, text:str, mistake:Mistake) -> bool:
     "Whether all annotations and visible equations but a slip's own are as true as in `gold`, and the answer is a result of the chain"
-    anns,slip = parse_annotations(text),edit.value is not None
-    value = lambda a: calc(a.value.replace(',', ''))
+    anns,slip = parse_annotations(text),mistake.value is not None
+    def value(a): return calc(a.value.replace(',', ''))
     wrong = [i for i,a in enumerate(anns) if abs(calc(a.expr.replace(',', '')) - value(a)) > Fraction(1, 100)]
-    if wrong != [edit.step]*slip or len(false_equations(text)) > len(false_equations(gold)) + slip: return False
-    return edit.final is not None or to_number(extract_strict(text)) in [value(a) for a in anns]
+    allowed = [mistake.step] if slip else []                   # steps whose annotation may be false
+    if wrong != allowed or len(false_equations(text)) > len(false_equations(gold)) + len(allowed): return False
+    return mistake.final is not None or to_number(extract_strict(text)) in [value(a) for a in anns]
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-065
 def pairs_from_corruption(problems, seed:int=0, errors=tuple(ERRORS), # classes to use
@@ -561,7 +570,7 @@ def pair_card(pairs, tokenizer=None, # lengths are tokens with it, words without
     def size(t): # without a token for a beginning, since a response goes on
         return len(tokenizer(t, add_special_tokens=False).input_ids) if tokenizer is not None else len(t.split())
     c,r = ([size(response_text(p[k])) for p in pairs] for k in ('chosen', 'rejected'))
-    count = lambda k: dict(sorted(Counter(p.get(k, 'unknown') for p in pairs).items()))
+    def count(k): return dict(sorted(Counter(p.get(k, 'unknown') for p in pairs).items()))
     card = dict(n=len(pairs), questions=len({p['question_id'] for p in pairs}), unit=unit, by_error=count('error'),
                 by_source=count('source'))
     card |= {f'chosen_{unit}': _spread(c), f'rejected_{unit}': _spread(r), 'length_difference': _spread([a-b for a,b in zip(c, r)])}

@@ -7,20 +7,20 @@ __all__ = ['GSM8K_REVISION', 'SVAMP_REVISION', 'OTHER_SETS', 'load_gsm8k', 'equa
            'load_other', 'load_problems']
 
 # %% ../../nbs/data/05_sources.ipynb #sources-002
-import ast, random, re
+import ast, math, random, re
 from pathlib import Path
 from typing import NamedTuple
 from .answers import calc, node_value, show_number, to_number
 from .checks import as_path
 from .files import parse_json, read_jsonl, read_text
-from .problems import Problem, check_ids, gold_number, gold_problem
+from .problems import Problem, check_unique_ids, gold_number, gold_problem
 from .templates import make_ood, make_problems
 
 # %% ../../nbs/data/05_sources.ipynb #00-probl-040
 GSM8K_REVISION = '740312add88f781978c0658806c59bc2815b9866'
 SVAMP_REVISION = '5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef'
 
-def _local(data_dir, *names):
+def _official_file(data_dir, *names):
     "First of `names` that exists under `data_dir`"
     root = as_path(data_dir, 'a folder with the official files')
     hint = 'or leave data_dir empty to use the hub'
@@ -44,17 +44,17 @@ def load_gsm8k(split:str='train', # 'train' or 'test'
                revision:str=GSM8K_REVISION) -> list: # commit of the hub data set
     "GSM8K's `train` or `test` problems, in file order"
     if split not in ('train', 'test'): raise ValueError(f"GSM8K has no split {split!r}; use 'train' or 'test'")
-    path = _local(data_dir, f'gsm8k/{split}.jsonl', f'{split}.jsonl') if data_dir else f'openai/gsm8k {split}'
+    path = _official_file(data_dir, f'gsm8k/{split}.jsonl', f'{split}.jsonl') if data_dir else f'openai/gsm8k {split}'
     rows = read_jsonl(path) if data_dir else _hub('openai/gsm8k', 'main', split, revision)
     if not rows: raise ValueError(f'{path} is empty; it should hold one JSON object a line with question and answer')
     return [gold_problem(r.get('question'), r.get('answer'), f'gsm8k-{split}-{i}', f'gsm8k/{split}', f'{path}, row {i+1}')
             for i,r in enumerate(rows)]
 
 # %% ../../nbs/data/05_sources.ipynb #00-probl-046
-def _steps(node, lines):
+def _worked_steps(node, lines):
     "Text of a sub-expression; each operation that ends in a plain decimal becomes a line of its own"
     if not isinstance(node, ast.BinOp): return show_number(node_value(node))
-    a,b = _steps(node.left, lines), _steps(node.right, lines)
+    a,b = _worked_steps(node.left, lines), _worked_steps(node.right, lines)
     a,b = (f'({x})' if re.search(r'[-+*/]', x) else x for x in (a, b))
     op = {ast.Add:'+', ast.Sub:'-', ast.Mult:'*', ast.Div:'/'}[type(node.op)]
     value = show_number(node_value(node))
@@ -68,7 +68,7 @@ def equation_solution(equation:str) -> str:
     if show_number(calc(equation)) is None or '//' in equation:
         raise ValueError(f'{equation!r} has no answer in plain decimals; give an equation of + - * / whose result is a decimal number')
     lines = []
-    last = _steps(ast.parse(equation.strip(), mode='eval').body, lines)
+    last = _worked_steps(ast.parse(equation.strip(), mode='eval').body, lines)
     return '\n'.join((lines or [f'<<{last}={last}>>{last}']) + [f'#### {last}'])
 
 # %% ../../nbs/data/05_sources.ipynb #00-probl-050
@@ -100,15 +100,15 @@ def load_svamp(data_dir:str|Path=None, # folder with svamp/SVAMP.json or SVAMP.j
     if split not in ('all', 'train', 'test'): raise ValueError(f"SVAMP has no split {split!r}; use 'all', 'train' or 'test'")
     if data_dir:
         if split != 'all': raise ValueError(f"SVAMP.json is one set without splits, so split={split!r} needs the hub; use split='all'")
-        path = _local(data_dir, 'svamp/SVAMP.json', 'SVAMP.json')
+        path = _official_file(data_dir, 'svamp/SVAMP.json', 'SVAMP.json')
         rows = parse_json(read_text(path, 'SVAMP.json'), str(path))
         if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
             raise ValueError(f'{path}: a list of JSON objects was expected; fetch the file again')
     else: path,rows = 'ChilleD/SVAMP', _hub('ChilleD/SVAMP', None, 'train+test' if split == 'all' else split, revision)
     if not rows: raise ValueError(f'{path} is empty; it should hold a list of problems')
-    order = lambda p: [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', p.id)]
+    def order(p): return [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', p.id)]         # 2 before 10
     res = [_svamp_problem(r, f'{path}, row {i+1}') for i,r in enumerate(rows)]
-    check_ids(res, path)
+    check_unique_ids(res, path)
     return sorted(res, key=order)
 
 # %% ../../nbs/data/05_sources.ipynb #00-probl-086
@@ -160,15 +160,19 @@ def _other_problem(question, solution, stated, id, source, where, **meta):
     if '####' not in solution.strip().rpartition('\n')[2]: solution = f'#### {show_number(x) or x}'
     return gold_problem(question, solution, id, source, where, **meta)
 
+def _is_answer(x):
+    "Whether `x` is a text that is not empty, or a number that is not NaN"
+    return bool(x.strip()) if isinstance(x, str) else type(x) in (int, float) and not math.isnan(x)
+
 def _read_other(r, name, rule, where):
     "(question, solution, answer, what else is known) of a row of the set called `name`, each of its kind"
     try: question, solution, stated, meta = OTHER_SETS[name].read(r)
     except (LookupError, TypeError, AttributeError) as e:
         raise ValueError(f'{where}: not a row of {name} ({type(e).__name__}: {e}); fetch the official file again') from None
+    good = dict(question=isinstance(question, str) and question.strip(), solution=isinstance(solution, str),
+                answer=_is_answer(stated) or stated is None and rule == 'numeric')         # None: such a row has no one number
     for k, x in dict(question=question, solution=solution, answer=stated).items():
-        if isinstance(x, str) and (x.strip() or k == 'solution') or k == 'answer' and type(x) in (int, float) and x == x: continue
-        if k == 'answer' and rule == 'numeric' and x is None: continue                 # such a row has no one number
-        raise ValueError(f'{where}: the {k} is {x!r:.40}; fetch the official file again')
+        if not good[k]: raise ValueError(f'{where}: the {k} is {x!r:.40}; fetch the official file again')
     return question, solution, stated, meta
 
 def load_other(name:str, # a key of `OTHER_SETS`
@@ -182,7 +186,7 @@ def load_other(name:str, # a key of `OTHER_SETS`
     s, res, total = OTHER_SETS[name], [], 0
     if not data_dir and not s.hub: raise ValueError(f'{name} is not on the hub in this form; give data_dir, a folder with {s.files[0]}')
     for f in s.files if data_dir else ('hub',):
-        path = _local(data_dir, f, Path(f).name) if data_dir else s.hub[0]
+        path = _official_file(data_dir, f, Path(f).name) if data_dir else s.hub[0]
         for r in _other_rows(path) if data_dir else _hub(*s.hub, revision):
             total += 1
             question, solution, stated, meta = _read_other(r, name, rule, f'{path}, row {total}')

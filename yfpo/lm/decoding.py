@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicCache, DynamicLayer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 from ..data.extras import needs
-from ..data.checks import check_count
 from .machine import decode_batch
 from .models import check_model, check_tokenizer, head_logits, own_attention, save_model, unwrap
-from ..data.checks import as_list, check_text
+from ..data.checks import as_list, check_count, check_text
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-005
 class GumbelNoise(LogitsProcessor):
@@ -71,7 +70,7 @@ class RoomyLayer(DynamicLayer):
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized: self.lazy_initialization(key_states, value_states)
-        n, (B, H, T, _) = self.size, key_states.shape
+        n, (B, _, T, _) = self.size, key_states.shape
         if self.buffers is None or n + T > self.buffers[0].shape[2]: self._make(B, n + T + self.room, key_states, value_states)
         for b, x in zip(self.buffers, (key_states, value_states)): b[:, :, n:n+T] = x
         return self._show(n + T)
@@ -261,7 +260,7 @@ def any_batch(model):
 DECODES = WeakKeyDictionary()                                  # model -> {(attention, number format): why it does not, '' where it does}
 
 def decodes(model):
-    "Whether `model` takes the loop of this page; tried out once, and a model that does not is named once"
+    "Whether `model` takes `decode`; tried out once, and a model that does not is named once"
     key, tried = (model.config._attn_implementation, str(model.dtype)), DECODES.setdefault(model, {})
     if not any_batch(model): return False
     if key not in tried:
@@ -306,7 +305,7 @@ def _row_bytes(model, tokens):
 
 def _cut(row, over): return row[:next((n for n in range(1, len(row) + 1) if over(row[:n])), len(row))]
 
-def _said(tokenizer, row, ends, stop):
+def _response(tokenizer, row, ends, stop):
     "(text, number of tokens, finished, token ids with the end) of one row"
     e = next((i for i, t in enumerate(row) if t in ends), None)
     text = whole = tokenizer.decode(row[:e], skip_special_tokens=True)
@@ -343,7 +342,7 @@ def completions(model, tokenizer, prompts, # texts
                 temperature:float=0., top_p:float=1., max_new_tokens:int=256,
                 batch_size:int=32, # 0 for as many as fit
                 stop=(), # texts that end a response and are cut off
-                backend:str='auto'): # 'auto' is this page's loop where the model allows it; 'transformers'; 'vllm'
+                backend:str='auto'): # 'auto' is `decode` where the model allows it; 'transformers'; 'vllm'
     "Yields batches (places in `prompts`, their (text, tokens, finished, token ids)), longest prompts first"
     check_decoding(temperature, top_p, max_new_tokens, backend)
     check_count('batch_size', batch_size, 0)
@@ -354,8 +353,8 @@ def completions(model, tokenizer, prompts, # texts
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     batch_size = decode_batch(batch_size, _row_bytes(model, max(map(len, ids)) + max_new_tokens))
     if backend == 'vllm':
-        yield order, vllm_decode(model, tokenizer, [ids[i] for i in order], keys and [keys[i] for i in order], temperature, top_p,
-                                 max_new_tokens, stop)
+        seeds = [keys[i] for i in order] if keys else None
+        yield order, vllm_decode(model, tokenizer, [ids[i] for i in order], seeds, temperature, top_p, max_new_tokens, stop)
         return
     beginning = read_beginning(model, common_beginning(ids)) if backend == 'auto' and decodes(model) else None
     over = _ending(model, tokenizer, stop)
@@ -363,7 +362,7 @@ def completions(model, tokenizer, prompts, # texts
         some, noise = [ids[i] for i in ix], GumbelNoise([keys[i] for i in ix], temperature, top_p) if temperature > 0 else None
         if beginning is not None: rows = decode(model, some, beginning, over, max_new_tokens, noise)
         else: rows = [_cut(r, over) for r in plain_decode(model, tokenizer, some, max_new_tokens, noise, stop)]
-        yield ix, [_said(tokenizer, r, ends, stop) for r in rows]
+        yield ix, [_response(tokenizer, r, ends, stop) for r in rows]
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-029
 BACKENDS = ('auto', 'transformers', 'vllm')
@@ -383,5 +382,6 @@ def vllm_decode(model, tokenizer, prompts, keys, temperature, top_p, max_new_tok
     out = []
     for o in (m.outputs[0] for m in made):
         ids = list(o.token_ids)
-        out.append((o.text.strip(), len(ids) - (ids[-1:] != [] and ids[-1] in ends), o.finish_reason == 'stop', ids))
+        n = len(ids) - 1 if ids and ids[-1] in ends else len(ids)          # the end is not counted
+        out.append((o.text.strip(), n, o.finish_reason == 'stop', ids))
     return out

@@ -64,8 +64,10 @@ def _differs(model, found):
     cases = (('lacks', found['missing_keys'], ''), ('holds', found['unexpected_keys'], ' that its model has no place for'),
              ('holds', [r[0] if isinstance(r, tuple) else r for r in rows], ' of another shape than its model has'),
              ('holds', _not_finite(model), ' with NaN or infinite numbers'))
-    return next((f"it {verb} {len(names)} weight{'s'[:len(names) > 1]}{end}, such as {', '.join(sorted(names)[:3])}"
-                 for verb, names, end in cases if names), None)
+    for verb, names, end in cases:
+        if not names: continue
+        weights = 'weight' if len(names) == 1 else 'weights'
+        return f"it {verb} {len(names)} {weights}{end}, such as {', '.join(sorted(names)[:3])}"
 
 def _not_finite(model):
     "Names of the tensors that hold a NaN or an infinite number; a sum tells, without a copy"
@@ -190,11 +192,12 @@ def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', 
     if device is None: device = 'cuda' if torch.cuda.is_available() else 'cpu'
     _check_dtype(dtype); _check_device(device)
     if attn is not None: _check_attn(attn)
-    source, called = _local(name)
-    if revision and not isinstance(source, str) or source in (EMBEDDED, TINY) and revision:
+    source, called = _place_of(name)
+    from_hub = isinstance(source, str) and source not in (EMBEDDED, TINY)
+    if revision and not from_hub:
         raise ValueError(f'revision is {revision!r}, but {called} is not read from the hub: leave it out')
     if _is_adapter(source): model, tokenizer = _with_adapter(source, dtype=dtype, device=device, attn=attn, use=use)
-    else: model, tokenizer = _plain(source, revision, _dtype(dtype, str(source), revision, device, use), attn)
+    else: model, tokenizer = _full_model(source, revision, _dtype(dtype, str(source), revision, device, use), attn)
     if tokenizer.eos_token_id is None:
         raise ValueError(f'the tokenizer of {called} has no eos_token, which ends a response: set it, and save the tokenizer again')
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
@@ -202,8 +205,8 @@ def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', 
     if not _is_adapter(source): model.source = _source(name)   # an adapter's base has its own
     return model.to(device).eval(), tokenizer
 
-def _plain(source, revision, dtype, attn):
-    "A model that is no adapter, from where `_local` found it"
+def _full_model(source, revision, dtype, attn):
+    "A model that is no adapter, from where `_place_of` found it"
     kwargs = dict(dtype=dtype, **(dict(attn_implementation=attn) if attn else {}))
     if source == TINY: model, tokenizer = tiny_model().to(dtype), byte_tokenizer()
     elif source == EMBEDDED: model, tokenizer = from_gguf(embedded_gguf(), **kwargs)
@@ -214,7 +217,7 @@ def _plain(source, revision, dtype, attn):
 
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-019
-def _local(name):
+def _place_of(name):
     "Where the model called `name` is read from (a name, a folder or a hub id), and what it is called"
     if name == EMBEDDED: return _embedded(), EMBEDDED
     if name == TINY: return TINY, TINY
@@ -223,7 +226,7 @@ def _local(name):
     path = as_path(name, 'a model')
     if path.suffix.lower() == '.gguf' and not path.is_dir(): return _converted(path), path.stem
     if path.is_dir():
-        if not _is_adapter(path): _check_folder(path)
+        if not _is_adapter(path): _check_model_folder(path)
         return path, path.absolute().name
     if path.exists(): raise ValueError(f'{path} is a file, and no .gguf file: give the folder of the model that it belongs to')
     if not re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', str(name)): raise FileNotFoundError(_unknown(name))
@@ -240,9 +243,11 @@ def _unknown(name, why=''):
     "What is said of a name that leads nowhere: a near one, and what can be given"
     last = str(name).lower().rsplit('/', 1)[-1]
     near = [n for n in (EMBEDDED, TINY) if difflib.SequenceMatcher(None, last, n[:max(len(last), 4)]).ratio() >= .75]
+    hub = 'on the hub as far as it can be reached' if why else 'a hub id of the form owner/name'
+    mend = f'did you mean {near[0]!r}?' if near else 'check the spelling, or download it and give its folder'
+    reason = f' ({why})' if why else ''
     return (f"the model {str(name)!r} is neither embedded ('{EMBEDDED}', '{TINY}'), an existing folder, the path of a .gguf file, "
-            f"nor {'on the hub as far as it can be reached' if why else 'a hub id of the form owner/name'}: "
-            f"{f'did you mean {near[0]!r}?' if near else 'check the spelling, or download it and give its folder'}{why and f' ({why})'}")
+            f'nor {hub}: {mend}{reason}')
 
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-040
@@ -281,7 +286,7 @@ def _untagged(pairs):
     if pairs.get('__float__') == 'NaN': _constant('NaN')
     return pairs
 
-def _object(path):
+def _json_object(path):
     "The object in a JSON file"
     try: res = json.loads(path.read_text(encoding='utf-8'), parse_constant=_constant, object_hook=_untagged)
     except (OSError, ValueError, RecursionError) as e:
@@ -301,14 +306,14 @@ def _check_ends(file, config):
         if x is not None and not all(type(i) is int for i in (x if isinstance(x, list) else [x])):
             raise ValueError(f'{file} has {x!r:.40} as its {k}: a whole number is needed, or a list of them')
 
-def _check_folder(folder):
+def _check_model_folder(folder):
     "Refuse a folder that is no whole model, before transformers falls back to something else or asks a question"
     if not (folder/'config.json').exists():
         raise FileNotFoundError(f"the folder {folder} holds no config.json: give a folder written by `save_model` or `save_pretrained`")
     _check_files(folder)
-    config = _object(folder/'config.json')
+    config = _json_object(folder/'config.json')
     for file in ('config.json', 'generation_config.json'):     # transformers passes over the second where it cannot read it
-        if (folder/file).exists(): _check_ends(folder/file, _object(folder/file))
+        if (folder/file).exists(): _check_ends(folder/file, _json_object(folder/file))
     if config.get('auto_map') and config.get('model_type') not in transformers.CONFIG_MAPPING:
         raise ValueError(f"the model in {folder} comes with code of its own (auto_map in config.json), which is never run: "
                          'give a model that transformers knows itself')
@@ -324,7 +329,7 @@ def _check_weights(folder, packed=False): # whether the config says how to read 
         what = f'only pickled weights ({pickled[0]}), and reading a pickle can run code' if pickled else 'no weights (model.safetensors)'
         raise FileNotFoundError(f'the folder {folder} holds {what}: save them with `save_pretrained`, which writes safetensors')
     for index in folder.glob('*.safetensors.index.json'):
-        named = _object(index).get('weight_map')
+        named = _json_object(index).get('weight_map')
         if not isinstance(named, dict) or not named:
             raise ValueError(f'{index} has no weight_map, which says what lies in which file: copy or download it again')
         lost = sorted({str(f) for f in named.values()} - {f.name for f in files})
@@ -494,7 +499,7 @@ def _weights_called(name, dtype):
 # %% ../../nbs/lm/02_models.ipynb #01-model-048
 def _base_name(folder):
     "What the adapter in `folder` was trained on, and the note that `keep_base` wrote or {}"
-    config, note = (_object(f) if f.exists() else {} for f in (folder/'adapter_config.json', folder/'base.json'))
+    config, note = (_json_object(f) if f.exists() else {} for f in (folder/'adapter_config.json', folder/'base.json'))
     if (folder/'base.json').exists() and not (isinstance(note.get('weights'), str) and isinstance(note.get('dtype'), str)):
         raise ValueError(f"{folder/'base.json'} lacks the hash or the dtype of the base: save the adapter again with `save_model`")
     if config.get('task_type') not in (None, 'CAUSAL_LM'):
@@ -576,21 +581,21 @@ def _made(folder, stamps=False):
     about = stamp if stamps else content
     return dict(transformers=transformers.__version__, files={p.name: about(p) for p in sorted(folder.iterdir()) if p.name[0] != '.'})
 
-def _note(folder):
+def _write_made(folder):
     "Write down how `folder` is now"
     (folder/'.made.json').write_text(json.dumps(dict(stamps=_made(folder, stamps=True), content=_made(folder))), encoding='utf-8')
 
-def _whole(folder):
+def _is_whole(folder):
     "Whether `folder` is as a conversion by this version left it; files that were copied or touched are read"
     try:
         note = json.loads((folder/'.made.json').read_text(encoding='utf-8'))
         if note['stamps'] == _made(folder, stamps=True): return True
         if note['content'] != _made(folder): return False
     except (OSError, ValueError, TypeError, KeyError): return False
-    with suppress(OSError): _note(folder)                      # so that they are read once
+    with suppress(OSError): _write_made(folder)                      # so that they are read once
     return True
 
-def _read(path):
+def _read_gguf(path):
     "Model and tokenizer of a GGUF file in a folder of its own, since transformers also reads what lies beside it"
     with tempfile.TemporaryDirectory() as d:
         alone = Path(d)/'model.gguf'
@@ -604,10 +609,10 @@ def _convert(path, folder):
     "Write the model in the GGUF file `path` into `folder`, float32, whole or not at all"
     print(f'{path.name} is converted once, which can take a while, and kept in {folder}', flush=True)
     for left in folder.parent.glob(f'*{folder.name}-*'): shutil.rmtree(left)  # by a conversion that was killed
-    model, tokenizer = _read(path)
+    model, tokenizer = _read_gguf(path)
     with atomic_folder(folder) as tmp:
         save_model(model, tokenizer, tmp)
-        _note(tmp)
+        _write_made(tmp)
 
 def _embedded():
     "The converted embedded model, or its name where no cache can be written"
@@ -619,9 +624,9 @@ def _converted(path):
     "The folder with the model of the GGUF file `path`, converted now unless it was; a second process waits for the first"
     import fcntl
     folder = _cache()/'gguf'/_digest(path)
-    if _whole(folder): return folder
+    if _is_whole(folder): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent/'.lock', 'w') as f:
         fcntl.flock(f, fcntl.LOCK_EX)
-        if not _whole(folder): _convert(path, folder)
+        if not _is_whole(folder): _convert(path, folder)
     return folder

@@ -14,7 +14,8 @@ class FileBar:
     "Counts like `tqdm`, into a file of one line: what, done, total, unit"
     def __init__(self, path, iterable=None, total=None, desc='', unit='items', initial=0):
         self.path, self.iterable, self.desc, self.unit, self.n, self.last = path, iterable, desc, unit, initial, 0.
-        self.total = total if total is not None else len(iterable) if hasattr(iterable, '__len__') else None
+        if total is None and hasattr(iterable, '__len__'): total = len(iterable)
+        self.total = total                                     # None where nobody knows
         self._write()
     def _write(self):
         self.last = time.time()

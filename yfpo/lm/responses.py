@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from jinja2 import TemplateError
 from .decoding import check_decoding, check_tokens, completions, stop_texts, text_ids
-from .models import check_model, check_tokenizer, head_logits
-from ..data.checks import check_count
-from ..data.checks import as_list, as_path, check_text, odd_text
+from .models import check_model, check_tokenizer, fingerprint, head_logits, unwrap
+from ..data.checks import as_list, as_path, check_count, check_text, odd_text
 from ..data.problems import INSTRUCTION, prompt_messages
 from ..data.files import atomic_write, parse_json, read_jsonl
 from .progress import track
@@ -135,7 +134,7 @@ def batches(examples, batch_size:int,
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-017
 def hidden_states(model, batch):
     "Last hidden states (B, T, D) of a causal LM, before its output head; sees LoRA adapters where there are any"
-    base = model.get_base_model() if hasattr(model, 'get_base_model') else model
+    base = unwrap(model)
     pos = (batch['attention_mask'].cumsum(-1) - 1).clamp(min=0)   # so that left padding moves nothing
     return base.base_model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], position_ids=pos,
                            use_cache=False).last_hidden_state
@@ -166,9 +165,6 @@ def example_logprobs(model, examples, pad_id:int, batch_size:int=8, progress:boo
         lp, b, _ = token_logprobs(model, collate([examples[i] for i in ix], pad_id, device=model.device))
         for j, i in enumerate(ix): out[i] = lp[b == j].cpu()
     return out
-
-# %% ../../nbs/lm/04_responses.ipynb #02-respo-039
-from .models import fingerprint                           # what a kept response is known by
 
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-032
 ROW = dict(id=str, sample=int, text=str, n_tokens=int, finished=bool, run=str, prompt=str)        # of a file of responses, beside `ids`
@@ -210,6 +206,10 @@ def _asked(problems):
     for i, q in qs: check_text(q, f'question of problem {i!r:.40}')
     return qs
 
+def _short(text):
+    "Hash of a text, by which a prompt or a run is known"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 def _prompts(qs, template):
     "The prompt of each question, by its id"
     if not callable(template): raise ValueError(f'template is {template!r:.40}: give a function of a question that gives its prompt')
@@ -235,18 +235,17 @@ def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
     path = as_path(path, 'a JSONL file') if path not in (None, '') else None
     if path and path.is_dir(): raise IsADirectoryError(f'{path} is a folder: give the path of a file in it')
     if n > 1 and temperature <= 0: raise ValueError(f'{n} greedy responses to one question are all the same: set temperature above 0')
-    ask, short = template or (lambda q: format_prompt(tokenizer, q)), lambda x: hashlib.sha256(x.encode()).hexdigest()[:16]
-    prompts = _prompts(qs, ask)
-    model_, more = fingerprint(model) if path else '', [stop] if stop else []
-    run = short(repr((model_, str(model.dtype), temperature, top_p, max_new_tokens, seed, *more)))
-    done = {(r['id'], r['sample']): r for r in _done(path, run, {i: short(p) for i, p in prompts.items()}, restart)}
+    prompts = _prompts(qs, template or (lambda q: format_prompt(tokenizer, q)))
+    weights, more = fingerprint(model) if path else '', [stop] if stop else []
+    run = _short(repr((weights, str(model.dtype), temperature, top_p, max_new_tokens, seed, *more)))
+    done = {(r['id'], r['sample']): r for r in _done(path, run, {i: _short(p) for i, p in prompts.items()}, restart)}
     todo = [dict(id=i, sample=s, prompt=prompts[i]) for i, _ in qs for s in range(n) if (i, s) not in done]
     made = completions(model, tokenizer, [r['prompt'] for r in todo], [f"{seed}/{r['id']}/{r['sample']}" for r in todo], temperature, top_p,
                        max_new_tokens, batch_size, stop, backend) if todo else ()
     with _Appender(path, done.values()) as out, track(total=len(todo), desc='writing', unit='answers', disable=not progress) as bar:
         for ix, texts in made:
             new = [dict(id=r['id'], sample=r['sample'], text=t, n_tokens=k, finished=f, **(dict(ids=x) if ids else {}), run=run,
-                        prompt=short(r['prompt'])) for r, (t, k, f, x) in zip((todo[i] for i in ix), texts)]
+                        prompt=_short(r['prompt'])) for r, (t, k, f, x) in zip((todo[i] for i in ix), texts)]
             done.update({(r['id'], r['sample']): r for r in new}); out.write(new); bar.update(len(new))
     return [{k: v for k, v in done[i, s].items() if k not in ('run', 'prompt')} for i, _ in qs for s in range(n)]
 

@@ -107,7 +107,7 @@ def _letters(text, what):
         raise ValueError(f'{what} has half of a surrogate pair at place {e.start}, which is no character: mend the text') from None
     return text
 
-def _plain(x, what):
+def _cleaned(x, what):
     "`x` without what a table adds or a template may not take: keys that are None, and content in parts"
     if _kind(x, what) == 'text': return _letters(x, what)
     return [{**{k: v for k, v in m.items() if v is not None}, 'content': _words(m, what)} for m in x]
@@ -119,7 +119,7 @@ def _said(x):
 
 def _whole_row(row, columns, where):
     "The texts of a row, all of one kind"
-    new = {k: _plain(row[k], f'{k} of {where}') for k in columns}
+    new = {k: _cleaned(row[k], f'{k} of {where}') for k in columns}
     kinds = {k: _kind(v, f'{k} of {where}') for k, v in new.items()}
     known = kinds.get('prompt') == 'text' and kinds.get('chosen') == kinds.get('rejected') == 'messages'         # see `_apart`
     if len(set(kinds.values())) > 1 and not known:
@@ -269,11 +269,13 @@ def spoken_example(prompt_ids, response_ids, special, max_length=None,
 def turn_spans(render, # function of messages that gives their text
                messages, first:int=0): # index of the first message that counts
     "The text of a conversation, and (start, end) of what the assistant says in each turn, without header and end of turn"
-    text, spans, alike = render(messages), [], lambda *x: os.path.commonprefix(x)
+    def alike(*texts): return len(os.path.commonprefix(texts))             # letters that all begin with
+    text, spans = render(messages), []
     for i, m in enumerate(messages):
         if i < first or m['role'] != 'assistant': continue
         a, b = (render([*messages[:i], dict(role='assistant', content=x), *messages[i+1:]]) for x in 'xy')
-        spans.append((len(alike(text, a, b)), len(text) - len(alike(*(x[::-1] for x in (text, a, b))))))
+        backwards = [x[::-1] for x in (text, a, b)]
+        spans.append((alike(text, a, b), len(text) - alike(*backwards)))
     return text, spans
 
 def turns_read(tokenizer, prompt, response, # messages

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['whole_checkpoint', 'complete_checkpoint', 'BeganNote', 'NotFiniteError', 'FiniteSteps', 'check_ids',
-           'check_trainable', 'finite_weights', 'is_adapted', 'check_model', 'shared_rows', 'check_training',
+           'check_trainable', 'finite_weights', 'is_adapted', 'check_loaded', 'shared_rows', 'check_training',
            'on_this_machine', 'known_settings', 'use_bf16', 'settings_for', 'SFTSettings', 'tidy', 'StepBar',
            'PackedSFTTrainer', 'train_sft', 'lean_head']
 
@@ -155,7 +155,7 @@ def finite_weights(model, what='model'):
 
 def is_adapted(model): return getattr(model, 'peft_config', None) is not None
 
-def check_model(model, what):
+def check_loaded(model, what):
     "Refuse what is no loaded language model"
     if model is None or isinstance(model, (str, Path)):
         raise ValueError(f'{what} must be a loaded model, since the neurons belong to these very weights: load it with `load_model`')
