@@ -58,6 +58,8 @@ def test_balance_lengths():
     matched = balance_lengths(pairs, seed=1, buckets=3)
     assert abs(statistics.mean(map(words_difference, matched))) <= 0.25 < abs(statistics.mean(map(words_difference, pairs)))
     assert matched == balance_lengths(pairs, seed=1, buckets=3) and balance_lengths([]) == []
+    a,b = (make_pair(P, f'It is{" very"*n} clear.\n#### 7', 'It is clear.\n#### 8') for n in (3, 2))
+    assert balance_lengths([a, dict(b, chosen=b['rejected'], rejected=b['chosen'])], buckets=1) == []       # no part of them is balanced
 
 def test_one_pair_less_moves_no_other():
     "Samples differ by a rounding from one processor to the next; the training set must not be another one for that"
