@@ -103,8 +103,7 @@ def filter_pairs(pairs, cap:int=2) -> tuple: # pairs kept per question at most
         key = normal_text(_question(r)), *(_spaced(r[k]) for k in ('chosen', 'rejected'))
         if key in seen: dropped['repeated text'] += 1
         elif per[key[0]] >= cap: dropped['over the cap per question'] += 1
-        else: kept.append(r)
-        if key not in seen and per[key[0]] < cap: per[key[0]] += 1
+        else: kept.append(r); per[key[0]] += 1
         seen.add(key)
     return kept,dropped
 

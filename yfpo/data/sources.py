@@ -128,23 +128,35 @@ def _asdiv(r):
     except (ValueError, SyntaxError, ZeroDivisionError): solution = ''
     return _glued(r['body'], r['question']), solution, stated, dict(kind=r.get('solution_type', ''))
 
-def _worked(r): return r['question'], r['answer'] if '####' in r['answer'] else r.get('solution', ''), r['answer'].split('####')[-1], {}
+def _answer_alone(r): return r['input'], '', r['target'], {}
+
+def _plus(r):
+    "The solution is kept where it ends in the answer"
+    solution = r['solution'] if '####' in r['solution'] else ''
+    return r['question'], solution, r['answer'], dict(kind=r['perturbation_type'], cluster=r['seed_question'])
+
+def _symbolic(r):
+    "The answer may hold the solution, or stand beside it"
+    solution = r['answer'] if '####' in r['answer'] else r.get('solution', '')
+    return r['question'], solution, r['answer'].split('####')[-1], dict(cluster=str(r['original_id']), canary=r.get('canary', ''))
+
+def _symbolic_set(file, config):
+    return OtherSet((f'gsm-symbolic/{file}.jsonl',), ('apple/GSM-Symbolic', config, 'test'), 'CC BY-NC-ND 4.0', _symbolic)
+
+def _math_row(r): return r['problem'], '', r['answer'], dict(kind=r['subject'], level=r['level'])
 
 OTHER_SETS = {
     'asdiv': OtherSet(('asdiv/ASDiv.xml',), ('EleutherAI/asdiv', None, 'validation'), 'CC BY-NC 4.0', _asdiv),
     'mawps': OtherSet(tuple(f'mawps/mawps{k}.jsonl' for k in ('addsub', 'multiarith', 'singleeq', 'singleop')), (),
                       'Apache-2.0 (the files of reasoning-machines/pal; the original set states none)',
-                      lambda r: (r['input'], '', r['target'], {})),
+                      _answer_alone),
     'gsm-hard': OtherSet(('gsm-hard/gsmhardv2.jsonl',), ('reasoning-machines/gsm-hard', None, 'train'),
-                         'MIT on the hub, Apache-2.0 in its repository', lambda r: (r['input'], '', r['target'], {})),
+                         'MIT on the hub, Apache-2.0 in its repository', _answer_alone),
     'gsm-plus': OtherSet(('gsm-plus/gsmplus_testmini.jsonl',), ('qintongli/GSM-Plus', None, 'testmini'), 'CC BY-SA 4.0 on the hub',
-                         lambda r: (r['question'], r['solution'] if '####' in r['solution'] else '', r['answer'],
-                                    dict(kind=r['perturbation_type'], cluster=r['seed_question']))),
-    **{f'gsm-symbolic{x}': OtherSet((f'gsm-symbolic/GSM_{y}.jsonl',), ('apple/GSM-Symbolic', z, 'test'), 'CC BY-NC-ND 4.0',
-                                    lambda r: (*_worked(r)[:3], dict(cluster=str(r['original_id']), canary=r.get('canary', ''))))
-       for x, y, z in (('', 'symbolic', 'main'), ('-p1', 'p1', 'p1'), ('-p2', 'p2', 'p2'))},
-    'math-500': OtherSet(('math-500/test.jsonl',), ('HuggingFaceH4/MATH-500', None, 'test'), 'MIT',
-                         lambda r: (r['problem'], '', r['answer'], dict(kind=r['subject'], level=r['level'])))}
+                         _plus),
+    'gsm-symbolic': _symbolic_set('GSM_symbolic', 'main'), 'gsm-symbolic-p1': _symbolic_set('GSM_p1', 'p1'),
+    'gsm-symbolic-p2': _symbolic_set('GSM_p2', 'p2'),
+    'math-500': OtherSet(('math-500/test.jsonl',), ('HuggingFaceH4/MATH-500', None, 'test'), 'MIT', _math_row)}
 
 def _other_rows(path):
     "Rows of one official file"

@@ -163,7 +163,7 @@ def _read_rows(model, prompts, beginning, copied, room):
     ids, real = left_padded([p[P:] for p in prompts], 0, model.device)
     (b, S), at = ids.shape, P + (real.cumsum(1) - 1).clamp(min=0)
     mask = real[:, None, None] & real.new_ones(S, S).tril()
-    cache = _roomy_cache(model, room + S*copied)
+    cache = _roomy_cache(model, room + S if copied else room)
     if copied:
         for layer, kv in zip(cache.layers, beginning.layers): layer.update(*(x.expand(b, *x.shape) for x in kv))
         mask, real = torch.cat([mask.new_ones(b, 1, S, P), mask], -1), torch.cat([real.new_ones(b, P), real], 1)
@@ -175,9 +175,10 @@ def _read_prompts(model, prompts, beginning, copied, room):
     if len(groups) == 1: return *_read_rows(model, [prompts[r] for r in groups[0]], beginning, copied, room), groups[0]
     hs, caches, reals, ats = zip(*[_read_rows(model, [prompts[r] for r in g], beginning, copied, 0) for g in groups])
     width, cache = max(r.shape[1] for r in reals), _roomy_cache(model, room)
-    def join(parts, at=0): return torch.cat([F.pad(x, (0,)*at + (width - r.shape[1], 0)) for x, r in zip(parts, reals)])
+    def join(parts, behind=0): # dimensions behind that of the columns, which are not padded
+        return torch.cat([F.pad(x, (0, 0)*behind + (width - r.shape[1], 0)) for x, r in zip(parts, reals)])
     for i, layer in enumerate(cache.layers):
-        layer.update(join([c.layers[i].keys for c in caches], 2), join([c.layers[i].values for c in caches], 2))
+        layer.update(join([c.layers[i].keys for c in caches], 1), join([c.layers[i].values for c in caches], 1))
         for c in caches: c.layers[i] = None                    # one layer twice, not all of them
     return torch.cat(hs), cache, join(reals), torch.cat(ats), sum(groups, [])
 
@@ -310,7 +311,8 @@ def _response(tokenizer, row, ends, stop):
     e = next((i for i, t in enumerate(row) if t in ends), None)
     text = whole = tokenizer.decode(row[:e], skip_special_tokens=True)
     for s in stop: text = text.split(s)[0]
-    return text.strip(), e if e is not None else len(row), e is not None or text != whole, row if e is None else row[:e+1]
+    n, ids = (len(row), row) if e is None else (e, row[:e+1])
+    return text.strip(), n, e is not None or text != whole, ids
 
 def stop_texts(stop):
     "The texts that end a response, as a tuple; one text alone is one end"

@@ -139,7 +139,7 @@ def _apart(row, where):
     "`row` with a prompt, and responses that do not repeat it"
     c, r, p = row['chosen'], row['rejected'], row.get('prompt')
     if isinstance(c, str) and p is not None: return row
-    if isinstance(c, str): return without_prompt(row) if c[:1] == r[:1] != '' else dict(row, prompt='')
+    if isinstance(c, str): return without_prompt(row) if c and r and c[0] == r[0] else dict(row, prompt='')
     shared = without_prompt(row)['prompt'] if c and r and c[0] == r[0] else []
     if isinstance(p, str):
         if not any(m['role'] != 'assistant' and (m['content'] or '').strip() == p.strip() for m in shared):
