@@ -204,7 +204,7 @@ def test_a_touched_or_copied_conversion_is_read_once_and_kept(file, cache, made,
     monkeypatch.setenv('YFPO_CACHE', str(tmp_path/'moved'))
     load_model(file)
     with monkeypatch.context() as m:                           # what was read is noted, so that the next one asks the stamps alone
-        m.setattr(models, '_note', lambda folder: pytest.fail('read again'))
+        m.setattr(models, '_write_made', lambda folder: pytest.fail('read again'))
         load_model(file)
     assert len(made) == 1
 

@@ -2,7 +2,7 @@
 import copy, random
 import pytest, torch
 from yfpo.lm.packing import (PACKS, PackedForward, forest, model_inputs, pack, pack_examples, packed_states, packs, shared_batches,
-                          shared_logprobs, token_scores, why_plain)
+                          shared_logprobs, target_scores, why_plain)
 from yfpo.lm.responses import Example, collate, example_logprobs, hidden_states
 from test_relevance import PUBLIC, random_model
 
@@ -70,7 +70,7 @@ def test_scores_against_autograd_in_all_dtypes():
     z[3, :50] = 9.; y[3] = 20                                  # ties: only the first of them is the likeliest
     for dtype, tol in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         a = z.clone().to(dtype).requires_grad_()
-        s = token_scores(a*1, y, tile=7, squares=True)
+        s = target_scores(a*1, y, tile=7, squares=True)
         (s.log_probs*w).sum().backward()
         b = z.to(dtype).float().clone().requires_grad_()
         lp = b.log_softmax(-1)
@@ -84,7 +84,7 @@ def test_confident_tokens_keep_their_gradient_in_half_precision():
     "1 - p of a token that is nearly certain, from logits in bfloat16"
     z = torch.zeros(4, 50); z[:, 7] = torch.tensor([4., 7., 9., 11.])
     a, b = z.bfloat16().requires_grad_(), z.double().requires_grad_()
-    token_scores(a*1, torch.full((4,), 7)).log_probs.sum().backward()
+    target_scores(a*1, torch.full((4,), 7)).log_probs.sum().backward()
     b.log_softmax(-1)[:, 7].sum().backward()
     assert torch.allclose(a.grad[:, 7].double(), b.grad[:, 7], rtol=1e-2)
 
@@ -128,7 +128,7 @@ def test_nothing_to_read(tiny):
 
 def test_scores_cannot_be_differentiated_twice():
     z = torch.randn(4, 9, requires_grad=True)
-    s = token_scores(z*1, torch.tensor([1, 2, 3, 4])).log_probs.sum()
+    s = target_scores(z*1, torch.tensor([1, 2, 3, 4])).log_probs.sum()
     s.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match='already differentiated'): s.backward()
 

@@ -8,8 +8,8 @@ from yfpo.data.problems import Problem
 from yfpo.data.sources import load_gsm8k
 from yfpo.data.templates import make_problems
 from yfpo.data.answers import calc, extract_strict, is_correct, to_number
-from yfpo.data.pairs import (ERRORS, check_no_test_overlap, clean_response, corrupt, filter_pairs, is_degenerate, load_pairs, make_pair,
-                        match_lengths, pair_card,
+from yfpo.data.pairs import (ERRORS, balance_lengths, check_no_test_overlap, clean_response, corrupt, filter_pairs, is_degenerate,
+                        load_pairs, make_pair, pair_card,
                         pairs_from_corruption, pairs_from_samples, read_chain, refuse_test_solutions, response_text, save_pairs,
                         seeded_order, words_difference)
 
@@ -53,11 +53,13 @@ def test_hygiene():
     assert len(kept) == 2 and dropped == {'repeated text': 1, 'over the cap per question': 1}
     assert is_degenerate('a b '*30) and is_degenerate('') and not is_degenerate(RIGHT)
 
-def test_match_lengths():
+def test_balance_lengths():
     pairs,_ = pairs_from_corruption(make_problems(300, seed=0), seed=0)
-    matched = match_lengths(pairs, seed=1, buckets=3)
+    matched = balance_lengths(pairs, seed=1, buckets=3)
     assert abs(statistics.mean(map(words_difference, matched))) <= 0.25 < abs(statistics.mean(map(words_difference, pairs)))
-    assert matched == match_lengths(pairs, seed=1, buckets=3) and match_lengths([]) == []
+    assert matched == balance_lengths(pairs, seed=1, buckets=3) and balance_lengths([]) == []
+    a,b = (make_pair(P, f'It is{" very"*n} clear.\n#### 7', 'It is clear.\n#### 8') for n in (3, 2))
+    assert balance_lengths([a, dict(b, chosen=b['rejected'], rejected=b['chosen'])], buckets=1) == []       # no part of them is balanced
 
 def test_one_pair_less_moves_no_other():
     "Samples differ by a rounding from one processor to the next; the training set must not be another one for that"

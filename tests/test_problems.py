@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from yfpo.data.problems import Problem, check_disjoint, gold_problem, masked_text, read_problems, split_problems
 from yfpo.data.files import read_numbers
 from yfpo.data.sources import OTHER_SETS, equation_solution, load_gsm8k, load_other, load_problems, load_svamp
-from yfpo.data.templates import agreement_texts, general_texts, make_ood, make_problems, templates
+from yfpo.data.templates import agreement_texts, all_templates, general_texts, make_ood, make_problems
 from yfpo.data.answers import (ANSWER_RULES, annotations_hold, calc, extract_flexible, extract_number, extract_strict, is_correct,
                                normalise_answer, parse_annotations, show_number, strip_annotations, to_number)
 from yfpo.data.files import atomic_write, read_jsonl, write_jsonl
@@ -248,7 +248,7 @@ def test_annotations():
     with pytest.raises(ValueError, match='not a calculator annotation'): parse_annotations('<<3>>')
 
 def test_templates():
-    ts = templates()
+    ts = all_templates()
     assert len(ts) >= 24 and {t.steps for t in ts} == {1, 2, 3, 4} and {t.difficulty for t in ts} == {1, 2, 3}
     ops = ''.join(''.join(t.lines) for t in ts)
     assert all(o in ops for o in '+-*/')

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from .data.checks import as_path, check_count, check_number
 from .data.files import atomic_write, parse_json
 from .lm.models import base_fingerprint, check_model, unwrap
-from .relevance import Relevance, attribute, attributor, check_family, down_projs, width, write_matrix
+from .relevance import attribute, attributor, check_family, down_projs, width, write_matrix
 from .lm.responses import Example, encode, text_items
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-048

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import DynamicCache
 from .lm.decoding import check_tokens
-from .lm.models import head_logits, own_attention, unwrap
+from .lm.models import own_attention, unwrap
 from .data.files import atomic_write
-from .lm.responses import Example, batches, collate, encode, fingerprint, hidden_states
+from .lm.responses import Example, batches, collate, fingerprint, hidden_states
 from .lm.progress import track
 from .data.checks import refuse_name
 

@@ -20,7 +20,7 @@ from .neurons import FIELDS, NeuronSet, as_set, json_of, tensors_of
 from .data.files import atomic_write
 from .relevance import digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
 from .lm.packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
-from .lm.responses import Example, batches, collate, encode, hidden_states, odd_item, token_logprobs
+from .lm.responses import batches, collate, encode, hidden_states, odd_item, token_logprobs
 from .lm.rows import Turns
 from .lm.progress import track
 

@@ -34,7 +34,7 @@ from .lm.responses import Example, fingerprint, hidden_states
 from .reward import (READOUTS, NeuronReader, RewardStats, check_margins, clipped_share, contributions, divergent, divergent_examples,
                          fit_and_read, fit_margins, join, read_examples, readout, relative_margin, spoken_lengths)
 from .lm.rows import ReadCollator, each_set, preference_dataset, say_lost, special_ids, spoken_example, spoken_mask, tokens_read
-from .lm.training import (BeganNote, FiniteSteps, NotFiniteError, StepBar, check_ids, check_model, check_trainable, check_training,
+from .lm.training import (BeganNote, FiniteSteps, NotFiniteError, StepBar, check_ids, check_loaded, check_trainable, check_training,
                            finite_weights, is_adapted, on_this_machine, settings_for, shared_rows, tidy, whole_checkpoint)
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-005
@@ -503,9 +503,9 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
 def _check_given(self:YFPOTrainer, model, ref_model, args, kwargs):
     "Refuse what cannot be trained, before any work is done"
     if not isinstance(args, YFPOConfig): raise ValueError(f'args is a {type(args).__name__}: YFPOTrainer needs a YFPOConfig')
-    check_model(model, 'model')
+    check_loaded(model, 'model')
     self._check_neurons(model, args)
-    if ref_model is not None: check_model(ref_model, 'ref_model')
+    if ref_model is not None: check_loaded(ref_model, 'ref_model')
     for m, what in ((model, 'model'), (ref_model, 'ref_model')): finite_weights(m, what)
     if kwargs.get('processing_class') is None: raise ValueError('there is no processing_class: give the tokenizer of the model')
     if kwargs.get('peft_config') is None: check_trainable(model)

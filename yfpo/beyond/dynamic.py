@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
-from ..neurons import NeuronSet, capability_relevance, check_shares, eligible, jaccard, layer_matched, model_signature, spearman
+from ..neurons import NeuronSet, capability_relevance, check_shares, eligible, jaccard, layer_matched, spearman
 from ..data.checks import check_count, check_number, check_steps
 from ..data.files import atomic_write, write_rows
 

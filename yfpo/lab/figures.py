@@ -10,7 +10,7 @@ __all__ = ['ROOM', 'ROWS', 'HUES', 'CURVES', 'MOVES', 'STROKES', 'AXES', 'DASHBO
            'draw_contrasts', 'draw_method', 'draw_figures']
 
 # %% ../../nbs/lab/03_figures.ipynb #21-figur-002
-import functools, math, re
+import functools, re
 from pathlib import Path
 import numpy as np
 from ..data.extras import needs

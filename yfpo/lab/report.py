@@ -16,7 +16,7 @@ __all__ = ['SOURCES', 'COLUMNS', 'FLAGS', 'KEYS', 'OBJECTS', 'INK', 'GREY', 'BLU
            'drawer', 'draw_tables']
 
 # %% ../../nbs/lab/02_report.ipynb #17_repor-002
-import csv, difflib, functools, io, math, re
+import csv, difflib, io, math, re
 from pathlib import Path
 import numpy as np
 from ..data.files import atomic_write, parse_json, read_text
