@@ -202,7 +202,6 @@ def objective(name:str): # a key of `OBJECTIVES`
     reach activations. An unknown name is a ValueError that says the nearest one."""
     return OBJECTIVES[check_name('objective', name, OBJECTIVES)]
 
-# %% ../nbs/04_loss.ipynb #10-loss-048
 def check_objective(name:str, # a key of `OBJECTIVES`
                     weight:float=0.1, grad_to:str='both', kappa:float=1., margin:float=0., loss_types=('sigmoid',)):
     "Refuse a combination that cannot mean what it says; returns the `Objective`"
