@@ -57,7 +57,7 @@ class NeuronReader:
     def clear(self): self.seen = {}
 
     def _hook(self, l):
-        same = lambda x: x
+        same = lambda x: x                                     # or checkpointing counts one saved tensor more in forward than in backward
         def hook(module, args):
             if l in self.seen: return                          # recomputed by gradient checkpointing
             with torch.autograd.graph.saved_tensors_hooks(same, same): self.seen[l] = args[0].index_select(-1, self.index[l])
@@ -139,7 +139,7 @@ def _known_set(neurons):
 TENSORS, NOTES = ('mean', 'std', 'wnorm'), ('scale', 'slope', 'readout', 'neurons')
 
 def _amiss(s, n=None):
-    "In a few words, what is wrong with reward statistics, of `n` neurons where that is known, or None"
+    "In a few words, what is wrong with reward statistics, of `n` neurons where that is known, or None; wrong ones train without an error"
     for k in TENSORS:
         t, name = getattr(s, k), f'the {k} of the reward statistics'
         if not isinstance(t, torch.Tensor) or not t.is_floating_point(): return f'{name} is no tensor of floats'
