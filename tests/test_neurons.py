@@ -90,12 +90,14 @@ def test_ablation_restores_after_an_error(tiny, neurons, texts):
         with ablate(model, neurons): raise RuntimeError
     assert torch.equal(text_nll(model, tok, texts), base) and delta_nll(model, tok, texts, neurons).abs().max() > 0
 
-@pytest.mark.parametrize('kw, says', [(dict(mode='amplify'), 'use one of zero, mean'), (dict(mode='mean'), 'needs .values.*mean activations'),
-    (dict(mode='resample'), 'needs .values.*activation_bank'), (dict(mode='resample', values=torch.zeros(4, 1)), 'make it with this set')])
+@pytest.mark.parametrize('kw, says', [(dict(mode='amplify'), 'use one of zero, mean'),
+    (dict(mode='mean'), 'needs .values.*mean activations'), (dict(mode='resample'), 'needs .values.*activation_bank'),
+    (dict(mode='resample', values=torch.zeros(4, 1)), 'make it with this set')])
 def test_ablations_that_cannot_be_are_refused(kw, says, tiny, neurons):
     with pytest.raises(ValueError, match=says), ablate(tiny[0], neurons, **kw): pass
 
-TOLD = (select_neurons, layer_matched, random_neurons, NeuronSet, NeuronReader, RewardStats, fit_stats, dpo_loss, objective, ablate, delta_nll)
+TOLD = (select_neurons, layer_matched, random_neurons, NeuronSet, NeuronReader, RewardStats, fit_stats, dpo_loss, objective, ablate,
+        delta_nll)
 
 @pytest.mark.parametrize('f', TOLD, ids=lambda f: f.__name__)
 def test_help_tells_every_parameter_and_what_is_refused(f):
