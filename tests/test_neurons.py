@@ -1,10 +1,11 @@
 "Selection, controls, ablation and read-out against naive formulations, and what each refuses."
-import copy, json, struct, warnings
+import copy, inspect, json, re, struct, warnings
 import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save, save_file
 from yfpo.interventions import ablate, delta_nll, text_nll
 from yfpo.lm.models import load_model, save_model, tiny_model
+from yfpo.loss import dpo_loss, objective
 from yfpo.beyond.attributors import response_means
 from yfpo.neurons import (NeuronSet, as_set, contrast_set, layer_matched, model_signature, norm_matched, outside, random_neurons,
                           select_neurons,
@@ -88,6 +89,21 @@ def test_ablation_restores_after_an_error(tiny, neurons, texts):
     with pytest.raises(RuntimeError):
         with ablate(model, neurons): raise RuntimeError
     assert torch.equal(text_nll(model, tok, texts), base) and delta_nll(model, tok, texts, neurons).abs().max() > 0
+
+@pytest.mark.parametrize('kw, says', [(dict(mode='amplify'), 'use one of zero, mean'),
+    (dict(mode='mean'), 'needs .values.*mean activations'), (dict(mode='resample'), 'needs .values.*activation_bank'),
+    (dict(mode='resample', values=torch.zeros(4, 1)), 'make it with this set')])
+def test_ablations_that_cannot_be_are_refused(kw, says, tiny, neurons):
+    with pytest.raises(ValueError, match=says), ablate(tiny[0], neurons, **kw): pass
+
+TOLD = (select_neurons, layer_matched, random_neurons, NeuronSet, NeuronReader, RewardStats, fit_stats, dpo_loss, objective, ablate,
+        delta_nll)
+
+@pytest.mark.parametrize('f', TOLD, ids=lambda f: f.__name__)
+def test_help_tells_every_parameter_and_what_is_refused(f):
+    text = inspect.getdoc(f)
+    named = [p.name for p in inspect.signature(f).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    assert named and [k for k in named if not re.search(rf'\b{k}\b', text)] == [] and 'ValueError' in text
 
 def naive_phi(model, tok, example, s, stats, clip=3.):
     "The read-out one neuron and one token at a time"
