@@ -324,8 +324,8 @@ def select_neurons(model, tokenizer, # a causal LM of a family that the attribut
     threshold: least share, 0 to 1, of the best score; 0 asks for no least
     options: passed on to the attributor
 
-    Weights sum to 1 and are proportional to the contrast; `meta` says how the set was chosen, and 'split_half' how stable it is.
-    A ValueError says which text, share or name cannot be used, or that no neuron passes."""
+    Weights sum to 1 and are proportional to the score, which is the contrast. `meta` says how the set was chosen, and
+    'split_half' in it how stable it is. A ValueError says which text, share or name cannot be used, or that no neuron passes."""
     check_shares(k, universal, per_layer); check_number('threshold', threshold); check_count('batch_size', batch_size)
     cap, gen = capability_relevance(model, tokenizer, capability, general, batch_size, max_length, method, progress, **options)
     neurons = contrast_set(cap, gen, model, k, universal, per_layer, method, threshold)
