@@ -783,7 +783,7 @@ def _run_beside(todo, jobs, run_one, board, template):
 
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-039
-def _chosen(recipe, steps, until, force, only):
+def _chosen(recipe, steps, until='', force=(), only=()):
     "Steps up to the stage `until`, or of the stages `only`; the labels to run again: those of the stages `force` and what reads from them"
     stages, again = list(dict.fromkeys(s['stage'] for s in steps)), set()
     if until and only: raise ValueError('--until and --only exclude each other: give one of them')
@@ -847,16 +847,17 @@ def _promise(recipe, todo, seconds, where, jobs):
     if not seconds: return f"{len(todo)} steps{beside}; no earlier run tells how long they take"
     return f"{len(todo)} steps{beside}, about {in_words(makespan(todo, seconds, jobs))} here (times from {where})"
 
-def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, run_dir:str='', only=(), jobs:int=0, say=print):
+def run_recipe(name, data_dir:str='', overrides=None, run_dir:str='', jobs:int=0, say=print,
+               **which): # stages: `until` one of them, `only` some, `force` those that run again
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
     with needs('lab', 'a run', 'papermill', 'ipykernel', 'matplotlib'): recipe = read_recipe(name)
     if data_dir:
         recipe['shared']['data_dir'] = str(Path(data_dir).expanduser().resolve())
         _data_folder(recipe['shared']['data_dir'], '--data-dir')
     _check_jobs(jobs, '')
-    recipe['jobs'] = jobs = lanes(jobs or recipe['jobs'])
+    recipe['jobs'] = lanes(jobs or recipe['jobs'])
     everything, ran, keys = plan(recipe, run_dir, overrides), 0, {}
-    steps, again = _chosen(recipe, everything, until, force, only)
+    (steps, again), only = _chosen(recipe, everything, **which), which.get('only')
     if only: _keys_there(recipe, everything, steps, run_folder(recipe['name'], run_dir, make=False))     # refused before a folder is made
     run = run_folder(recipe['name'], run_dir)
     if recipe.get('cost') and not only: say(estimate_text(recipe), flush=True)
@@ -871,7 +872,7 @@ def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, ru
             if d and not all(done): say(f"{s['line']} ... up to date")
         todo = [s for s, d in zip(steps, done) if not d]
         if todo:
-            for s in _run_all(recipe, everything, todo, keys, run, again, jobs, say):
+            for s in _run_all(recipe, everything, todo, keys, run, again, say):
                 ran += 1
                 write_manifest(recipe, everything, run)
     return ran, run
@@ -889,8 +890,9 @@ def cost_text(recipe): # a dict from `read_recipe`
     total = in_words(makespan(most_awaited(steps, steps), seconds, jobs))
     return '\n'.join([f"{recipe['name']}, {jobs} steps beside each other (times from {where}):", *lines, f"{'in all':18s} {total:>12s}"])
 
-def _run_all(recipe, everything, todo, keys, run, again, jobs, say):
+def _run_all(recipe, everything, todo, keys, run, again, say):
     "Run the steps `todo`; yields each that has ended"
+    jobs = recipe['jobs']
     todo = most_awaited(todo, everything) if jobs > 1 else todo
     alone, share = _alone(everything), max(1, (os.cpu_count() or 1)//jobs)
     tunables = os.environ.get('GLIBC_TUNABLES') or large_pages()
@@ -1146,7 +1148,8 @@ def _folder(path): return str(Path(os.path.expanduser(path)).resolve()) if path 
 def _cmd_run(a):
     given = _values(a.p)
     if a.until == '': raise ValueError('--until is empty: name a stage, or leave it out')
-    ran, run = run_recipe(a.recipe, a.data_dir, a.until or '', a.force or (), given, _folder(a.run_dir), a.only or (), a.jobs)
+    which = dict(until=a.until or '', force=a.force or (), only=a.only or ())
+    ran, run = run_recipe(a.recipe, a.data_dir, given, _folder(a.run_dir), a.jobs, **which)
     if not ran: print(f'nothing to do: {run} is up to date (use --force to run it again)')
     if a.until or a.only: return print(f"results so far in {run/'results'}, executed notebooks in {run/'notebooks'}")
     show_results(run/'results')
