@@ -7,7 +7,7 @@ __all__ = ['DEEP', 'NODES', 'LETTERS', 'FORM', 'DRAWN', 'ARMS', 'TYPES', 'FORMS'
            'WORK', 'PACKAGES', 'COMPARED', 'root', 'check_recipe', 'read_recipe', 'notebook_parameters',
            'check_parameter', 'check_together', 'run_folder', 'results_folder', 'need', 'kept', 'plan', 'estimate',
            'estimate_text', 'step_key', 'is_done', 'execute', 'versions', 'write_manifest', 'expected', 'run_recipe',
-           'cost_text', 'show_results', 'publish', 'report', 'run_here', 'check', 'tolerances', 'agreement_text',
+           'cost_text', 'show_results', 'publish', 'report', 'run_here', 'deviations', 'tolerances', 'agreement_text',
            'save_agreement', 'as_markdown', 'readme_text', 'peak_memory', 'side_by_side', 'ratio', 'main']
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-002
@@ -1007,9 +1007,9 @@ def _numbers(path):
     if len(odd): raise ValueError(f'{path}, row {odd.index[0] + 1}: {value} is {_short(odd[value].iloc[0])}, which is no number')
     return df.set_index(key)[value].astype(float)
 
-def check(new, # folder of results of a rerun
-          old, # folder of results that it is compared with
-          limits): # {file: {metric: largest difference that is no difference}}
+def deviations(new, # folder of results of a rerun
+               old, # folder of results that it is compared with
+               limits): # {file: {metric: largest difference that is no difference}}
     "Rows `file, metric, n, outside, largest, limit`: how far a rerun is from earlier results, over every number of both"
     rows = []
     for file in COMPARED:
@@ -1037,7 +1037,7 @@ def tolerances():
 
 def agreement_text(recipe:str, results):
     "What `check` finds of a rerun against the committed results, in a sentence, and whether all is inside"
-    rows = check(results, results_folder(recipe), tolerances())
+    rows = deviations(results, results_folder(recipe), tolerances())
     bad, same = [r for r in rows if r['outside']], sum(r['largest'] == 0 for r in rows)
     n, worst = sum(r['n'] for r in rows), max(rows, key=lambda r: r['largest']/r['limit'])
     text = (f"{n - sum(r['outside'] for r in rows)} of {n} numbers agree with the committed results within nbs/paper/tolerances.yaml; "
@@ -1055,7 +1055,7 @@ def _maker(results):
 def save_agreement(recipe:str, results): # of a run of the same recipe on another kind of processor
     "Write to nbs/paper/agreement.json how far two kinds of processor are apart, metric by metric: what the tolerances are set from"
     old = results_folder(recipe)
-    rows = [{k: r[k] for k in ('file', 'metric', 'n', 'largest')} for r in check(results, old, tolerances())]
+    rows = [{k: r[k] for k in ('file', 'metric', 'n', 'largest')} for r in deviations(results, old, tolerances())]
     path = root()/'nbs'/'paper'/'agreement.json'
     known = _json(path) if path.exists() else {}
     _write_json(path, {**known, recipe: dict(committed=_maker(old), rerun=_maker(results), rows=rows)})
