@@ -15,6 +15,7 @@ from ..data.files import atomic_write
 from ..lm.models import unwrap
 from ..relevance import explain, down_projs, family_of, write_matrix
 from ..lm.responses import batches, collate, encode
+from ..lm.training import known_settings
 
 # %% ../../nbs/beyond/03_cards.ipynb #08-cards-005
 @torch.no_grad()
@@ -78,7 +79,7 @@ def neuron_cards(model, tokenizer, neurons, # a set; its first `top` members by 
                  **search): # fields of `Search`
     "Cards as dicts: layer, index, weight, direction, contexts with relevance by token, promoted tokens, effect in logits per token"
     neurons.check(model)
-    how = Search(**search)
+    how = Search(**known_settings(Search, search))
     ex = encode(tokenizer, items, max_length=how.max_length)
     pick = neurons.weight.argsort(descending=True)[:top]
     own = type(neurons)(*(getattr(neurons, k)[pick] for k in ('layer', 'index', 'weight', 'direction')), neurons.meta)

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from ..neurons import NeuronSet, capability_relevance, check_shares, eligible, jaccard, layer_matched, model_signature, spearman
 from ..data.checks import check_count, check_number, check_steps
 from ..data.files import atomic_write, write_rows
+from ..lm.training import known_settings
 
 # %% ../../nbs/beyond/04_dynamic.ipynb #12-dynam-005
 def renewed(neurons, # the present set
@@ -98,7 +99,7 @@ class DynamicSelection(TrainerCallback):
     "Re-selects the neurons that `trainer` rewards, from the relevance of its policy; adds itself to the trainer"
     def __init__(self, trainer, tokenizer, capability, general, # the two sets of texts, held out from training
                  **settings): # fields of `Moves`
-        self.how = Moves(**settings)
+        self.how = Moves(**known_settings(Moves, settings))
         if trainer.neurons is None: raise ValueError('the trainer rewards no neurons: give it neurons= before selecting them again')
         if trainer.ref_model is None and not hasattr(trainer.model, 'peft_config'):
             raise ValueError('new members need the reference beside the policy: set precompute_ref_log_probs=False')

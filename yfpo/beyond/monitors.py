@@ -19,6 +19,7 @@ from ..data.answers import is_correct
 from ..data.files import atomic_write
 from ..lm.decoding import text_ids
 from ..lm.responses import Example, encode, example_logprobs, format_prompt, generate, response_logprobs, text_items
+from ..lm.training import known_settings
 from ..reward import NeuronReader, read_examples
 
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-005
@@ -95,7 +96,7 @@ class Monitor(TrainerCallback):
                  draw=None, # function of (log, monitor rows) that draws them, called after every look
                  **settings): # fields of `Looks`
         self.trainer, self.tokenizer, self.problems, self.prose = trainer, tokenizer, _problems(problems), _prose(prose)
-        self.stop, self.draw, self.how = stop, draw, Looks(**settings)
+        self.stop, self.draw, self.how = stop, draw, Looks(**known_settings(Looks, settings))
         if draw is not None and not callable(draw): raise ValueError(f'draw is {draw!r}: give a function of (log, monitor rows)')
         if stop is not None: self._check_stop()
         self.rows, self.path = [], Path(trainer.args.output_dir)/'monitor.jsonl'
