@@ -182,7 +182,8 @@ def still(tiny, tmp_path_factory): return make(tiny, tmp_path_factory.mktemp('st
     (dict(leave=0), 'leave is 0, which is below 1'), (dict(leave=-1), 'leave is -1'), (dict(leave=float('inf')), 'leave is inf'),
     (dict(per_layer=0), 'per_layer is 0'), (dict(per_layer=5), 'per_layer is 5'), (dict(per_layer='x'), "per_layer is 'x'"),
     (dict(universal=2), 'universal is 2'), (dict(universal=-1), 'universal is -1'), (dict(decay='x'), "decay is 'x'"),
-    (dict(decay=1), 'decay is 1: give a number from 0 to below 1'), (dict(batch_size=0), 'batch_size is 0')])
+    (dict(decay=1), 'decay is 1: give a number from 0 to below 1'), (dict(batch_size=0), 'batch_size is 0'),
+    (dict(evry=1), "Moves has no setting 'evry': did you mean 'every'")])
 def test_settings_of_the_selection_are_refused_at_once(still, tiny, kw, words):
     with pytest.raises(ValueError, match=words): DynamicSelection(still, tiny[1], *texts(tiny[1]), **kw)
 
@@ -192,7 +193,8 @@ def test_settings_of_the_selection_are_refused_at_once(still, tiny, kw, words):
     (dict(draw=5), 'draw is 5: give a function'), (dict(problems=['2+2?']), 'problem 0 is a str: give Problems'),
     (dict(problems=[{}]), 'problem 0 is a dict'), (dict(problems={}), 'problems is a dict'), (dict(problems=[]), 'no problems'),
     (dict(stop=StopRule()), 'watches prose_nll, and there is no prose'), (dict(stop='kl'), "stop is 'kl': give a StopRule"),
-    (dict(stop=StopRule('prose_nl'), prose=['Some words.']), "did you mean 'prose_nll'"), (dict(n_samples=0), 'n_samples is 0')])
+    (dict(stop=StopRule('prose_nl'), prose=['Some words.']), "did you mean 'prose_nll'"), (dict(n_samples=0), 'n_samples is 0'),
+    (dict(n_sample=2), "Looks has no setting 'n_sample': did you mean 'n_samples'")])
 def test_settings_of_the_monitor_are_refused_at_once(still, tiny, kw, words):
     with pytest.raises(ValueError, match=words): Monitor(still, tiny[1], **{**dict(problems=make_problems(1)), **kw})
 

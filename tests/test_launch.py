@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.lab.launch import arm_parameters, failed_mark, launch_arm, train_arm
+from yfpo.lab.launch import arm_parameters, arm_settings, failed_mark, launch_arm, train_arm
 from yfpo.lm.models import load_model, save_model
 from yfpo.data.pairs import pairs_from_corruption, save_pairs
 from yfpo.data.templates import make_problems
@@ -13,8 +13,9 @@ from yfpo.data.files import write_jsonl
 from yfpo.trainer import NotFiniteError
 from test_trainer import some_neurons
 
-SETTINGS = dict(neuron_weight=.5, learning_rate=1e-3, epochs=1., batch_size=2, precision='float32', every=.3, warmup=.2, n_select=2,
-                per_layer=.5)
+PARAMETERS = dict(neuron_weight=.5, learning_rate=1e-3, epochs=1., batch_size=2, precision='float32', every=.3, warmup=.2, n_select=2,
+                  per_layer=.5)                                 # as the stage has them
+SETTINGS = arm_settings(PARAMETERS)
 
 @pytest.fixture
 def ready(tiny, tmp_path):
@@ -73,7 +74,7 @@ def test_the_stage_is_not_done_when_an_arm_is_not_finite(ready, monkeypatch):
     monkeypatch.setenv('YFPO_STEP', 'train-seed0-key')
     stage = json.loads((ROOT/'nbs'/'paper'/'stage_train.ipynb').read_text())
     cells = [''.join(c['source']) for c in stage['cells'] if c['cell_type'] == 'code']
-    own = dict(run_dir=str(ready), arms=['yfpo', 'dpo'], learning_rate=1e-3, **{k: v for k, v in SETTINGS.items() if k != 'learning_rate'})
+    own = dict(PARAMETERS, run_dir=str(ready), arms=['yfpo', 'dpo'])
     space = {}
     exec(cells[0], space)
     space.update(own)

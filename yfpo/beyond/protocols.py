@@ -106,17 +106,18 @@ def cut_at(text:str, stop):
     return text[:min([i for s in stop if (i := text.find(s)) >= 0], default=len(text))]
 
 # %% ../../nbs/beyond/07_protocols.ipynb #18-proto-017
-def protocol_rows(model, tokenizer, name, problems, train=None, max_new_tokens:int=256, # the harness's default for local models
-                  batch_size:int=32, arm:str='', seed:int=0, set:str=''): # labels of every row
+def protocol_rows(model, tokenizer, name, problems, train=None, # as in `protocol_prompts`
+                  max_new_tokens:int=256, batch_size:int=32, # tokens: the harness's default for local models
+                  **labels): # of every row, such as arm, seed and set
     "One row per question: greedy answer under the protocol, both extractions, both verdicts"
     from yfpo.lm.decoding import completions
-    if not len(problems): raise ValueError(f'there are no questions in the set {set!r}: nothing to evaluate')
+    if not len(problems): raise ValueError(f"there are no questions in the set {labels.get('set', '')!r}: nothing to evaluate")
     p, rows = protocol(name), [None]*len(problems)
     prompts = protocol_prompts(p, problems, train)
     for ix, made in completions(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, stop=list(p.stop)):
         for i, (text, n, *_) in zip(ix, made):
             q, text = problems[i], cut_at(text, p.stop).strip()
-            rows[i] = dict(arm=arm, seed=seed, set=set, protocol=p.name, id=q.id, answer=q.answer, text=text, n_tokens=n,
+            rows[i] = dict(**labels, protocol=p.name, id=q.id, answer=q.answer, text=text, n_tokens=n,
                            **protocol_extract(p, text), **{f'correct_{k}': v for k, v in protocol_correct(p, text, q.solution).items()})
     return rows
 
@@ -136,10 +137,10 @@ def _local_tasks(tasks, data_dir, folder):
 
 def harness_scores(model:str, # folder of a saved model, or a hub id
                    tasks=('gsm8k_cot',), limit:int=0, # questions of each task, 0 for all
-                   batch_size:int=16, device:str='cpu', dtype:str='float32',
+                   batch_size:int=16,
                    data_dir:str='', # folder with gsm8k/train.jsonl and gsm8k/test.jsonl; empty: the harness downloads them
                    max_new_tokens:int=0, # 0 for the harness's own limit
-                   max_length:int=0): # tokens of prompt and answer, of which the harness cuts the beginning; 0 for the model's own
+                   **model_args): # of the harness's model: device, dtype, max_length (it cuts the beginning of what is longer), ...
     "What lm-evaluation-harness says of a model: {task: {metric: value, ..., 'answers': [texts]}}; needs the extra `harness`"
     with needs('harness', '`harness_scores`'):
         from lm_eval import simple_evaluate
@@ -147,9 +148,8 @@ def harness_scores(model:str, # folder of a saved model, or a hub id
     with tempfile.TemporaryDirectory() as d:
         names = _local_tasks(tasks, data_dir, d) if data_dir else list(tasks)
         manager = TaskManager(include_path=d, include_defaults=False) if data_dir else None
-        args = dict(pretrained=str(model), dtype=dtype, **(dict(max_length=max_length) if max_length else {}))
-        res = simple_evaluate('hf', model_args=args, tasks=names, limit=limit or None,
-                              batch_size=batch_size, device=device, task_manager=manager,
+        args = dict(pretrained=str(model), dtype='float32', device='cpu') | model_args
+        res = simple_evaluate('hf', model_args=args, tasks=names, limit=limit or None, batch_size=batch_size, task_manager=manager,
                               gen_kwargs=dict(max_gen_toks=max_new_tokens) if max_new_tokens else None)
     out = {}
     for t, name in zip(tasks, names):

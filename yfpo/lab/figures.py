@@ -645,20 +645,21 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
 
 
 # %% ../../nbs/lab/03_figures.ipynb #17_repor-092
-def _box(ax, x, y, w, h, title, text='', color=INK, face='white', size=8.2, body=7.2):
+def _box(ax, place, title, text='', color=INK, face='white', sizes=(8.2, 7.2)): # place: x, y, width, height; sizes: of both
     "A rounded box with a bold title and lines of text below it"
     from matplotlib.patches import FancyBboxPatch
+    x, y, w, h = place
     ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle='round,pad=0,rounding_size=1.1', fc=face, ec=color, lw=1.1, zorder=2))
     lines = text.count('\n') + 1 if text else 0
     top = y + h/2 + 1.32*lines
-    ax.text(x + w/2, top, title, ha='center', va='center', fontsize=size, weight='bold', color=color, zorder=3)
-    if text: ax.text(x + w/2, top - 1.9, text, ha='center', va='top', fontsize=body, color=INK, linespacing=1.4, zorder=3)
+    ax.text(x + w/2, top, title, ha='center', va='center', fontsize=sizes[0], weight='bold', color=color, zorder=3)
+    if text: ax.text(x + w/2, top - 1.9, text, ha='center', va='top', fontsize=sizes[1], color=INK, linespacing=1.4, zorder=3)
 
-def _arrow(ax, a, b, color=INK, bend=0, ls='-', label='', at=(0, 0), lw=1.2):
+def _arrow(ax, a, b, color=INK, label='', at=(0, 0), **look): # at: of the label, from the middle; look: of the line
     "An arrow from a to b, with a small label beside its middle"
     from matplotlib.patches import FancyArrowPatch
-    ax.add_patch(FancyArrowPatch(a, b, arrowstyle='-|>', mutation_scale=9, connectionstyle=f'arc3,rad={bend}', color=color, lw=lw, ls=ls,
-                                 shrinkA=0, shrinkB=0, zorder=1.5))
+    ax.add_patch(FancyArrowPatch(a, b, arrowstyle='-|>', mutation_scale=9, color=color, shrinkA=0, shrinkB=0, zorder=1.5,
+                                 **dict(lw=1.2) | look))
     if label: ax.text((a[0]+b[0])/2 + at[0], (a[1]+b[1])/2 + at[1], label, fontsize=7, color=color, ha='center', va='center', zorder=3)
 
 def _lane(ax, x, w, number, title, color):
@@ -670,9 +671,10 @@ def _lane(ax, x, w, number, title, color):
     ax.text(x + 4.4, 51.2, title, fontsize=9.6, weight='bold', color=color, va='center', zorder=3)
 
 # %% ../../nbs/lab/03_figures.ipynb #17_repor-093
-def _network(ax, x, y, w, h, lit, layers=6, neurons=11, seed=4):
+def _network(ax, place, lit, layers=6, neurons=11, seed=4): # place: x, y, width, height
     "A stack of layers whose neurons are dots, a few of them lit"
     from matplotlib.patches import FancyBboxPatch
+    x, y, w, h = place
     rng, dx, dy = np.random.default_rng(seed), w/neurons, h/layers
     on = {(int(l), int(i)) for l, i in zip(rng.integers(0, layers, 13), rng.integers(0, neurons, 13))}
     for l in range(layers):
@@ -698,31 +700,31 @@ def draw_method():
 
 # %% ../../nbs/lab/03_figures.ipynb #17_repor-094
 def _draw_select(ax):
-    _box(ax, 2, 40.5, 12.6, 7, 'math text', 'solutions', RED); _box(ax, 16.9, 40.5, 12.6, 7, 'general text', 'same lengths', GREY)
-    _box(ax, 2, 27.2, 27.5, 9, 'AttnLRP, one backward pass', 'relevance of every MLP neuron', INK)
+    _box(ax, (2, 40.5, 12.6, 7), 'math text', 'solutions', RED); _box(ax, (16.9, 40.5, 12.6, 7), 'general text', 'same lengths', GREY)
+    _box(ax, (2, 27.2, 27.5, 9), 'AttnLRP, one backward pass', 'relevance of every MLP neuron', INK)
     _arrow(ax, (8.3, 40.5), (8.3, 36.2), RED); _arrow(ax, (23.2, 40.5), (23.2, 36.2), GREY)
-    _box(ax, 2, 15, 27.5, 8.2, r'top $k$ of  $\bar R_i^{\,math} - \bar R_i^{\,general}$', r'weights $w_i$, directions $d_i = \pm 1$', RED)
+    _box(ax, (2, 15, 27.5, 8.2), r'top $k$ of  $\bar R_i^{\,math} - \bar R_i^{\,general}$', r'weights $w_i$, directions $d_i = \pm 1$', RED)
     _arrow(ax, (15.7, 27.2), (15.7, 23.2), INK)
     ax.text(15.7, 11.4, r'a neuron set $S$, saved and checked against its model', fontsize=7, ha='center', va='center', color=RED)
     _arrow(ax, (29.5, 19.1), (35.6, 19.1), RED, label='$S$', at=(0, 1.5), lw=1.8)
 
 def _draw_read(ax):
     ax.text(49.75, 47, r'one question $x$, two responses', ha='center', va='center', fontsize=8.2, weight='bold')
-    _box(ax, 34.5, 39.3, 14.2, 5.4, r'chosen $y_w$', '', GREEN); _box(ax, 50.8, 39.3, 14.2, 5.4, r'rejected $y_l$', '', GREY)
-    _network(ax, 36, 14.4, 27.5, 20.6, RED)
+    _box(ax, (34.5, 39.3, 14.2, 5.4), r'chosen $y_w$', '', GREEN); _box(ax, (50.8, 39.3, 14.2, 5.4), r'rejected $y_l$', '', GREY)
+    _network(ax, (36, 14.4, 27.5, 20.6), RED)
     _arrow(ax, (41.6, 39.3), (44.5, 35), GREEN); _arrow(ax, (57.9, 39.3), (55, 35), GREY)
     ax.text(49.75, 11.4, r'policy $\pi_\theta$: one forward pass gives both margins', fontsize=7, ha='center', va='center', color=BLUE)
-    _arrow(ax, (63.5, 31), (70.4, 38.2), BLUE, label='', lw=1.4); _arrow(ax, (63.5, 19), (70.4, 26), RED, lw=1.4)
+    _arrow(ax, (63.5, 31), (70.4, 38.2), BLUE, lw=1.4); _arrow(ax, (63.5, 19), (70.4, 26), RED, lw=1.4)
 
 def _draw_train(ax):
     ratio = lambda y: rf'\log\frac{{\pi_\theta({y})}}{{\pi_{{ref}}({y})}}'
     shifted = r'$\Delta\tilde\varphi = (\Delta\varphi_\theta - \Delta\varphi_{ref})\,/\,s$'
-    _box(ax, 70.4, 36, 27.2, 11.5, 'log-ratio margin', rf'$\Delta = {ratio("y_w")} - {ratio("y_l")}$', BLUE, body=10)
-    _box(ax, 70.4, 23, 22.6, 10.3, 'neuron margin', shifted + '\nclipped, standardised', RED, body=7.8)
-    _box(ax, 70.4, 10.3, 27.2, 9, r'$-\log\sigma(\beta\Delta) \; - \; \lambda\,\log\sigma(\kappa\Delta\tilde\varphi - m)$',
-         r'$\lambda = 0$ is DPO', GREEN, '#eef8f4', 8.6)
+    _box(ax, (70.4, 36, 27.2, 11.5), 'log-ratio margin', rf'$\Delta = {ratio("y_w")} - {ratio("y_l")}$', BLUE, sizes=(8.2, 10))
+    _box(ax, (70.4, 23, 22.6, 10.3), 'neuron margin', shifted + '\nclipped, standardised', RED, sizes=(8.2, 7.8))
+    _box(ax, (70.4, 10.3, 27.2, 9), r'$-\log\sigma(\beta\Delta) \; - \; \lambda\,\log\sigma(\kappa\Delta\tilde\varphi - m)$',
+         r'$\lambda = 0$ is DPO', GREEN, '#eef8f4', (8.6, 7.2))
     _arrow(ax, (81.7, 23), (81.7, 19.3), RED); _arrow(ax, (95.4, 36), (95.4, 19.3), BLUE)
-    _arrow(ax, (70.4, 13.5), (63.8, 16), GREEN, bend=-.25, ls=(0, (4, 2)), label='gradient', at=(.2, -2.4))
+    _arrow(ax, (70.4, 13.5), (63.8, 16), GREEN, connectionstyle='arc3,rad=-.25', ls=(0, (4, 2)), label='gradient', at=(.2, -2.4))
 
 # %% ../../nbs/lab/03_figures.ipynb #21-figur-106
 def _from(draw, *kinds):

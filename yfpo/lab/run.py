@@ -7,7 +7,7 @@ __all__ = ['DEEP', 'NODES', 'LETTERS', 'FORM', 'DRAWN', 'ARMS', 'TYPES', 'FORMS'
            'WORK', 'PACKAGES', 'COMPARED', 'root', 'check_recipe', 'read_recipe', 'notebook_parameters',
            'check_parameter', 'check_together', 'run_folder', 'results_folder', 'need', 'kept', 'plan', 'estimate',
            'estimate_text', 'step_key', 'is_done', 'execute', 'versions', 'write_manifest', 'expected', 'run_recipe',
-           'cost_text', 'show_results', 'publish', 'report', 'run_here', 'check', 'tolerances', 'agreement_text',
+           'cost_text', 'show_results', 'publish', 'report', 'run_here', 'deviations', 'tolerances', 'agreement_text',
            'save_agreement', 'as_markdown', 'readme_text', 'peak_memory', 'side_by_side', 'ratio', 'main']
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-002
@@ -783,7 +783,7 @@ def _run_beside(todo, jobs, run_one, board, template):
 
 
 # %% ../../nbs/lab/05_run.ipynb #18_run-039
-def _chosen(recipe, steps, until, force, only):
+def _chosen(recipe, steps, until='', force=(), only=()):
     "Steps up to the stage `until`, or of the stages `only`; the labels to run again: those of the stages `force` and what reads from them"
     stages, again = list(dict.fromkeys(s['stage'] for s in steps)), set()
     if until and only: raise ValueError('--until and --only exclude each other: give one of them')
@@ -847,16 +847,17 @@ def _promise(recipe, todo, seconds, where, jobs):
     if not seconds: return f"{len(todo)} steps{beside}; no earlier run tells how long they take"
     return f"{len(todo)} steps{beside}, about {in_words(makespan(todo, seconds, jobs))} here (times from {where})"
 
-def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, run_dir:str='', only=(), jobs:int=0, say=print):
+def run_recipe(name, data_dir:str='', overrides=None, run_dir:str='', jobs:int=0, say=print,
+               **which): # stages: `until` one of them, `only` some, `force` those that run again
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
     with needs('lab', 'a run', 'papermill', 'ipykernel', 'matplotlib'): recipe = read_recipe(name)
     if data_dir:
         recipe['shared']['data_dir'] = str(Path(data_dir).expanduser().resolve())
         _data_folder(recipe['shared']['data_dir'], '--data-dir')
     _check_jobs(jobs, '')
-    recipe['jobs'] = jobs = lanes(jobs or recipe['jobs'])
+    recipe['jobs'] = lanes(jobs or recipe['jobs'])
     everything, ran, keys = plan(recipe, run_dir, overrides), 0, {}
-    steps, again = _chosen(recipe, everything, until, force, only)
+    (steps, again), only = _chosen(recipe, everything, **which), which.get('only')
     if only: _keys_there(recipe, everything, steps, run_folder(recipe['name'], run_dir, make=False))     # refused before a folder is made
     run = run_folder(recipe['name'], run_dir)
     if recipe.get('cost') and not only: say(estimate_text(recipe), flush=True)
@@ -871,7 +872,7 @@ def run_recipe(name, data_dir:str='', until:str='', force=(), overrides=None, ru
             if d and not all(done): say(f"{s['line']} ... up to date")
         todo = [s for s, d in zip(steps, done) if not d]
         if todo:
-            for s in _run_all(recipe, everything, todo, keys, run, again, jobs, say):
+            for s in _run_all(recipe, everything, todo, keys, run, again, say):
                 ran += 1
                 write_manifest(recipe, everything, run)
     return ran, run
@@ -889,8 +890,9 @@ def cost_text(recipe): # a dict from `read_recipe`
     total = in_words(makespan(most_awaited(steps, steps), seconds, jobs))
     return '\n'.join([f"{recipe['name']}, {jobs} steps beside each other (times from {where}):", *lines, f"{'in all':18s} {total:>12s}"])
 
-def _run_all(recipe, everything, todo, keys, run, again, jobs, say):
+def _run_all(recipe, everything, todo, keys, run, again, say):
     "Run the steps `todo`; yields each that has ended"
+    jobs = recipe['jobs']
     todo = most_awaited(todo, everything) if jobs > 1 else todo
     alone, share = _alone(everything), max(1, (os.cpu_count() or 1)//jobs)
     tunables = os.environ.get('GLIBC_TUNABLES') or large_pages()
@@ -1005,9 +1007,9 @@ def _numbers(path):
     if len(odd): raise ValueError(f'{path}, row {odd.index[0] + 1}: {value} is {_short(odd[value].iloc[0])}, which is no number')
     return df.set_index(key)[value].astype(float)
 
-def check(new, # folder of results of a rerun
-          old, # folder of results that it is compared with
-          limits): # {file: {metric: largest difference that is no difference}}
+def deviations(new, # folder of results of a rerun
+               old, # folder of results that it is compared with
+               limits): # {file: {metric: largest difference that is no difference}}
     "Rows `file, metric, n, outside, largest, limit`: how far a rerun is from earlier results, over every number of both"
     rows = []
     for file in COMPARED:
@@ -1035,7 +1037,7 @@ def tolerances():
 
 def agreement_text(recipe:str, results):
     "What `check` finds of a rerun against the committed results, in a sentence, and whether all is inside"
-    rows = check(results, results_folder(recipe), tolerances())
+    rows = deviations(results, results_folder(recipe), tolerances())
     bad, same = [r for r in rows if r['outside']], sum(r['largest'] == 0 for r in rows)
     n, worst = sum(r['n'] for r in rows), max(rows, key=lambda r: r['largest']/r['limit'])
     text = (f"{n - sum(r['outside'] for r in rows)} of {n} numbers agree with the committed results within nbs/paper/tolerances.yaml; "
@@ -1053,7 +1055,7 @@ def _maker(results):
 def save_agreement(recipe:str, results): # of a run of the same recipe on another kind of processor
     "Write to nbs/paper/agreement.json how far two kinds of processor are apart, metric by metric: what the tolerances are set from"
     old = results_folder(recipe)
-    rows = [{k: r[k] for k in ('file', 'metric', 'n', 'largest')} for r in check(results, old, tolerances())]
+    rows = [{k: r[k] for k in ('file', 'metric', 'n', 'largest')} for r in deviations(results, old, tolerances())]
     path = root()/'nbs'/'paper'/'agreement.json'
     known = _json(path) if path.exists() else {}
     _write_json(path, {**known, recipe: dict(committed=_maker(old), rerun=_maker(results), rows=rows)})
@@ -1146,7 +1148,8 @@ def _folder(path): return str(Path(os.path.expanduser(path)).resolve()) if path 
 def _cmd_run(a):
     given = _values(a.p)
     if a.until == '': raise ValueError('--until is empty: name a stage, or leave it out')
-    ran, run = run_recipe(a.recipe, a.data_dir, a.until or '', a.force or (), given, _folder(a.run_dir), a.only or (), a.jobs)
+    which = dict(until=a.until or '', force=a.force or (), only=a.only or ())
+    ran, run = run_recipe(a.recipe, a.data_dir, given, _folder(a.run_dir), a.jobs, **which)
     if not ran: print(f'nothing to do: {run} is up to date (use --force to run it again)')
     if a.until or a.only: return print(f"results so far in {run/'results'}, executed notebooks in {run/'notebooks'}")
     show_results(run/'results')
