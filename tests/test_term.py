@@ -158,7 +158,7 @@ def test_help_tells_every_parameter_of_the_trainer():
     assert '(K,)' in text and '(pairs, 2)' in text and 'Initialize self' not in inspect.getdoc(YFPOTrainer.__init__)
 
 def test_the_trainer_is_a_class_and_few_arguments_lead_to_it():
-    text = (ROOT/'yfpo'/'trainer.py').read_text() + (ROOT/'yfpo'/'training.py').read_text()
+    text = (ROOT/'yfpo'/'trainer.py').read_text() + (ROOT/'yfpo'/'lm'/'training.py').read_text()
     assert 'YFPOTrainer.' not in text.replace('`YFPOTrainer.', '') and 'setattr(YFPOTrainer' not in text
     named = [p for p in inspect.signature(train_yfpo).parameters.values() if p.kind is not p.VAR_KEYWORD]
     assert len(named) <= 7
@@ -193,8 +193,8 @@ def test_a_prompt_left_out_is_found_as_trl_finds_it():
 
 def test_rows_know_nothing_of_training():
     from test_imports import imports
-    own, _, every = imports('rows')
-    assert 'trl' not in every and not own & {'neurons', 'reward', 'training', 'trainer'}
+    own, _, every = imports('lm.rows')
+    assert 'trl' not in every and not own & {'neurons', 'reward', 'lm.training', 'trainer'}
 
 def test_a_note_of_another_training_is_refused_and_none_is_taken(tmp_path):
     note = BeganNote(dict(weights='a', pairs='b'))
