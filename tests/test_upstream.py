@@ -43,7 +43,8 @@ TOUCHED = {
         _tag_names='tag the model card', _name='name the method on the model card', _paper='cite the paper on the model card',
         _set_signature_columns_if_needed='keep our columns in the batches',
         _prepare_dataset='count the pairs that are lost, and mark the tokens that are read',
-        compute_ref_log_probs='share prompts in the reference pass', create_model_card='add our sections to the model card'),
+        compute_ref_log_probs='share prompts in the reference pass', create_model_card='add our sections to the model card',
+        _compute_loss="hold our list of losses against TRL's, in tests"),
     'trl.DPOTrainer()': dict(
         _metrics="log neuron metrics beside TRL's",
         precompute_ref_logps="have the loss take the reference's log-probabilities from the batch",
