@@ -718,7 +718,7 @@ def test_a_report_of_nothing_leaves_nothing(toy, tmp_path):
     ('responses', dict(n_samples=1, temperature=0.), None), ('evaluate', dict(n_samples=0, temperature=0.), None),
     ('evaluate', dict(n_samples=4, ks=[1, 4]), None)])
 def test_parameters_that_contradict(stage, params, says):
-    recipe = dict(read_recipe('smoke'), arms=[], outputs=[], shared={})
+    recipe = dict(read_recipe('smoke'), arms=[], outputs={}, shared={})
     recipe = dict(recipe, stages={k: recipe['stages'].get(k) for k in ('problems', 'sft', 'responses')} | {stage: params})
     if says is None:
         assert plan(recipe)[-1]['stage'] == stage
