@@ -2,6 +2,7 @@
 import html, re
 from math_core import LatexToMathML
 from mkdocs.structure.files import File, Files
+from mkdocs.utils import nest_paths
 from yfpo.lm.progress import track
 from yfpo.lab.run import as_markdown
 
@@ -25,7 +26,8 @@ def on_files(files, config):
     "A page in the place of every notebook"
     notebooks = [f for f in files if f.src_uri.endswith('.ipynb')]
     pages = [p for f in track(notebooks, desc='reading', unit='notebooks') for p in _page(f, config)]
-    return Files(sorted([*pages, *(f for f in files if f not in notebooks)], key=_place))
+    config['nav'] = nest_paths(p.src_uri for p in sorted(pages, key=_place) if p.src_uri.endswith('.md'))
+    return Files([*pages, *(f for f in files if f not in notebooks)])
 
 def on_nav(nav, **_):
     for s in nav.items:
