@@ -53,9 +53,11 @@ def values(nb):
 
 @pytest.fixture(scope='module')
 def said(tmp_path_factory):
-    os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
     folder = tmp_path_factory.mktemp('tour')
-    return papermill.execute_notebook(str(PATH), str(folder/'tour.ipynb'), cwd=str(folder), kernel_name='python3', progress_bar=False)
+    with pytest.MonkeyPatch.context() as m:                        # for this kernel alone, which has all cores as a reader's has
+        m.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]))
+        m.setenv('OMP_NUM_THREADS', str(os.cpu_count() or 1))
+        return papermill.execute_notebook(str(PATH), str(folder/'tour.ipynb'), cwd=str(folder), kernel_name='python3', progress_bar=False)
 
 def test_the_chosen_neurons_matter_for_arithmetic(said):
     rise = values(said)
