@@ -5,7 +5,7 @@ from conftest import ROOT
 
 # A module may use those before it in its line, and the lines above.
 FLOORS = [('data', 'data.extras data.checks data.files data.answers data.problems data.templates data.sources data.pairs'),
-          ('lm', 'lm.progress lm.machine lm.models lm.decoding lm.responses lm.packing lm.rows lm.training'),
+          ('lm', 'lm.progress lm.sampling lm.machine lm.models lm.decoding lm.responses lm.packing lm.rows lm.training'),
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols'),
@@ -63,8 +63,8 @@ def loaded(code):
                        text=True, check=True)
     return ast.literal_eval(r.stdout.strip().splitlines()[-1])
 
-@pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress', 'yfpo.lab.run',
-                                    'yfpo.lab.report', 'yfpo.lab.figures'])
+@pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress', 'yfpo.lm.sampling',
+                                    'yfpo.lab.run', 'yfpo.lab.report', 'yfpo.lab.figures'])
 def test_start_up_is_light(module): assert loaded(f'import {module}') == []
 
 def test_the_main_names_come_from_the_package_itself():

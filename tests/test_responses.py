@@ -1,6 +1,6 @@
 "Prompt, log-probabilities and decoding against slow formulations."
 import pytest, torch
-from yfpo.lm.decoding import stop_texts
+from yfpo.lm.sampling import stop_texts
 from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.lm.packing import shared_logprobs
 from yfpo.data.templates import make_problems

@@ -491,7 +491,7 @@ def test_every_word_that_a_stage_takes_is_one_of_a_list_or_free():
 
 def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
     from yfpo.relevance import ATTRIBUTORS
-    from yfpo.lm.decoding import BACKENDS
+    from yfpo.lm.sampling import BACKENDS
     from yfpo.loss import OBJECTIVES
     from yfpo.lm.machine import FORMATS
     from yfpo.beyond.methods import METHODS

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from jinja2 import TemplateError
-from .decoding import check_decoding, check_tokens, completions, stop_texts, text_ids
+from .decoding import check_tokens, completions, text_ids
 from .models import check_model, check_tokenizer, fingerprint, head_logits, unwrap
-from ..data.checks import as_list, as_path, check_count, check_text, odd_text
+from .sampling import Decoding, Sampling
+from ..data.checks import as_list, as_path, check_count, check_text, odd_text, settings_in, taken, takes
 from ..data.problems import INSTRUCTION, prompt_messages
 from ..data.files import atomic_write, parse_json, read_jsonl
 from .progress import track
@@ -217,37 +218,38 @@ def _prompts(qs, template):
     for i, p in res.items(): check_text(p, f'prompt of question {i!r:.40}')
     return res
 
-def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
-             n:int=1, # responses per problem; more than 1 needs a temperature
-             temperature:float=0., # 0 is greedy
-             top_p:float=1., max_new_tokens:int=256, batch_size:int=32, seed:int=0,
-             path=None, # JSONL file that is appended to batch by batch and resumed from
-             restart:bool=False, # overwrite a file at `path` that another model or other settings made, instead of refusing it
-             progress:bool=True, ids:bool=False, # ids: also the sampled token ids, with the end where there is one
-             template=None, # function of a question that gives the prompt, say with worked examples; default `format_prompt`
-             stop=(), # texts that end a response and are cut off
-             backend:str='auto'): # see `completions`
-    "Responses as dicts `id, sample, text, n_tokens, finished`, in the order of `problems`"
-    check_decoding(temperature, top_p, max_new_tokens, backend)
-    check_count('n', n); check_count('batch_size', batch_size, 0)
-    check_model(model); check_tokenizer(tokenizer)
-    qs, stop = _asked(problems), stop_texts(stop)
+def _file(path):
+    "The path of a file, or None"
     path = as_path(path, 'a JSONL file') if path not in (None, '') else None
     if path and path.is_dir(): raise IsADirectoryError(f'{path} is a folder: give the path of a file in it')
-    if n > 1 and temperature <= 0: raise ValueError(f'{n} greedy responses to one question are all the same: set temperature above 0')
-    prompts = _prompts(qs, template or (lambda q: format_prompt(tokenizer, q)))
-    weights, more = fingerprint(model) if path else '', [stop] if stop else []
-    run = _short(repr((weights, str(model.dtype), temperature, top_p, max_new_tokens, seed, *more)))
+    return path
+
+def _run_name(model, how, path):
+    "Hash of what a text depends on: the weights, and settings"
+    settings = str(model.dtype), how.temperature, how.top_p, how.max_new_tokens, how.seed, *([how.stop] if how.stop else [])
+    return _short(repr((fingerprint(model) if path else '', *settings)))
+
+@takes(Sampling)
+def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
+             path=None, # JSONL file that is appended to batch by batch and resumed from
+             restart:bool=False, # overwrite a file at `path` that another model or other settings made, instead of refusing it
+             template=None, # function of a question that gives the prompt, say with worked examples; default `format_prompt`
+             **kwargs): # fields of `Sampling`
+    "Responses as dicts `id, sample, text, n_tokens, finished`, in the order of `problems`"
+    how = taken(generate, kwargs)
+    check_model(model); check_tokenizer(tokenizer)
+    qs, path = _asked(problems), _file(path)
+    prompts, run = _prompts(qs, template or (lambda q: format_prompt(tokenizer, q))), _run_name(model, how, path)
     done = {(r['id'], r['sample']): r for r in _done(path, run, {i: _short(p) for i, p in prompts.items()}, restart)}
-    todo = [dict(id=i, sample=s, prompt=prompts[i]) for i, _ in qs for s in range(n) if (i, s) not in done]
-    made = completions(model, tokenizer, [r['prompt'] for r in todo], [f"{seed}/{r['id']}/{r['sample']}" for r in todo], temperature, top_p,
-                       max_new_tokens, batch_size, stop, backend) if todo else ()
-    with _Appender(path, done.values()) as out, track(total=len(todo), desc='writing', unit='answers', disable=not progress) as bar:
+    todo = [dict(id=i, sample=s, prompt=prompts[i]) for i, _ in qs for s in range(how.n) if (i, s) not in done]
+    made = completions(model, tokenizer, [r['prompt'] for r in todo], [f"{how.seed}/{r['id']}/{r['sample']}" for r in todo],
+                       **settings_in(how, Decoding)) if todo else ()
+    with _Appender(path, done.values()) as out, track(total=len(todo), desc='writing', unit='answers', disable=not how.progress) as bar:
         for ix, texts in made:
-            new = [dict(id=r['id'], sample=r['sample'], text=t, n_tokens=k, finished=f, **(dict(ids=x) if ids else {}), run=run,
+            new = [dict(id=r['id'], sample=r['sample'], text=t, n_tokens=k, finished=f, **(dict(ids=x) if how.ids else {}), run=run,
                         prompt=_short(r['prompt'])) for r, (t, k, f, x) in zip((todo[i] for i in ix), texts)]
             done.update({(r['id'], r['sample']): r for r in new}); out.write(new); bar.update(len(new))
-    return [{k: v for k, v in done[i, s].items() if k not in ('run', 'prompt')} for i, _ in qs for s in range(n)]
+    return [{k: v for k, v in done[i, s].items() if k not in ('run', 'prompt')} for i, _ in qs for s in range(how.n)]
 
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-034
 class _Appender:

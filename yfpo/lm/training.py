@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['whole_checkpoint', 'complete_checkpoint', 'BeganNote', 'NotFiniteError', 'FiniteSteps', 'check_ids',
            'check_trainable', 'finite_weights', 'is_adapted', 'check_loaded', 'shared_rows', 'check_training',
-           'on_this_machine', 'known_settings', 'use_bf16', 'settings_for', 'SFTSettings', 'tidy', 'StepBar',
-           'PackedSFTTrainer', 'train_sft', 'lean_head']
+           'on_this_machine', 'use_bf16', 'settings_for', 'SFTSettings', 'tidy', 'StepBar', 'PackedSFTTrainer',
+           'train_sft', 'lean_head']
 
 # %% ../../nbs/lm/07_training.ipynb #31-training-002
-import contextlib, difflib, json, math, re, warnings, zipfile
+import contextlib, json, math, re, warnings, zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 import torch
@@ -19,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
-from ..data.checks import check_count, check_number
+from ..data.checks import check_count, check_number, known_settings
 from .machine import keep_memory, number_format
 from .models import atomic_folder
 from .packing import PackedForward, packs
@@ -212,15 +212,6 @@ def on_this_machine(args):
     args.use_cpu = args.use_cpu or not torch.accelerator.is_available()   # else transformers refuses bf16 autocast on a CPU
 
 # %% ../../nbs/lm/07_training.ipynb #31-training-018
-def known_settings(cls, settings):
-    "`settings`, if each is a field of the configuration `cls`; a sentence with the nearest name for one that is not"
-    names = [f.name for f in fields(cls) if f.init]
-    for k in settings:
-        if k in names: continue
-        near = difflib.get_close_matches(k, names, 1, .75) or [n for n in names if k in n] or difflib.get_close_matches(k, names, 1, 0.)
-        raise ValueError(f'{cls.__name__} has no setting {k!r}: did you mean {near[0]!r}?')
-    return settings
-
 def use_bf16(precision:str, # see `number_format`
              model):
     "Whether to train in bfloat16 autocast over float32 weights; what 'auto' chose is noted"
