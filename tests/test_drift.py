@@ -27,6 +27,29 @@ def test_no_line_over_140_columns():
               for i, l in enumerate(''.join(c['source']).split('\n'), 1)]
     assert [x for x in lines if len(x[2]) > 140] == []
 
+MANY = """relevance.accumulate relevance.relevance_of relevance.attribute relevance._Taps.read beyond.identities._SoftmaxTaps.read
+    neurons.set_from_scores neurons.contrast_set neurons.capability_relevance neurons.select_neurons neurons.stability
+    interventions.activation_bank interventions.delta_nll interventions.score_card reward._activations_of reward.read_examples
+    reward.fit_and_read reward.fit_examples reward.set_readouts reward.reward_audit trainer.train_yfpo trainer.PairTerm.__call__
+    trainer.YFPOTrainer.__init__ beyond.monitors.Monitor.__init__ beyond.methods.NeuronReward.__init__""".split()      # no name may join
+
+def functions(tree, where):
+    "(name with module and class, node) of every function, inner ones too"
+    for n in ast.iter_child_nodes(tree):
+        named = isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        name = f'{where}.{n.name}' if named else where
+        if named and not isinstance(n, ast.ClassDef): yield name, n.args
+        yield from functions(n, name)
+
+def n_arguments(a): return len(a.posonlyargs + a.args + a.kwonlyargs) + (a.vararg is not None) + (a.kwarg is not None)
+
+def test_a_function_of_eight_arguments_is_a_configuration_without_a_name():
+    found = [(name, n_arguments(a)) for f in sorted((ROOT/'yfpo').rglob('*.py'))
+             for name, a in functions(ast.parse(f.read_text()), '.'.join(f.relative_to(ROOT/'yfpo').with_suffix('').parts))]
+    many = {name: n for name, n in found if n > 7}
+    assert len(found) > 1000 and {k: n for k, n in many.items() if k not in MANY} == {}, 'give its settings a dataclass, as `Sampling`'
+    assert [k for k in MANY if k not in many] == [], 'take it off the list'
+
 @pytest.mark.parametrize('path', LIBRARY + PAPER, ids=of)
 def test_stored_outputs_are_clean(path):
     outputs = [o for c in json.loads(path.read_text())['cells'] for o in c.get('outputs', [])]

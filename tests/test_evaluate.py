@@ -31,7 +31,7 @@ def test_bad_input(bad, says):
     with pytest.raises(ValueError, match=says): bad()
 
 def test_a_model_end_to_end(tiny):
-    got = evaluate_model(*tiny, make_problems(5, seed=2), 'base', 0, 'templates', max_new_tokens=6, progress=False)
+    got = evaluate_model(*tiny, make_problems(5, seed=2), arm='base', set='templates', max_new_tokens=6, progress=False)
     assert len(got) == 5 and all(math.isfinite(r['nll_gold']) and r['difficulty'] in (1, 2, 3) for r in got)
     assert {r['metric'] for r in summarise(got)} >= {'accuracy_strict', 'accuracy_flexible', 'accuracy_numeric', 'no_answer', 'truncated',
                                                      'nll_gold'}
@@ -39,7 +39,7 @@ def test_a_model_end_to_end(tiny):
 def test_scoring_fewer_solutions_leaves_the_other_numbers(tiny):
     ps = make_problems(5, seed=2)
     kw = dict(max_new_tokens=6, progress=False)
-    whole, part = evaluate_model(*tiny, ps, 'a', **kw), evaluate_model(*tiny, ps, 'a', n_nll=2, **kw)
+    whole, part = evaluate_model(*tiny, ps, arm='a', **kw), evaluate_model(*tiny, ps, arm='a', n_nll=2, **kw)
     assert [r.get('nll_gold') for r in part] == [pytest.approx(r['nll_gold'], abs=1e-4) for r in whole[:2]] + [None]*3
     assert [r['text'] for r in part] == [r['text'] for r in whole]
     n = {r['metric']: r['n'] for r in summarise(part) if r['set'] == ''}

@@ -63,8 +63,8 @@ def loaded(code):
                        text=True, check=True)
     return ast.literal_eval(r.stdout.strip().splitlines()[-1])
 
-@pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress', 'yfpo.lm.sampling',
-                                    'yfpo.lab.run', 'yfpo.lab.report', 'yfpo.lab.figures'])
+@pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress',
+                                    'yfpo.lm.sampling', 'yfpo.evaluate', 'yfpo.lab.run', 'yfpo.lab.report', 'yfpo.lab.figures'])
 def test_start_up_is_light(module): assert loaded(f'import {module}') == []
 
 def test_the_main_names_come_from_the_package_itself():

@@ -21,7 +21,7 @@ SETTINGS = arm_settings(PARAMETERS)
 def ready(tiny, tmp_path):
     "A run folder with what the earlier stages leave"
     problems = make_problems(12, seed=1)
-    pairs, _ = pairs_from_corruption(problems, 0)
+    pairs, _ = pairs_from_corruption(problems, seed=0)
     write_jsonl(tmp_path/'problems'/'select.jsonl', [asdict(p) for p in problems[:4]])
     save_pairs(tmp_path/'pairs'/'train.jsonl', pairs[:6])
     save_model(*tiny, tmp_path/'sft'/'model')

@@ -10,7 +10,9 @@ __all__ = ['FLEXIBLE', 'IGNORED', 'PROTOCOLS', 'Protocol', 'protocol', 'protocol
 import json, random, re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from ..data.checks import settings_in, taken, takes
 from ..data.extras import needs
+from ..lm.sampling import Decoding
 
 # %% ../../nbs/beyond/07_protocols.ipynb #18-proto-005
 @dataclass(frozen=True)
@@ -106,15 +108,18 @@ def cut_at(text:str, stop):
     return text[:min([i for s in stop if (i := text.find(s)) >= 0], default=len(text))]
 
 # %% ../../nbs/beyond/07_protocols.ipynb #18-proto-017
-def protocol_rows(model, tokenizer, name, problems, train=None, # as in `protocol_prompts`
-                  max_new_tokens:int=256, batch_size:int=32, # tokens: the harness's default for local models
-                  **labels): # of every row, such as arm, seed and set
+@takes(Decoding, but=('temperature', 'top_p', 'stop'))
+def protocol_rows(model, tokenizer, name, # of a protocol, or a `Protocol`
+                  problems, train=None, # as in `protocol_prompts`
+                  labels=(), # a dict of what stands in every row, such as arm, seed and set
+                  **kwargs): # fields of `Decoding`, whose limit of tokens is also the harness's for local models
     "One row per question: greedy answer under the protocol, both extractions, both verdicts"
     from yfpo.lm.decoding import completions
+    how, labels = taken(protocol_rows, kwargs), dict(labels)
     if not len(problems): raise ValueError(f"there are no questions in the set {labels.get('set', '')!r}: nothing to evaluate")
     p, rows = protocol(name), [None]*len(problems)
     prompts = protocol_prompts(p, problems, train)
-    for ix, made in completions(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, stop=list(p.stop)):
+    for ix, made in completions(model, tokenizer, prompts, **{**settings_in(how, Decoding), 'stop': p.stop}):
         for i, (text, n, *_) in zip(ix, made):
             q, text = problems[i], cut_at(text, p.stop).strip()
             rows[i] = dict(**labels, protocol=p.name, id=q.id, answer=q.answer, text=text, n_tokens=n,

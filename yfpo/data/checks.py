@@ -58,7 +58,8 @@ def field_names(cls): return [f.name for f in fields(cls) if f.init]
 
 def refuse_setting(what:str, name:str, known):
     "Raise a ValueError that says which of the settings of `what` is near"
-    near = difflib.get_close_matches(name, known, 1, .75) or [n for n in known if name in n] or difflib.get_close_matches(name, known, 1, 0.)
+    def close(cutoff): return difflib.get_close_matches(name, known, 1, cutoff)
+    near = close(.75) or [n for n in known if name in n] or close(0.)
     raise ValueError(f'{what} has no setting {name!r}: did you mean {near[0]!r}?')
 
 def known_settings(cls, settings):
@@ -106,7 +107,7 @@ def taken(f, kwargs):
     "The `kwargs` of a function that `takes` a dataclass, as one; a sentence with the nearest name for one that it does not take"
     known = [*signature(f).parameters]
     for k in kwargs:
-        if k not in known: refuse_setting(f.__name__, k, known)
+        if k not in known: refuse_setting(f.__qualname__.removesuffix('.__init__').split('.')[-1], k, known)
     return f.__delwrap__(**kwargs)
 
 def settings_in(how, cls):

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['NUM', 'ERRORS', 'EQUATION', 'clean_response', 'response_text', 'is_degenerate', 'why_no_pair', 'make_pair',
            'refuse_test_solutions', 'check_no_test_overlap', 'filter_pairs', 'words_difference', 'seeded_order',
-           'balance_lengths', 'pairs_from_samples', 'Num', 'Step', 'Chain', 'read_chain', 'Mistake', 'write_like',
-           'recompute', 'render', 'slips', 'operator_swaps', 'operand_swaps', 'dropped_steps', 'wrong_copies',
-           'corrupt', 'false_equations', 'consistent', 'pairs_from_corruption', 'save_pairs', 'load_pairs', 'pair_card']
+           'balance_lengths', 'PairSettings', 'pairs_from_samples', 'Num', 'Step', 'Chain', 'read_chain', 'Mistake',
+           'write_like', 'recompute', 'render', 'slips', 'operator_swaps', 'operand_swaps', 'dropped_steps',
+           'wrong_copies', 'corrupt', 'false_equations', 'consistent', 'pairs_from_corruption', 'save_pairs',
+           'load_pairs', 'pair_card']
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-002
 import random, re, statistics
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from fractions import Fraction
 from pathlib import Path
+from .checks import as_list, documented, taken, takes
 from .problems import masked_text, normal_text, prompt_messages
 from .answers import (calc, extract_number, extract_strict, is_correct, parse_annotations, show_number, strip_annotations,
                                to_number)
@@ -147,13 +149,23 @@ def _usable(problem, row, keep_annotations):
     if is_degenerate(text): return None,'degenerate response'
     return (None,'response without an answer') if extract_number(text) is None else (text,None)
 
-def _check_problems(problems, test_problems, evaluation):
+@documented
+@dataclass
+class PairSettings:
+    "What both ways of making pairs take"
+    seed: int = 0                     # of the draw, and of the mistakes
+    keep_annotations: bool = False    # whether `<<48/2=24>>` stays
+    match_length: bool = False        # drop pairs until both sides are equally long on average
+    test_problems: tuple = ()         # problems that must not occur
+    evaluation: bool = False          # the pairs are only measured, so test problems are allowed
+
+def _check_problems(problems, how):
     "Refuse problems that are, or overlap with, test problems"
-    if evaluation: return
+    if how.evaluation: return
     test = next((p for p in problems if p.source.endswith('/test')), None)
     if test: raise ValueError(f'{test.id} is a test problem ({test.source}), so training on it is leakage; '
                               'use the train split, or evaluation=True for pairs that are only measured')
-    check_no_test_overlap(problems, test_problems)
+    check_no_test_overlap(problems, how.test_problems)
 
 def _by_problem(problems, responses, keep_annotations, counts):
     "Usable texts of each problem's responses as ([right], [wrong])"
@@ -170,31 +182,30 @@ def _by_problem(problems, responses, keep_annotations, counts):
     return res
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-027
+@takes(PairSettings)
 def pairs_from_samples(problems, responses, # rows with id, text and finished, as `generate` returns them
-                       seed:int=0, cap:int=2, # pairs per question at most
+                       cap:int=2, # pairs per question at most
                        gold_chosen:bool=False, # use the gold solution where no sample is right
-                       keep_annotations:bool=False, # whether `<<48/2=24>>` stays
-                       match_length:bool=False, # drop pairs until both sides are equally long on average
-                       test_problems=(), # problems that must not occur
-                       evaluation:bool=False) -> tuple: # the pairs are only measured, so test problems are allowed
+                       **kwargs) -> tuple: # fields of `PairSettings`
     "Pairs of a right and a wrong sampled response to one question, and a count of what was used and dropped"
-    _check_problems(problems, test_problems, evaluation)
+    how = taken(pairs_from_samples, kwargs)
+    _check_problems(problems, how)
     rows,counts = [],Counter(responses=len(responses), questions=len(problems))
-    texts = _by_problem(problems, responses, keep_annotations, counts)
+    texts = _by_problem(problems, responses, how.keep_annotations, counts)
     for p in problems:
         right,wrong = texts[p.id]
-        if gold_chosen and not right: right = [clean_response(p.solution, keep_annotations)]
+        if gold_chosen and not right: right = [clean_response(p.solution, how.keep_annotations)]
         if not right or not wrong: counts['question without both kinds'] += 1; continue
         both = [(c, r) for c in dict.fromkeys(right) for r in dict.fromkeys(wrong)]
-        for c,r in random.Random(f'samples-{seed}-{p.id}').sample(both, len(both)):
+        for c,r in random.Random(f'samples-{how.seed}-{p.id}').sample(both, len(both)):
             if why := why_no_pair(p, c, r): counts[why] += 1
-            else: rows.append(make_pair(p, c, r, keep_annotations=keep_annotations, step=None, steps=None, changed=None))
-    return _finish(rows, counts, seed, cap, match_length)
+            else: rows.append(make_pair(p, c, r, keep_annotations=how.keep_annotations, step=None, steps=None, changed=None))
+    return _finish(rows, counts, cap, how)
 
-def _finish(rows, counts, seed, cap, match_length):
+def _finish(rows, counts, cap, how):
     "Hygiene, ids and counts common to both factories"
     rows,dropped = filter_pairs(rows, cap)
-    matched = balance_lengths(rows, seed) if match_length else rows
+    matched = balance_lengths(rows, how.seed) if how.match_length else rows
     counts.update(dropped)
     counts.update({'dropped to match lengths': len(rows)-len(matched), 'pairs': len(matched)})
     n = Counter()
@@ -447,31 +458,30 @@ def consistent(gold:str, text:str, mistake:Mistake) -> bool:
     return mistake.final is not None or to_number(extract_strict(text)) in [value(a) for a in anns]
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-065
-def pairs_from_corruption(problems, seed:int=0, errors=tuple(ERRORS), # classes to use
+@takes(PairSettings)
+def pairs_from_corruption(problems, errors=tuple(ERRORS), # classes to use
                           per_question:int=1, # pairs per question, at most 2
-                          keep_annotations:bool=False, # whether `<<48/2=24>>` stays
-                          match_length:bool=False, # drop pairs until both sides are equally long on average
-                          test_problems=(), # problems that must not occur
-                          evaluation:bool=False) -> tuple: # the pairs are only measured, so test problems are allowed
+                          **kwargs) -> tuple: # fields of `PairSettings`
     "Pairs of the gold solution and a corrupted one, error classes in turn, and a count of what was used and dropped"
+    how, errors = taken(pairs_from_corruption, kwargs), as_list(errors, 'errors', 'classes of errors')
     if not 1 <= per_question <= 2: raise ValueError(f'per_question is {per_question}; use 1 or 2, so that no question outvotes the others')
-    _check_problems(problems, test_problems, evaluation)
+    _check_problems(problems, how)
     rows,used,counts = [],Counter(),Counter(questions=len(problems))
     for p in problems:
-        mine = _corruptions(p, seed, sorted(errors, key=lambda e: (used[e], e)), per_question, keep_annotations)
+        mine = _corruptions(p, how, sorted(errors, key=lambda e: (used[e], e)), per_question)
         used.update(r['error'] for r in mine)
         rows += mine
         if not mine: counts['question without a consistent mistake'] += 1
-    return _finish(rows, counts, seed, per_question, match_length)
+    return _finish(rows, counts, per_question, how)
 
-def _corruptions(p, seed, errors, n, keep_annotations):
+def _corruptions(p, how, errors, n):
     "Up to `n` pairs of one problem, the first classes of `errors` that work"
     res = []
     for e in errors:
         if len(res) == n: break
-        found = corrupt(p, e, seed)
-        if found and not why_no_pair(p, *(clean_response(t, keep_annotations) for t in (p.solution, found[0]))):
-            res.append(make_pair(p, p.solution, found[0], error=e, keep_annotations=keep_annotations, **found[1]))
+        found = corrupt(p, e, how.seed)
+        if found and not why_no_pair(p, *(clean_response(t, how.keep_annotations) for t in (p.solution, found[0]))):
+            res.append(make_pair(p, p.solution, found[0], error=e, keep_annotations=how.keep_annotations, **found[1]))
     return res
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-070

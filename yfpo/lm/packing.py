@@ -113,9 +113,9 @@ def branch_attention(packed, limit:int=2**31): # bytes of scores kept for the ba
     "An attention function, as transformers calls it, for the tokens of `packed` alone"
     tiles, back = _tiles(packed)
     area = sum(m.numel() for *_, m, _ in tiles)
-    def attend(module, query, key, value, attention_mask=None, scaling=None, dropout=0., **kwargs):
-        odd = [k for k in ('softcap', 's_aux', 'position_bias') if kwargs.get(k) is not None]
-        if odd or dropout: raise ValueError(f'attention with {odd[0] if odd else "dropout"} is not computed branch by branch')
+    def attend(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
+        odd = [k for k in ('softcap', 's_aux', 'position_bias') if kwargs.get(k) is not None] + ['dropout']*bool(kwargs.get('dropout'))
+        if odd: raise ValueError(f'attention with {odd[0]} is not computed branch by branch')
         (R, Q, T, D), H, dtype = query.shape, key.shape[1], query.dtype
         if torch.is_autocast_enabled('cpu'): dtype = torch.get_autocast_dtype('cpu')
         q, k, v = (x.to(dtype).transpose(1, 2).reshape(R*T, H, -1) for x in (query, key, value))
