@@ -50,7 +50,8 @@ def test_completions_refuses_it_when_its_first_batch_is_asked_for():
     made = completions(None, None, [], topp=.5)
     with pytest.raises(ValueError, match="completions has no setting 'topp': did you mean 'top_p'"): next(made)
 
-@pytest.mark.parametrize('f, hidden', [(evaluate_model, 'temperature'), (evaluate_model, 'n'), (sample_rows, 'ids'), (protocol_rows, 'stop')])
+@pytest.mark.parametrize('f, hidden', [(evaluate_model, 'temperature'), (evaluate_model, 'n'), (sample_rows, 'ids'),
+                                       (protocol_rows, 'stop')])
 def test_what_a_function_does_not_take_it_does_not_show_and_refuses(f, hidden):
     assert hidden in {x.name for x in fields(f.__delwrap__)} - set(inspect.signature(f).parameters)
     needed = [p for p in inspect.signature(f).parameters.values() if p.default is p.empty]
