@@ -31,7 +31,7 @@ MANY = """relevance.accumulate relevance.relevance_of relevance.attribute releva
     neurons.set_from_scores neurons.contrast_set neurons.capability_relevance neurons.select_neurons neurons.stability
     interventions.activation_bank interventions.delta_nll interventions.score_card reward._activations_of reward.read_examples
     reward.fit_and_read reward.fit_examples reward.set_readouts reward.reward_audit trainer.train_yfpo trainer.PairTerm.__call__
-    trainer.YFPOTrainer.__init__ beyond.monitors.Monitor.__init__ beyond.methods.NeuronReward.__init__""".split()      # no name may join
+    trainer.YFPOTrainer.__init__ beyond.monitors.Monitor.__init__""".split()      # no name may join
 
 def functions(tree, where):
     "(name with module and class, node) of every function, inner ones too"

@@ -1,8 +1,8 @@
 "A packed batch against each sequence alone: every family, kernels, LoRA, odd shapes, and what is refused"
 import copy, random
 import pytest, torch
-from yfpo.lm.packing import (PACKS, PackedForward, forest, model_inputs, pack, pack_examples, packed_states, packs, shared_batches,
-                          shared_logprobs, target_scores, why_plain)
+from yfpo.lm.packing import (PACKS, PackedForward, branch_attention, forest, model_inputs, pack, pack_examples, packed_states, packs,
+                             shared_batches, shared_logprobs, target_scores, why_plain)
 from yfpo.lm.responses import Example, collate, example_logprobs, hidden_states
 from test_relevance import PUBLIC, random_model
 
@@ -199,3 +199,8 @@ def test_a_batch_without_prompts_has_the_log_probabilities_of_the_plain_pass():
     out = PackedForward(model)(ids, on, ids.masked_fill(on == 0, -100)).log_probs
     lp = model(ids, attention_mask=on).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]*on[:, 1:]
     assert torch.allclose(out, lp, atol=1e-5)
+
+@pytest.mark.parametrize('kw, says', [(dict(dropout=.1), 'dropout'), (dict(softcap=30.), 'softcap'), (dict(dropout=.1, s_aux=1), 's_aux')])
+def test_attention_of_another_kind_is_not_computed_branch_by_branch(kw, says):
+    attend = branch_attention(pack([[1, 2, 3], [1, 2, 4]]))
+    with pytest.raises(ValueError, match=f'attention with {says} is not computed'): attend(None, None, None, None, **kw)

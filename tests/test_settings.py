@@ -4,6 +4,7 @@ from dataclasses import MISSING, fields, is_dataclass
 import pytest
 from fastcore.docments import docments
 from test_imports import ORDER
+from yfpo.beyond.methods import NeuronReward
 from yfpo.beyond.protocols import protocol_rows
 from yfpo.data.pairs import PairSettings, pairs_from_corruption, pairs_from_samples
 from yfpo.data.templates import make_problems
@@ -49,6 +50,11 @@ def test_a_mistyped_setting_is_refused_with_its_nearest_name(f, mistyped, near):
 def test_completions_refuses_it_when_its_first_batch_is_asked_for():
     made = completions(None, None, [], topp=.5)
     with pytest.raises(ValueError, match="completions has no setting 'topp': did you mean 'top_p'"): next(made)
+
+def test_a_class_is_named_and_checks_its_settings():
+    for wrong, says in ((dict(clipp=1.), "NeuronReward has no setting 'clipp': did you mean 'clip'"), (dict(clip=0), 'clip is 0: give'),
+                        (dict(batch_size=0), 'batch_size is 0')):
+        with pytest.raises(ValueError, match=says): NeuronReward(None, None, None, [], **wrong)
 
 @pytest.mark.parametrize('f, hidden', [(evaluate_model, 'temperature'), (evaluate_model, 'n'), (sample_rows, 'ids'),
                                        (protocol_rows, 'stop')])

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'reading', 'NeuronTerm', 'NeuronSFTTrainer', 'NeuronCPOTrainer', 'NeuronORPOTrainer', 'check_labels',
-           'NeuronKTOTrainer', 'NeuronReward', 'correctness', 'FiniteGRPOTrainer', 'training_only', 'neuron_parameters']
+           'NeuronKTOTrainer', 'RewardSettings', 'NeuronReward', 'correctness', 'FiniteGRPOTrainer', 'training_only',
+           'neuron_parameters']
 
 # %% ../../nbs/beyond/06_methods.ipynb #15_metho-002
 import contextlib, copy
+from dataclasses import astuple, dataclass
 import torch
 from datasets import Dataset, DatasetDict
 from fastcore.basics import patch
@@ -17,7 +19,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from ..lm.decoding import text_ids
 from ..loss import add_linear, add_logistic
-from ..data.checks import check_name, check_number
+from ..data.checks import check_count, check_name, check_number, check_positive, documented, taken, takes
 from ..data.answers import is_correct
 from ..lm.models import unwrap
 from ..neurons import as_set
@@ -205,13 +207,26 @@ class NeuronKTOTrainer(NeuronTerm, KTOTrainer):
         return inputs['input_ids'], inputs['attention_mask'], inputs['completion_mask'].bool(), inputs['label'].float()*2 - 1
     def term(self, rel, sign): return add_logistic(torch.zeros_like(rel), sign*rel, self.neuron_weight)
 
+# %% ../../nbs/beyond/06_methods.ipynb #15_metho-032
+@documented
+@dataclass
+class RewardSettings:
+    "How `NeuronReward` rewards a completion"
+    clip: float = 2.            # the reward lies between -clip and clip
+    correct_only: bool = False  # 0 where the answer is wrong; needs the dataset column `answer`
+    batch_size: int = 8         # completions that are read together
+
+    def __post_init__(self): check_positive('clip', self.clip); check_count('batch_size', self.batch_size)
+
 # %% ../../nbs/beyond/06_methods.ipynb #15_metho-021
 class NeuronReward:
     "A reward function for TRL's GRPO: the clipped, standardised read-out of a frozen model on each completion"
+    @takes(RewardSettings)
     def __init__(self, model, tokenizer, neurons,
                  texts, # (prompt, response) pairs that set the scale
-                 clip:float=2., correct_only:bool=False, # correct_only: 0 where the answer is wrong; needs the dataset column `answer`
-                 batch_size:int=8):
+                 **kwargs): # fields of `RewardSettings`
+        "`neurons` of the frozen `model` are read"
+        clip, correct_only, batch_size = astuple(taken(NeuronReward.__init__, kwargs))
         if not len(texts): raise ValueError('there are no texts to set the scale of the reward: give at least two')
         from yfpo.lm.responses import encode
         self.model, self.tok, self.neurons, self.clip, self.correct_only = model.eval(), tokenizer, as_set(neurons), clip, correct_only

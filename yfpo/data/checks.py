@@ -86,7 +86,7 @@ def _told(o):
     try: found = docments(o, full=True, returns=False)
     except OSError: found = {}                                 # its source is in no file
     def line(k, d): return f'{k}: {d.docment}' if d.default is Parameter.empty else f'{k}={d.default!r}: {d.docment}'
-    return '\n'.join([f'{o.__doc__}\n', *(line(k, d) for k, d in found.items() if d.docment)]).strip()
+    return '\n'.join([f'{o.__doc__ or ""}\n', *(line(k, d) for k, d in found.items() if d.docment)]).strip()
 
 def documented(cls):
     "A dataclass whose `help` has the comment beside each field, and beside those of the dataclass it extends"
