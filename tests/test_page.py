@@ -9,7 +9,8 @@ from yfpo.beyond.cards import cards_html, save_cards
 from yfpo.lab.page import browser_data, card_html, page_html, table_html, write_page
 from yfpo.data.files import read_jsonl, write_jsonl
 from yfpo.data.pages import asset
-from yfpo.lab.report import WORDS, findings, read_results
+from yfpo.lab.findings import WORDS, findings
+from yfpo.lab.results import read_results
 
 RESULTS = ROOT/'nbs'/'paper'/'results'
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)

@@ -5,7 +5,10 @@ import pytest
 from conftest import ROOT
 from yfpo.data.files import write_rows
 from yfpo.lab.figures import draw_ablation, draw_margins, draw_method, draw_neurons, draw_training, draw_worked_problem, save_figure
-from yfpo.lab.report import COLUMNS, SOURCES, finding, findings, main_table, read_results, together, verdict, write_table
+from yfpo.lab.findings import finding, findings
+from yfpo.lab.results import RESULT_COLUMNS, SOURCES, read_results
+from yfpo.lab.tables import main_table, write_table
+from yfpo.lab.verdict import together, verdict
 
 MAIN = pd.DataFrame([dict(arm=a, seed=0, set=s, n=50, metric=m, value=v, low=v-.1, high=v+.1) for a, d in (('yfpo', .02), ('sft', 0.))
                      for s, m, v in (('gsm8k', 'accuracy_numeric', .2 + d), ('gsm8k', 'nll_gold', 1.2 - d),
@@ -93,7 +96,7 @@ def test_bytes_that_are_no_text(tmp_path, file, name):
         read_results(edited(file, tmp_path, lambda b: b'\xff\xfe\0' + b, raw=True), name)
 
 def test_every_committed_file_has_its_columns():
-    assert {*COLUMNS} == {k for k, (f, _) in SOURCES.items() if f.endswith('.csv')}
+    assert {*RESULT_COLUMNS} == {k for k, (f, _) in SOURCES.items() if f.endswith('.csv')}
     for folder in (ROOT/'nbs'/'paper'/'results').glob('*/'):
         for name, (pattern, _) in SOURCES.items():
             if any(folder.glob(pattern)): assert len(read_results(folder, name))

@@ -12,7 +12,9 @@ from pathlib import Path
 from ..evaluate import read_samples
 from ..data.files import atomic_write, parse_json, read_jsonl, read_text
 from ..data.pages import asset, joined, page, part, visible
-from .report import (WORDS, arm_color, arm_label, arm_order, check_object, findings, is_smoke, read_cells, read_results, set_label)
+from .findings import WORDS, findings
+from .results import check_object, read_cells, read_results
+from .wording import arm_color, arm_label, arm_order, is_smoke, set_label
 
 # %% ../../nbs/lab/04_page.ipynb #20-page-005
 def _questions(path):
@@ -130,7 +132,7 @@ def _sections(folder, browse):
                 Questions=part('browser') if browse else '')
     return {k: v for k, v in made.items() if v}
 
-def _about(folder):
+def _origin(folder):
     "What the page is of"
     m = read_results(folder, 'manifest')
     seeds = f"{len(m['seeds'])} seed" + 's'*(len(m['seeds']) > 1)
@@ -141,7 +143,7 @@ def page_html(folder, # a folder of results, with its tables and figures
               recipe:str):
     "The page, as text"
     folder = Path(folder)
-    heading, data = part('heading', recipe, _about(folder), is_smoke(recipe)), visible(browser_data(folder))
+    heading, data = part('heading', recipe, _origin(folder), is_smoke(recipe)), visible(browser_data(folder))
     body = joined([heading, part('sections', _sections(folder, bool(data['questions'])))])
     inside = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(',', ':'))
     return page(f'YFPO: {recipe}', body, asset('page.js'), inside)

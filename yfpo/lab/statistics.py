@@ -171,8 +171,8 @@ def compare(x, y, metric, n_boot=10000, seed=0):
     n, d = len(x), np.asarray(x, dtype=float) - y
     se = d.std(ddof=1)/math.sqrt(n) if n > 1 else math.nan
     if metric in CONTINUOUS:
-        values = paired_bootstrap(x, y, n_boot, seed)
-        return dict(zip(('delta', 'low', 'high'), values), se=float(se), df=n - 1, p=_two_sided(d.mean(), se, n - 1), mde=detectable_mean(d))
+        values, p = paired_bootstrap(x, y, n_boot, seed), _two_sided(d.mean(), se, n - 1)
+        return dict(zip(('delta', 'low', 'high'), values), se=float(se), df=n - 1, p=p, mde=detectable_mean(d))
     only_x, only_y = discordant(x, y)
     return dict(zip(('delta', 'low', 'high'), paired_interval(only_x, only_y, n)), se=float(se), df=n - 1, p=mcnemar(x, y),
                 mde=detectable_difference((only_x + only_y)/n, n))
