@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from yfpo.data.files import write_rows
-from yfpo.lab.figures import draw_ablation, draw_margins, draw_method, draw_neurons, draw_training, draw_worked_problem, save_figure
+from yfpo.lab.figures import (draw_ablation, draw_contrasts, draw_margins, draw_method, draw_neurons, draw_training, draw_worked_problem,
+                              save_figure)
 from yfpo.lab.findings import finding, findings
 from yfpo.lab.results import RESULT_COLUMNS, SOURCES, read_results
 from yfpo.lab.tables import main_table, write_table
@@ -220,6 +221,13 @@ def test_the_committed_verdict():
     assert 'not shown to beat DPO' in dpo and 'all three estimates favour the random neurons' in free
     worst = own.groupby('metric').mde.max()
     assert f'{worst.nll_gold:.2f} nats per token or {100*worst.accuracy_numeric:.1f} points' in unseen
+
+def test_every_panel_of_contrasts_says_which_side_is_better():
+    axes = [ax for ax in draw_contrasts(read_results(CPU.parent/'gsm8k-cpu', 'contrasts')).axes if ax.get_visible()]
+    said = {ax.get_title(loc='left'): ax.get_xlabel() for ax in axes}
+    assert len(said) == len(axes) == 5
+    for title, label in said.items():
+        assert label == ('nats/token. Lower is better' if title.endswith('NLL') else 'points. Higher is better'), title
 
 @pytest.mark.parametrize('recipe', ['cpu', 'one-step', 'gsm8k-cpu'])
 def test_no_line_crosses_the_words_of_margins(recipe):
