@@ -8,7 +8,7 @@ from yfpo.lab.figures import (draw_ablation, draw_contrasts, draw_margins, draw_
                               save_figure)
 from yfpo.lab.findings import finding, findings
 from yfpo.lab.results import RESULT_COLUMNS, SOURCES, read_results
-from yfpo.lab.tables import main_table, write_table
+from yfpo.lab.tables import latex_table, main_table, write_table
 from yfpo.lab.verdict import together, verdict
 
 MAIN = pd.DataFrame([dict(arm=a, seed=0, set=s, n=50, metric=m, value=v, low=v-.1, high=v+.1) for a, d in (('yfpo', .02), ('sft', 0.))
@@ -24,6 +24,11 @@ def test_main_table_whole(tmp_path):
         '| YFPO | 1 | 22.0 [12.0, 32.0] | 1.180 [1.080, 1.280] | 72.0 [62.0, 82.0] |', ''])
     tex = (tmp_path/'main.tex').read_text()
     assert r'\toprule' in tex and r'accuracy (\%)' in tex and 'Recipe: demo.' in tex
+
+def test_latex_is_text():
+    made = latex_table(pd.DataFrame({'a_b': ['\\input{x}', '**50 %**'], 'c': ['~^', '$&#']}), 'C{}', 'tab:x')
+    for t in (r'a\_b', r'\textbackslash{}input\{x\}', r'\textbf{50 \%}', r'\textasciitilde{}\textasciicircum{}', r'\$\&\#', r'\caption{C\{\}}',
+              r'\begin{tabular}{ll}', r'\midrule'): assert t in made
 
 def test_bytes_repeat(tmp_path):
     for d in 'ab': write_table(main_table(MAIN), tmp_path/d/'t', 'x', 'demo'); save_figure(draw_method(), tmp_path/d/'f', 'demo')

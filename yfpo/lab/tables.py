@@ -17,18 +17,15 @@ from .results import read_results
 from .wording import (arm_label, arm_order, caption_for, contrast_label, delta_unit, interval, p_text, set_label, unit_of)
 
 # %% ../../nbs/lab/02c_tables.ipynb #17_repor-014
-def _tex(text):
-    text = re.sub(r'([%&_#$])', r'\\\1', text).replace('~', r'\textasciitilde{}').replace('^', r'\textasciicircum{}')
-    return re.sub(r'\*\*(.+?)\*\*', r'\\textbf{\1}', text)
+_TEX = str.maketrans({**{c: f'\\{c}' for c in '%&_#${}'}, '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'})
+def _tex(text): return re.sub(r'\*\*(.+?)\*\*', r'\\textbf{\1}', text.translate(_TEX))
 
 def _sides(df): return ['r' if all(re.match(r'\**[+-]?\d|$', c) for c in df[k]) else 'l' for k in df]
 
 def latex_table(df, caption, label):
     "A booktabs table; columns of numbers are set right, all others left"
-    rows = [' & '.join(_tex(c) for c in row) + r' \\' for row in [list(df.columns), *df.values.tolist()]]
-    return '\n'.join([r'\begin{table}', r'\centering', rf'\caption{{{_tex(caption)}}}', rf'\label{{{label}}}',
-                      rf"\begin{{tabular}}{{{''.join(_sides(df))}}}", r'\toprule', rows[0], r'\midrule', *rows[1:], r'\bottomrule',
-                      r'\end{tabular}', r'\end{table}', ''])
+    shown = df.style.hide(axis='index').format(_tex).format_index(_tex, axis=1)
+    return shown.to_latex(hrules=True, caption=_tex(caption), label=label, position_float='centering', column_format=''.join(_sides(df)))
 
 # %% ../../nbs/lab/02c_tables.ipynb #17_repor-015
 def markdown_table(df): # frame of strings
