@@ -9,7 +9,8 @@ FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers d
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols'),
-          ('lab', 'lab.pace lab.warm lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict lab.report lab.figures lab.page lab.run lab.launch')]
+          ('lab', 'lab.pace lab.warm lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict '
+                  'lab.report lab.figures lab.page lab.run lab.launch')]
 ORDER = ' '.join(modules for _, modules in FLOORS).split()
 
 def path(module): return ROOT/'yfpo'/f"{module.replace('.', '/')}.py"

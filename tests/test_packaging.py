@@ -131,7 +131,8 @@ def test_the_lock_holds_all_that_is_declared():
 
 @pytest.mark.parametrize('module,extra,call', [
     ('papermill', 'lab', "run_recipe('neurons')"), ('yaml', 'lab', "read_recipe('cpu')"), ('matplotlib', 'lab', 'panels()'),
-    ('papermill', 'lab', "main(['run', 'cpu'])"), ('nbconvert', 'lab', "main(['readme'])"), ('statsmodels', 'lab', 'holm([.1])'), ('lxt', 'lxt', 'lxt_patches()'),
+    ('papermill', 'lab', "main(['run', 'cpu'])"), ('nbconvert', 'lab', "main(['readme'])"), ('statsmodels', 'lab', 'holm([.1])'),
+    ('lxt', 'lxt', 'lxt_patches()'),
     ('math_verify', 'math', "is_correct('1', '1', 'math')"), ('lm_eval', 'harness', "harness_scores('m')"),
     ('peft', 'peft', "_read_adapter(None, 'folder')")])
 def test_a_missing_extra_is_named(module, extra, call):

@@ -25,9 +25,8 @@ def test_every_answer_is_there_once():
     assert all(q['question'] and q['solution'] for q in data['questions']) and sum(bool(q['fired']) for q in data['questions']) == read
 
 EVIL = ['</script><script>document.title="owned"</script>', '<img src=x onerror="document.title=1">',
-        '</style><svg onload="document.title=2">', '<a href="javascript:document.title=3">here</a>', 'javascript:document.title=4', '"><b x="',
-        '{{ 7*7 }}{% raw %}', '<!--', ']]>',
-        '\x1b[31mred\x1b[0m\x07\x00', 'ab\u202edc', "'); document.title=5; ('"]
+        '</style><svg onload="document.title=2">', '<a href="javascript:document.title=3">here</a>', 'javascript:document.title=4',
+        '"><b x="', '{{ 7*7 }}{% raw %}', '<!--', ']]>', '\x1b[31mred\x1b[0m\x07\x00', 'ab\u202edc', "'); document.title=5; ('"]
 DRAWN = {'\x1b': '\u241b', '\x07': '\u2407', '\x00': '\u2400', '\u202e': '\u27e8202E\u27e9'}
 SHOWN = [''.join(DRAWN.get(c, c) for c in t) for t in EVIL]
 

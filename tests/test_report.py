@@ -27,8 +27,8 @@ def test_main_table_whole(tmp_path):
 
 def test_latex_is_text():
     made = latex_table(pd.DataFrame({'a_b': ['\\input{x}', '**50 %**'], 'c': ['~^', '$&#']}), 'C{}', 'tab:x')
-    for t in (r'a\_b', r'\textbackslash{}input\{x\}', r'\textbf{50 \%}', r'\textasciitilde{}\textasciicircum{}', r'\$\&\#', r'\caption{C\{\}}',
-              r'\begin{tabular}{ll}', r'\midrule'): assert t in made
+    for t in (r'a\_b', r'\textbackslash{}input\{x\}', r'\textbf{50 \%}', r'\textasciitilde{}\textasciicircum{}', r'\$\&\#',
+              r'\caption{C\{\}}', r'\begin{tabular}{ll}', r'\midrule'): assert t in made
 
 def test_bytes_repeat(tmp_path):
     for d in 'ab': write_table(main_table(MAIN), tmp_path/d/'t', 'x', 'demo'); save_figure(draw_method(), tmp_path/d/'f', 'demo')
