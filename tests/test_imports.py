@@ -4,12 +4,13 @@ import pytest
 from conftest import ROOT
 
 # A module may use those before it in its line, and the lines above.
-FLOORS = [('data', 'data.extras data.checks data.files data.answers data.problems data.templates data.sources data.pairs'),
+FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers data.problems data.templates data.sources data.pairs'),
           ('lm', 'lm.progress lm.sampling lm.machine lm.models lm.decoding lm.responses lm.packing lm.rows lm.training'),
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols'),
-          ('lab', 'lab.pace lab.warm lab.statistics lab.report lab.figures lab.page lab.run lab.launch')]
+          ('lab', 'lab.pace lab.warm lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict '
+                  'lab.report lab.figures lab.page lab.run lab.launch')]
 ORDER = ' '.join(modules for _, modules in FLOORS).split()
 
 def path(module): return ROOT/'yfpo'/f"{module.replace('.', '/')}.py"
@@ -64,7 +65,8 @@ def loaded(code):
     return ast.literal_eval(r.stdout.strip().splitlines()[-1])
 
 @pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress',
-                                    'yfpo.lm.sampling', 'yfpo.evaluate', 'yfpo.lab.run', 'yfpo.lab.report', 'yfpo.lab.figures'])
+                                    'yfpo.lm.sampling', 'yfpo.evaluate', 'yfpo.lab.run', 'yfpo.lab.report', 'yfpo.lab.verdict',
+                                    'yfpo.lab.figures'])
 def test_start_up_is_light(module): assert loaded(f'import {module}') == []
 
 def test_the_main_names_come_from_the_package_itself():

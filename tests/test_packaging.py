@@ -29,6 +29,10 @@ def test_metadata_is_settings_ini(wheel):
     for k in EXTRAS: assert sorted(r.split(';')[0] for r in meta.get_all('Requires-Dist') if f'extra == "{k}"' in r) == sorted(EXTRAS[k])
     assert 'yfpo = yfpo.lab.run:main' in points and 'yfpo = yfpo._modidx:d' in points
 
+def test_the_wheel_carries_texts_and_pages(wheel):
+    own = {str(f.relative_to(ROOT)) for d in ('texts', 'assets') for f in (ROOT/'yfpo'/'data'/d).iterdir()}
+    with zipfile.ZipFile(wheel) as z: assert len(own) == 9 and own <= {*z.namelist()}
+
 def test_wheel_alone(wheel, tmp_path):
     venv.create(tmp_path/'v', with_pip=False)
     python = tmp_path/'v'/'bin'/'python'
@@ -127,7 +131,8 @@ def test_the_lock_holds_all_that_is_declared():
 
 @pytest.mark.parametrize('module,extra,call', [
     ('papermill', 'lab', "run_recipe('neurons')"), ('yaml', 'lab', "read_recipe('cpu')"), ('matplotlib', 'lab', 'panels()'),
-    ('papermill', 'lab', "main(['run', 'cpu'])"), ('nbconvert', 'lab', "main(['readme'])"), ('lxt', 'lxt', 'lxt_patches()'),
+    ('papermill', 'lab', "main(['run', 'cpu'])"), ('nbconvert', 'lab', "main(['readme'])"), ('statsmodels', 'lab', 'holm([.1])'),
+    ('lxt', 'lxt', 'lxt_patches()'),
     ('math_verify', 'math', "is_correct('1', '1', 'math')"), ('lm_eval', 'harness', "harness_scores('m')"),
     ('peft', 'peft', "_read_adapter(None, 'folder')")])
 def test_a_missing_extra_is_named(module, extra, call):

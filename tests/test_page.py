@@ -1,12 +1,16 @@
 "The page of a run: escaped, whole, and alive in a browser."
-import html, json, os, re, shutil
-from pathlib import Path
+import base64, hashlib, html, json, os, re, shutil
+from html.parser import HTMLParser
+from urllib.parse import quote
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.lab.page import browser_data, card_html, figure_html, page_html, table_html, write_page
-from yfpo.data.files import read_jsonl
-from yfpo.lab.report import WORDS, findings, read_results
+from yfpo.beyond.cards import cards_html, save_cards
+from yfpo.lab.page import browser_data, card_html, page_html, table_html, write_page
+from yfpo.data.files import read_jsonl, write_jsonl
+from yfpo.data.pages import asset
+from yfpo.lab.findings import WORDS, findings
+from yfpo.lab.results import read_results
 
 RESULTS = ROOT/'nbs'/'paper'/'results'
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
@@ -20,17 +24,69 @@ def test_every_answer_is_there_once():
     read = json.loads((RESULTS/'cpu'/'manifest.json').read_text())['stages']['browse']['params']['n_questions']
     assert all(q['question'] and q['solution'] for q in data['questions']) and sum(bool(q['fired']) for q in data['questions']) == read
 
-def test_nothing_is_fetched_and_nothing_written_by_a_model_can_act(tmp_path):
-    folder = shutil.copytree(RESULTS/'cpu', tmp_path/'cpu')
-    evil = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
-    f = next((folder/'samples').glob('yfpo-seed0.jsonl'))
+EVIL = ['</script><script>document.title="owned"</script>', '<img src=x onerror="document.title=1">',
+        '</style><svg onload="document.title=2">', '<a href="javascript:document.title=3">here</a>', 'javascript:document.title=4',
+        '"><b x="', '{{ 7*7 }}{% raw %}', '<!--', ']]>', '\x1b[31mred\x1b[0m\x07\x00', 'ab\u202edc', "'); document.title=5; ('"]
+DRAWN = {'\x1b': '\u241b', '\x07': '\u2407', '\x00': '\u2400', '\u202e': '\u27e8202E\u27e9'}
+SHOWN = [''.join(DRAWN.get(c, c) for c in t) for t in EVIL]
+
+def hostile(folder):
+    "A copy of the results of cpu in which every place that a text can stand in holds each of EVIL"
+    folder, word = shutil.copytree(RESULTS/'cpu', folder/'cpu'), ' '.join(EVIL)
+    f = folder/'samples'/'yfpo-seed0.jsonl'
     rows = read_jsonl(f)
-    rows[0]['text'] = evil
-    f.write_text(''.join(json.dumps(r) + '\n' for r in rows))
-    text = page_html(folder, 'cpu')
-    assert evil not in text and text.count('<script') == 2 and not re.search(r'''(src|href)=["'](?!data:|#)''', text)
-    inside = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
-    assert evil in inside['texts']
+    write_jsonl(f, [{**r, 'text': word} if i == 0 else r for i, r in enumerate(rows)])
+    known = read_jsonl(folder/'questions.jsonl')
+    key = (rows[0]['set'], rows[0]['id'])
+    write_jsonl(folder/'questions.jsonl', [{**q, 'question': word, 'solution': word} if (q['set'], q['id']) == key else q for q in known])
+    cards = json.loads((folder/'cards.json').read_text())
+    cards[0].update(promotes=EVIL, demotes=EVIL, contexts=[dict(peak=0, tokens=EVIL, scores=[1.]*len(EVIL))])
+    (folder/'cards.json').write_text(json.dumps(cards))
+    (folder/'tables'/'main.csv').write_text(pd.DataFrame({t: [t, t] for t in EVIL}).to_csv(index=False, lineterminator='\n'))
+    (folder/'tables'/'main.md').write_text(f'**Table.** {word}\n')
+    manifest = json.loads((folder/'manifest.json').read_text())
+    (folder/'manifest.json').write_text(json.dumps({**manifest, 'about': word}))
+    return folder, f'{key[0]}/{key[1]}'
+
+class Seen(HTMLParser):
+    "Tags, attributes and texts of a page, as a browser reads them"
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.at, self.texts = [], [], []
+        self.feed(page)
+    def handle_starttag(self, tag, attrs): self.tags.append(tag); self.at += [(tag, k, v) for k, v in attrs]
+    def handle_data(self, data): self.texts.append(data)
+
+def test_nothing_is_fetched_and_nothing_written_by_a_model_can_act(tmp_path):
+    folder, _ = hostile(tmp_path)
+    page = page_html(folder, 'cpu')
+    seen = Seen(page)
+    assert seen.tags.count('script') == 2 and not {'svg', 'iframe', 'object', 'form'} & {*seen.tags}
+    assert {v.partition(':')[0] for t, k, v in seen.at if k in ('src', 'href') and not v.startswith('#')} == {'data'}
+    assert not [k for _, k, _ in seen.at if k.startswith('on')] and not re.search('[\x00-\x08\x0b-\x1f\x7f\u202e]', page)
+    shown = ''.join(seen.texts)
+    for text in SHOWN: assert shown.count(text) > 5, text
+    inside = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    assert ' '.join(SHOWN) in inside['texts'] and any(q.get('question') == ' '.join(SHOWN) for q in inside['questions'])
+
+def test_only_its_own_script_may_run():
+    "The policy names the script by its checksum, and the script writes no markup"
+    page = page_html(RESULTS/'neurons', 'neurons')
+    policy, = [v for _, k, v in Seen(page).at if k == 'content' and 'default-src' in v]
+    script = re.search(r'<script>(.*?)</script>', page, re.S)[1]
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy and "default-src 'none'" in policy
+    assert not re.search(r'innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch|import', script) and 'textContent' in script
+
+def test_the_pages_of_cards_and_of_a_run_have_one_style(tmp_path):
+    "Both hold the file of cards; a fragment for a notebook holds that alone, and names no element outside itself"
+    cards = json.loads((RESULTS/'cpu'/'cards.json').read_text())
+    whole = save_cards(cards, tmp_path/'cards.html', '</title><script>', EVIL[0]).read_text()
+    report, fragment = page_html(RESULTS/'cpu', 'cpu'), cards_html(cards)
+    assert all(asset('cards.css') in t for t in (whole, report, fragment)) and all(asset('page.css') in t for t in (whole, report))
+    assert asset('page.css') not in fragment and 'script' not in Seen(whole).tags and "script-src" not in whole
+    rules = re.findall(r'([^{}]+)\{[^{}]*\}', re.sub(r'/\*.*?\*/', '', asset('cards.css'), flags=re.S))
+    assert len(rules) > 8 and all(s.strip().startswith('.yfpo') for r in rules for s in r.split(','))
+    assert str(card_html(cards[0])) in whole and str(card_html(cards[0])) in report
 
 def test_a_run_without_answers_has_a_page_without_a_browser():
     text = page_html(RESULTS/'neurons', 'neurons')
@@ -92,7 +148,34 @@ def test_names_of_files_are_text_too(tmp_path):
     shutil.copytree(RESULTS/'cpu', d)
     shutil.copy(d/'tables'/'main.csv', d/'tables'/f'{name}.csv'); shutil.copy(d/'figures'/'method.png', d/'figures'/f'{name}.png')
     page = page_html(d, 'cpu')
-    assert name not in page and 'id="table-&quot;&gt;&lt;b x=&quot;"' in page and 'id="figure-&quot;&gt;&lt;b x=&quot;"' in page
+    assert name not in page and 'id="table-&#34;&gt;&lt;b x=&#34;"' in page and 'id="figure-&#34;&gt;&lt;b x=&#34;"' in page
+
+def chromium(p):
+    return p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'] if os.name == 'posix' and os.geteuid() == 0 else [])
+
+@pytest.mark.skipif(not BROWSER, reason='needs Chromium')
+def test_hostile_texts_in_a_browser(tmp_path):
+    "They are shown as they are, and do nothing; with the data's script broken into, the policy would still stop it"
+    from playwright.sync_api import sync_playwright
+    folder, key = hostile(tmp_path)
+    path = write_page(folder, 'cpu')
+    with sync_playwright() as p:
+        browser, said = chromium(p), []
+        tab = browser.new_page()
+        tab.on('console', lambda m: said.append(m.text)); tab.on('pageerror', lambda e: said.append(str(e)))
+        tab.on('request', lambda r: said.append(r.url) if not r.url.startswith(('file:', 'data:')) else None)
+        tab.on('dialog', lambda d: (said.append(d.message), d.dismiss()))
+        tab.goto(f'{path.as_uri()}#q={quote(key, safe="")}')
+        for place in ('#one', '#neurons', '#table-main', 'h1 + p'):
+            text = tab.locator(place).first.evaluate('e => e.textContent')
+            assert all(t in text for t in SHOWN), place
+        assert tab.title() == 'YFPO: cpu' and said == [] and tab.locator('#one a, #one img, #one svg, #neurons a').count() == 0
+        assert tab.evaluate('document.documentElement.scrollWidth <= innerWidth')
+        broken = path.with_name('broken.html')
+        broken.write_text(path.read_text().replace('<h1>', EVIL[0] + EVIL[1] + '<h1>'))
+        tab.goto(broken.as_uri())
+        assert tab.title() == 'YFPO: cpu' and sum('Content Security Policy' in s for s in said) >= 2
+        browser.close()
 
 @pytest.mark.skipif(not BROWSER, reason='needs Chromium')
 @pytest.mark.parametrize('width,height,scheme', [(1100, 800, 'light'), (390, 800, 'dark')])
@@ -102,7 +185,7 @@ def test_in_a_browser(tmp_path, width, height, scheme):
     folder, said = shutil.copytree(RESULTS/'cpu', tmp_path/'cpu'), []
     page = write_page(folder, 'cpu').as_uri()
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'] if os.name == 'posix' and os.geteuid() == 0 else [])
+        browser = chromium(p)
         tab = browser.new_page(viewport=dict(width=width, height=height), color_scheme=scheme)
         tab.on('console', lambda m: said.append(m.text)); tab.on('pageerror', lambda e: said.append(str(e)))
         tab.goto(page)

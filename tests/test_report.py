@@ -4,8 +4,12 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from yfpo.data.files import write_rows
-from yfpo.lab.figures import draw_ablation, draw_margins, draw_method, draw_neurons, draw_training, draw_worked_problem, save_figure
-from yfpo.lab.report import COLUMNS, SOURCES, finding, findings, main_table, read_results, together, verdict, write_table
+from yfpo.lab.figures import (draw_ablation, draw_contrasts, draw_margins, draw_method, draw_neurons, draw_training, draw_worked_problem,
+                              save_figure)
+from yfpo.lab.findings import finding, findings
+from yfpo.lab.results import RESULT_COLUMNS, SOURCES, read_results
+from yfpo.lab.tables import latex_table, main_table, write_table
+from yfpo.lab.verdict import together, verdict
 
 MAIN = pd.DataFrame([dict(arm=a, seed=0, set=s, n=50, metric=m, value=v, low=v-.1, high=v+.1) for a, d in (('yfpo', .02), ('sft', 0.))
                      for s, m, v in (('gsm8k', 'accuracy_numeric', .2 + d), ('gsm8k', 'nll_gold', 1.2 - d),
@@ -20,6 +24,11 @@ def test_main_table_whole(tmp_path):
         '| YFPO | 1 | 22.0 [12.0, 32.0] | 1.180 [1.080, 1.280] | 72.0 [62.0, 82.0] |', ''])
     tex = (tmp_path/'main.tex').read_text()
     assert r'\toprule' in tex and r'accuracy (\%)' in tex and 'Recipe: demo.' in tex
+
+def test_latex_is_text():
+    made = latex_table(pd.DataFrame({'a_b': ['\\input{x}', '**50 %**'], 'c': ['~^', '$&#']}), 'C{}', 'tab:x')
+    for t in (r'a\_b', r'\textbackslash{}input\{x\}', r'\textbf{50 \%}', r'\textasciitilde{}\textasciicircum{}', r'\$\&\#',
+              r'\caption{C\{\}}', r'\begin{tabular}{ll}', r'\midrule'): assert t in made
 
 def test_bytes_repeat(tmp_path):
     for d in 'ab': write_table(main_table(MAIN), tmp_path/d/'t', 'x', 'demo'); save_figure(draw_method(), tmp_path/d/'f', 'demo')
@@ -93,7 +102,7 @@ def test_bytes_that_are_no_text(tmp_path, file, name):
         read_results(edited(file, tmp_path, lambda b: b'\xff\xfe\0' + b, raw=True), name)
 
 def test_every_committed_file_has_its_columns():
-    assert {*COLUMNS} == {k for k, (f, _) in SOURCES.items() if f.endswith('.csv')}
+    assert {*RESULT_COLUMNS} == {k for k, (f, _) in SOURCES.items() if f.endswith('.csv')}
     for folder in (ROOT/'nbs'/'paper'/'results').glob('*/'):
         for name, (pattern, _) in SOURCES.items():
             if any(folder.glob(pattern)): assert len(read_results(folder, name))
@@ -217,6 +226,13 @@ def test_the_committed_verdict():
     assert 'not shown to beat DPO' in dpo and 'all three estimates favour the random neurons' in free
     worst = own.groupby('metric').mde.max()
     assert f'{worst.nll_gold:.2f} nats per token or {100*worst.accuracy_numeric:.1f} points' in unseen
+
+def test_every_panel_of_contrasts_says_which_side_is_better():
+    axes = [ax for ax in draw_contrasts(read_results(CPU.parent/'gsm8k-cpu', 'contrasts')).axes if ax.get_visible()]
+    said = {ax.get_title(loc='left'): ax.get_xlabel() for ax in axes}
+    assert len(said) == len(axes) == 5
+    for title, label in said.items():
+        assert label == ('nats/token. Lower is better' if title.endswith('NLL') else 'points. Higher is better'), title
 
 @pytest.mark.parametrize('recipe', ['cpu', 'one-step', 'gsm8k-cpu'])
 def test_no_line_crosses_the_words_of_margins(recipe):

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from test_evaluate import row, rows
 from yfpo.evaluate import summarise
-from yfpo.lab.statistics import (check_family, contrasts, detectable_difference, detectable_mean, equivalent, holm, mcnemar, over_seeds,
-                             paired_bootstrap, paired_interval)
+from yfpo.lab.statistics import (check_declared, compare, contrasts, detectable_difference, detectable_mean, equivalent, holm, mcnemar,
+                                 over_seeds, paired_bootstrap, paired_interval)
 
 def test_mcnemar_by_counting():
     a, b = [1]*10 + [1]*9 + [0]*2 + [0]*5, [1]*10 + [0]*9 + [1]*2 + [0]*5
@@ -93,6 +93,81 @@ def test_contrasts_over_seeds_by_hand():
     assert got['prose', 'all']['p_equivalent'] < .05 and math.isnan(got['prose', 'all']['p_holm'])
     assert math.isnan(got['t', 'all']['p_equivalent'])
 
+# What the libraries have as well must agree with them; what they have not must hold what it promises in a simulation.
+
+def pairs_of_answers(g, n, share, delta, runs):
+    "Whether each of two models is right, (runs, n) each: they differ on a `share` of questions, and by `delta` on average"
+    u = g.uniform(size=(runs, n))
+    only_a, only_b = u < (share + delta)/2, u > 1 - (share - delta)/2
+    both = g.uniform(size=(runs, n)) < .5
+    return (only_a | (both & ~only_b)), (only_b | (both & ~only_a))
+
+def test_mcnemar_and_its_detectable_difference_by_simulation():
+    "Rarely below 5 % where nothing differs, and about as often as `power` says at the difference that it names"
+    from scipy.stats import binomtest
+    g, n, share = np.random.default_rng(0), 300, .2
+    p = [mcnemar(a, b) for a, b in zip(*pairs_of_answers(g, n, share, 0, 1000))]
+    assert .01 < np.mean(np.array(p) < .05) < .06
+    p = [mcnemar(a, b) for a, b in zip(*pairs_of_answers(g, n, share, detectable_difference(share, n), 1000))]
+    assert .72 < np.mean(np.array(p) < .05) < .85
+    for b, c in ((0, 0), (3, 9), (7, 7), (1, 40)):
+        other = binomtest(b, b + c).pvalue if b + c else 1
+        assert mcnemar([1]*b + [0]*c, [0]*b + [1]*c) == pytest.approx(other) if b + c else mcnemar([1], [1]) == 1
+
+@pytest.mark.parametrize('n,share,delta', [(16, .1, 0), (50, .3, .1), (300, .05, .02), (300, .4, -.2)])
+def test_the_interval_of_paired_shares_by_simulation(n, share, delta):
+    g = np.random.default_rng(1)
+    held = []
+    for a, b in zip(*pairs_of_answers(g, n, share, delta, 1500)):
+        _, low, high = paired_interval(int((a & ~b).sum()), int((b & ~a).sum()), n)
+        held.append(low <= delta <= high)
+    assert .935 < np.mean(held) <= 1 and (n < 100 or np.mean(held) < .975)
+
+def test_the_mean_of_differences_by_simulation_and_by_the_libraries():
+    "t test, bootstrap and detectable difference of one seed: scipy's and statsmodels' numbers, and what they promise"
+    from statsmodels.stats.power import NormalIndPower
+    g, n = np.random.default_rng(2), 60
+    d = g.normal(.02, .1, n)
+    got, ref = compare(d, 0*d, 'nll_gold', 20000), stats.ttest_1samp(d, 0)
+    assert got['p'] == pytest.approx(ref.pvalue) and got['se'] == pytest.approx(stats.sem(d)) and got['df'] == ref.df
+    other = stats.bootstrap((d,), np.mean, n_resamples=20000, method='percentile', rng=np.random.default_rng(3)).confidence_interval
+    assert (got['low'], got['high']) == pytest.approx((other.low, other.high), abs=1e-3)
+    power = NormalIndPower(ddof=0).power(got['mde']/d.std(ddof=1), n, .05, ratio=0)
+    assert power == pytest.approx(.8, abs=1e-4)
+    runs = [compare(x, 0*x, 'nll_gold', 400) for x in g.normal(0, .1, (500, n))]
+    assert .93 < np.mean([r['low'] < 0 < r['high'] for r in runs]) < .97 and .03 < np.mean([r['p'] < .05 for r in runs]) < .07
+    true = (stats.norm.ppf(.975) + stats.norm.ppf(.8))*.1/math.sqrt(n)
+    assert np.median([r['mde'] for r in runs]) == pytest.approx(true, rel=.02)
+    assert .76 < np.mean([stats.ttest_1samp(x, 0).pvalue < .05 for x in g.normal(true, .1, (2000, n))]) < .82
+
+def test_holm_by_simulation():
+    g = np.random.default_rng(3)
+    p = 2*stats.norm.sf(abs(g.normal(size=(1000, 5)) + [0, 0, 5, 5, 5]))                 # two true nulls among three clear effects
+    fallen = p[p[:, :2].min(1) < .05]
+    assert len(fallen) > 80 and 30 < sum(min(holm(row)[:2]) < .05 for row in fallen) < 65
+
+def test_equivalence_by_simulation_and_by_statsmodels():
+    "At the margin itself equivalence is claimed in 5 % of experiments, well inside in nearly all"
+    from statsmodels.stats.weightstats import ttost_paired
+    g, n, margin = np.random.default_rng(4), 40, .05
+    def p(x): return equivalent(x.mean(), x.std(ddof=1)/math.sqrt(n), n - 1, margin)
+    for x in g.normal(.02, .1, (20, n)): assert p(x) == pytest.approx(ttost_paired(x, 0*x, -margin, margin)[0])
+    assert .035 < np.mean([p(x) < .05 for x in g.normal(margin, .1, (2000, n))]) < .065
+    assert np.mean([p(x) < .05 for x in g.normal(0, .05, (500, n))]) > .95
+
+@pytest.mark.parametrize('seed_spread,share,low,high', [(.3, False, .93, .975), (.05, False, .96, 1), (.05, True, .96, 1)])
+def test_intervals_over_seeds_by_simulation(seed_spread, share, low, high):
+    "Five seeds on sixty questions: as wide as they must be where the seeds differ most, and on the wide side where the questions do"
+    g, held, false = np.random.default_rng(5), [], []
+    for _ in range(600):
+        mean = .1 + g.normal(0, seed_spread, (5, 1)) + g.normal(0, .1, (1, 60))
+        d = np.sign(mean)*(g.uniform(size=(5, 60)) < abs(mean)) if share else mean + g.normal(0, .3, (5, 60))
+        r = over_seeds(d, share)
+        held.append(r['low'] < .1 < r['high'])
+        if not share: false.append(over_seeds(d - .1)['p'] < .05)
+    assert low < np.mean(held) <= high
+    if not share: assert np.mean(false) == pytest.approx(1 - np.mean(held))
+
 @pytest.mark.parametrize('bad,says', [
     (lambda: contrasts(rows('yfpo', [1, 0]) + rows('dpo', [1])), 'different questions'),
     (lambda: over_seeds(np.ones((1, 4))), 'at least two'),
@@ -115,7 +190,7 @@ def test_contrasts_over_seeds_by_hand():
     (lambda: detectable_difference(-.1, 10), 'share is -0.1: give a number from 0 to 1'),
     (lambda: detectable_difference(.1, 10, power=1), 'power is 1: give a number between 0 and 1'),
     (lambda: detectable_mean([1., 2.], level=95), 'level is 95'),
-    (lambda: check_family(['dpo'], ['dpo', 'sft']), 'not among CONTRASTS'),
-    (lambda: check_family(['yfpo - dpo'], ['dpo']), 'no contrast can be made of the arms dpo')])
+    (lambda: check_declared(['dpo'], ['dpo', 'sft']), 'not among CONTRASTS'),
+    (lambda: check_declared(['yfpo - dpo'], ['dpo']), 'no contrast can be made of the arms dpo')])
 def test_bad_input(bad, says):
     with pytest.raises(ValueError, match=says): bad()

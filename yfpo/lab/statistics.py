@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CONTRASTS', 'discordant', 'mcnemar', 'paired_interval', 'paired_bootstrap', 'detectable_difference',
-           'detectable_mean', 'over_seeds', 'holm', 'equivalent', 'check_family', 'compare', 'contrasts']
+           'detectable_mean', 'over_seeds', 'holm', 'equivalent', 'check_declared', 'compare', 'contrasts']
 
 # %% ../../nbs/lab/01_statistics.ipynb #18-stati-002
 import math
 import numpy as np
+from ..data.extras import needs
 from ..evaluate import CONTINUOUS, by_question
 
 # %% ../../nbs/lab/01_statistics.ipynb #18-stati-005
@@ -19,7 +20,7 @@ def _verdicts(x):
     if odd: raise ValueError(f'an answer is {odd[0]!r:.40}, but is either right or wrong: give 1 or 0')
     return x.astype(bool)
 
-def _inside(value, name, low, high, ends=True):
+def _between(value, name, low, high, ends=True):
     "A sentence for a number that is not from `low` to `high`, or not between them where the ends are excluded"
     if (low <= value <= high) if ends else (low < value < high): return
     raise ValueError(f"{name} is {value}: give a number {'from' if ends else 'between'} {low:g} {'to' if ends else 'and'} {high:g}")
@@ -34,15 +35,15 @@ def discordant(correct_a, correct_b):
 
 def mcnemar(correct_a, correct_b):
     "Exact two-sided McNemar test: p-value of the split of the discordant questions against a fair coin"
-    from scipy.stats import binomtest
+    with needs('lab', "McNemar's test"): from statsmodels.stats.contingency_tables import mcnemar as exact
     only_a, only_b = discordant(correct_a, correct_b)
-    return 1. if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b).pvalue)
+    return float(exact([[0, only_a], [only_b, 0]], exact=True).pvalue)
 
 # %% ../../nbs/lab/01_statistics.ipynb #18-stati-008
 def paired_interval(only_a:int, only_b:int, n:int, level:float=.95):
     "Difference of two paired shares with Bonett and Price's interval (2012): one discordant question is added to each side"
     from scipy.stats import norm
-    _inside(level, 'level', 0, 1, ends=False)
+    _between(level, 'level', 0, 1, ends=False)
     if n < 1: raise ValueError(f'n is {n}: give the number of questions, at least 1')
     if min(only_a, only_b) < 0 or only_a + only_b > n:
         raise ValueError(f'only_a and only_b are {only_a} and {only_b} of {n} questions: give counts of different ones among them')
@@ -54,7 +55,7 @@ def paired_interval(only_a:int, only_b:int, n:int, level:float=.95):
 def paired_bootstrap(x, y, n_boot:int=10000, seed:int=0, level:float=.95):
     "Mean of `x - y` with a percentile interval; (S, n) arrays, S seeds on n questions, resample both"
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    _inside(level, 'level', 0, 1, ends=False)
+    _between(level, 'level', 0, 1, ends=False)
     if n_boot < 1: raise ValueError(f'n_boot is {n_boot}: give at least 1 draw')
     if x.shape != y.shape:
         raise ValueError(f'the two arms have values of shape {x.shape} and {y.shape}: a paired bootstrap needs the same questions')
@@ -74,7 +75,7 @@ def detectable_difference(share:float, # share of questions on which the two arm
                           n:int, power:float=.8, level:float=.95):
     "Smallest true difference of two paired shares that `n` questions detect with probability `power`"
     from scipy.stats import gamma, norm
-    for v, name, ends in ((share, 'share', True), (power, 'power', False), (level, 'level', False)): _inside(v, name, 0, 1, ends)
+    for v, name, ends in ((share, 'share', True), (power, 'power', False), (level, 'level', False)): _between(v, name, 0, 1, ends)
     if n < 1: raise ValueError('the set is empty: no difference can be detected on zero questions')
     fewest = math.ceil(math.log2(2/(1 - level)))  # an exact test needs this many one-sided discordant questions
     mde = float(max((norm.ppf(.5 + level/2) + norm.ppf(power))*math.sqrt(share/n), gamma.ppf(power, fewest)/n))
@@ -83,7 +84,7 @@ def detectable_difference(share:float, # share of questions on which the two arm
 def detectable_mean(differences, power:float=.8, level:float=.95):
     "The same for a mean of paired differences, such as NLL"
     from scipy.stats import norm
-    for v, name in ((power, 'power'), (level, 'level')): _inside(v, name, 0, 1, ends=False)
+    for v, name in ((power, 'power'), (level, 'level')): _between(v, name, 0, 1, ends=False)
     d = np.asarray(differences, dtype=float)
     return float((norm.ppf(.5 + level/2) + norm.ppf(power))*d.std(ddof=1)/math.sqrt(d.size)) if d.size > 1 else math.nan
 
@@ -97,19 +98,24 @@ def _of_seeds(d):
     if not np.isfinite(d).all(): raise ValueError('some differences are NaN or infinite: evaluate those arms again')
     return d
 
+def _two_sided(mean, se, df):
+    "p-value of a t test of zero; without any spread, whether the mean is zero"
+    from scipy.stats import t
+    if math.isnan(se): return math.nan
+    return 2*float(t.sf(abs(mean)/se, df)) if se else float(mean == 0)
+
 def over_seeds(d, # differences (seeds, questions), at least two seeds
                share:bool=False, # differences of shares, which get one imaginary disagreement on each side
                level:float=.95, power:float=.8):
     "delta, low, high, se, df, p, mde over all seeds: t interval and test on S - 1 degrees of freedom, for variance of seeds and questions"
     from scipy.stats import t
     d = _of_seeds(d)
-    for v, name in ((power, 'power'), (level, 'level')): _inside(v, name, 0, 1, ends=False)
+    for v, name in ((power, 'power'), (level, 'level')): _between(v, name, 0, 1, ends=False)
     delta, S = d.mean(), len(d)
     if share: d = np.pad(d, ((0, 0), (1, 1)), constant_values=((0, 0), (1, -1)))             # as in `paired_interval`
     se = math.sqrt(d.mean(1).var(ddof=1)/S + d.mean(0).var(ddof=1)/d.shape[1]) if d.shape[1] > 1 else math.nan
     z, mid = t.ppf(.5 + level/2, S - 1), d.mean()
-    p = math.nan if math.isnan(se) else 2*float(t.sf(abs(mid)/se, S - 1)) if se else float(mid == 0)
-    return dict(delta=float(delta), low=float(mid - z*se), high=float(mid + z*se), se=float(se), df=S - 1, p=p,
+    return dict(delta=float(delta), low=float(mid - z*se), high=float(mid + z*se), se=float(se), df=S - 1, p=_two_sided(mid, se, S - 1),
                 mde=float((z + t.ppf(power, S - 1))*se))
 
 
@@ -119,10 +125,9 @@ def holm(p):
     p = np.asarray(p, dtype=float)
     if not p.size: return []
     if np.isnan(p).any(): raise ValueError('a test of the family has no p-value: it needs at least two questions')
-    for x in p: _inside(x, 'a p-value', 0, 1)
-    order, out, worst = p.argsort(kind='stable'), np.empty(len(p)), 0.
-    for rank, i in enumerate(order): out[i] = worst = max(worst, min(1., (len(p) - rank)*p[i]))
-    return out.tolist()
+    for x in p: _between(x, 'a p-value', 0, 1)
+    with needs('lab', "Holm's correction"): from statsmodels.stats.multitest import multipletests
+    return multipletests(p, method='holm')[1].tolist()
 
 
 # %% ../../nbs/lab/01_statistics.ipynb #18-stati-027
@@ -143,7 +148,7 @@ def equivalent(delta:float, se:float, df:float, # difference, its standard error
 CONTRASTS = [('yfpo', 'yfpo-random'), ('yfpo', 'dpo'), ('yfpo-random', 'dpo'), ('yfpo-dynamic', 'yfpo'), ('yfpo-dynamic', 'dpo'),
              ('dpo', 'sft'), ('yfpo', 'sft'), ('sft', 'base')]
 
-def check_family(family, # contrasts that a recipe declares
+def check_declared(family, # contrasts that a recipe declares
                  arms): # that were evaluated
     "Refuse a family with a contrast that is none, or of which no contrast can be made of these arms"
     known = {f'{a} - {b}': {a, b} for a, b in CONTRASTS}
@@ -163,12 +168,10 @@ def _aligned(a, b, names, set_):
 
 def compare(x, y, metric, n_boot=10000, seed=0):
     "delta, low, high, se, df, p, mde of two aligned lists of values of one seed"
-    from scipy.stats import t
     n, d = len(x), np.asarray(x, dtype=float) - y
     se = d.std(ddof=1)/math.sqrt(n) if n > 1 else math.nan
     if metric in CONTINUOUS:
-        p = math.nan if math.isnan(se) else 2*float(t.sf(abs(d.mean())/se, n - 1)) if se else float(d.mean() == 0)
-        values = paired_bootstrap(x, y, n_boot, seed)
+        values, p = paired_bootstrap(x, y, n_boot, seed), _two_sided(d.mean(), se, n - 1)
         return dict(zip(('delta', 'low', 'high'), values), se=float(se), df=n - 1, p=p, mde=detectable_mean(d))
     only_x, only_y = discordant(x, y)
     return dict(zip(('delta', 'low', 'high'), paired_interval(only_x, only_y, n)), se=float(se), df=n - 1, p=mcnemar(x, y),
