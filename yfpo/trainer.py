@@ -343,7 +343,7 @@ def _fit(self:ReferenceTable, examples, neurons, outside, given, ro):
     "Read-outs, and the statistics of the set and of the sample outside, from one pass over the texts"
     both, K = join([neurons, outside]), len(neurons)
     with torch.random.fork_rng(), self.accelerator.autocast():
-        stats, norms, read = fit_and_read(self.model, examples, self.pad_id, both, 512, self.batch_size, False, sizes=[K, len(outside)])
+        stats, norms, read = fit_and_read(self.model, examples, self.pad_id, both, [K, len(outside)], batch_size=self.batch_size)
         own = given or RewardStats(stats.mean[:K], stats.std[:K], stats.wnorm[:K])
         phi, clipped = torch.zeros(len(examples)), []
         for i, a in read:
