@@ -77,8 +77,8 @@ def test_nothing_stays_behind(examples):
 def test_a_response_of_one_token(random_single):
     net, examples = random_single
     for method in ('attnlrp', 'cp-lrp', 'gradient'):
-        with pytest.raises(ValueError, match="on='text'"): attribute(net, examples, 0, method, 2)
-        text = [attribute(net, examples, 0, method, b, on='text').mean for b in (1, 3)]
+        with pytest.raises(ValueError, match="on='text'"): attribute(net, examples, 0, method, batch_size=2)
+        text = [attribute(net, examples, 0, method, batch_size=b, on='text').mean for b in (1, 3)]
         assert text[0].abs().sum() > 0 and relative(*text) < 1e-5, 'batches change nothing'
     with pytest.raises(ValueError, match="takes no 'on'"): attribute(net, examples, 0, 'wanda', on='text')
 
@@ -124,7 +124,7 @@ def test_matched_controls(chosen):
     score = (cap.mean - gen.mean).abs()
     low = bottom_neurons(s, cap, gen)
     assert score[low.layer, low.index].max() <= score.flatten().sort().values[len(s) + len(s)]
-    assert contrast_set(cap, gen, m, .1, per_layer=.2) == s
+    assert contrast_set(cap, gen, m, k=.1, per_layer=.2) == s
 
 def test_spearman_is_a_rank_correlation():
     a = torch.tensor([3., 1., 2., 10.])
@@ -197,8 +197,8 @@ def test_statistics_of_the_card():
 def test_delta_takes_the_modes(chosen):
     m, tok, texts, s = chosen
     zero = delta_nll(m, tok, texts[:3], s)
-    assert torch.allclose(delta_nll(m, tok, texts[:3], s, 'scale', alpha=0.), zero, atol=1e-6)
-    assert torch.allclose(delta_nll(m, tok, texts[:3], s, 'scale', alpha=1.), torch.zeros(3), atol=1e-6)
+    assert torch.allclose(delta_nll(m, tok, texts[:3], s, mode='scale', alpha=0.), zero, atol=1e-6)
+    assert torch.allclose(delta_nll(m, tok, texts[:3], s, mode='scale', alpha=1.), torch.zeros(3), atol=1e-6)
 
 def test_faithfulness_of_a_known_map(examples):
     "A map that is the true effect of hiding each token has a positive area, its reverse the negative of it"

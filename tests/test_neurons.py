@@ -1,20 +1,20 @@
 "Selection, controls, ablation and read-out against naive formulations, and what each refuses."
-import copy, inspect, json, re, struct, warnings
+import contextlib, copy, inspect, json, re, struct, warnings
+from dataclasses import fields
 import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save, save_file
-from yfpo.interventions import ablate, delta_nll, text_nll
+from yfpo.interventions import Trial, ablate, activation_bank, delta_nll, score_card, text_nll
 from yfpo.lm.models import load_model, save_model, tiny_model
 from yfpo.loss import dpo_loss, objective
 from yfpo.beyond.attributors import response_means
-from yfpo.neurons import (NeuronSet, as_set, contrast_set, layer_matched, model_signature, norm_matched, outside, random_neurons,
-                          select_neurons,
-                          set_from_scores, top_neurons)
+from yfpo.neurons import (NeuronSet, Selection, as_set, contrast_set, layer_matched, model_signature, norm_matched, outside, random_neurons,
+                          select_neurons, set_from_scores, split_half, stability, top_neurons)
 from yfpo.data.templates import general_texts, make_problems
-from yfpo.relevance import Relevance, digit_ids, relevance_of
+from yfpo.relevance import Relevance, Scoring, Tally, accumulate, attribute, digit_ids
 from yfpo.lm.responses import collate, encode, format_prompt, hidden_states, text_items
-from yfpo.reward import (KINDS_OF_READING, NeuronReader, ReadOut, RewardStats, fit_stats, margin_auc, pair_items, read_examples, readout,
-                         reward_audit, set_readouts)
+from yfpo.reward import (KINDS_OF_READING, Audit, Fitting, NeuronReader, NeuronReading, ReadOut, RewardStats, fit_and_read, fit_examples,
+                         fit_stats, margin_auc, pair_items, read_examples, readout, reward_audit, set_readouts)
 
 @pytest.fixture(scope='module')
 def texts(tiny):
@@ -157,7 +157,7 @@ def test_audit_sees_neurons_that_know(tiny, neurons, pairs):
     model, tok = tiny
     right, wrong = response_means(model, encode(tok, pair_items(pairs)), tok.pad_token_id, 8).chunk(2)
     score = (right - wrong).mean(0)/(right - wrong).std(0)
-    know = set_from_scores(score.abs(), score.abs() > 0, score, model, k=.02, per_layer=1.)
+    know = set_from_scores(score.abs(), score.abs() > 0, score, model, Selection(k=.02, per_layer=1.))
     rows = {r['readout']: r['auc'] for r in reward_audit(model, tok, pairs, know, {}) if r['kind'] == 'selected'}
     assert rows['standardised'] > .75 and rows['contribution'] > .75
     flipped = NeuronSet(know.layer, know.index, know.weight, -know.direction, know.meta)
@@ -331,10 +331,10 @@ def test_any_iterable_of_texts(neurons, tiny, texts):
     assert text_items(tuple(chat)) == chat
 
 def test_relevance_takes_tokenised_texts_only(tiny):
-    with pytest.raises(ValueError, match="'2' is no Example: tokenise texts with `encode` first"): relevance_of(tiny[0], '2+2', 0)
-    with pytest.raises(ValueError, match='no texts to attribute'): relevance_of(tiny[0], None, 0)
+    with pytest.raises(ValueError, match="'2' is no Example: tokenise texts with `encode` first"): attribute(tiny[0], '2+2', 0)
+    with pytest.raises(ValueError, match='no texts to attribute'): attribute(tiny[0], None, 0)
     ex = encode(tiny[1], ['one two three', 'four five'])
-    assert torch.equal(relevance_of(tiny[0], iter(ex), 0).mean, relevance_of(tiny[0], ex, 0).mean)
+    assert torch.equal(attribute(tiny[0], iter(ex), 0).mean, attribute(tiny[0], ex, 0).mean)
 
 @pytest.mark.parametrize('odd', [{1}, '\ud800', object()])
 def test_a_set_that_cannot_be_saved_leaves_the_earlier_one(odd, tmp_path):
@@ -407,3 +407,31 @@ def test_a_set_cannot_be_saved_there(tmp_path):
     (dict(capability=['x\ud800']), 'capability text 0 holds half'), (dict(general=['x\ud800']), 'general text 0 holds half')])
 def test_settings_of_a_selection(kw, says, tiny, texts):
     with pytest.raises(ValueError, match=says): select_neurons(*tiny, **{**dict(capability=texts, general=general_texts(10)), **kw})
+
+# --- settings have one home
+
+OF = {accumulate: [Tally], attribute: [Tally], select_neurons: [Selection, Scoring], stability: [Selection, Scoring],
+      contrast_set: [Selection], split_half: [Selection], read_examples: [NeuronReading], fit_and_read: [Fitting],
+      fit_examples: [Fitting], fit_stats: [Fitting], set_readouts: [Audit], reward_audit: [Audit], delta_nll: [Trial],
+      score_card: [Trial]}
+
+@pytest.mark.parametrize('f', OF, ids=lambda f: f.__name__)
+def test_help_tells_every_setting_with_the_default_of_its_class(f):
+    told = inspect.signature(f).parameters
+    for cls in OF[f]:
+        for own in fields(cls): assert told[own.name].default == own.default, own.name
+
+MISTAKES = {accumulate: 'evry', attribute: 'bacth_size', select_neurons: 'per_leyer', stability: 'methd', contrast_set: 'univeral',
+            split_half: 'threshhold', read_examples: 'unred', fit_and_read: 'max_fitt', fit_examples: 'max_fitt', fit_stats: 'batchsize',
+            set_readouts: 'relevanse', reward_audit: 'relevanse', delta_nll: 'modus', score_card: 'alfa', activation_bank: 'max_len',
+            ablate: 'sed'}
+MEANT = ['every', 'batch_size', 'per_layer', 'method', 'universal', 'threshold', 'unread', 'max_fit', 'max_fit', 'batch_size',
+         'relevance', 'relevance', 'mode', 'alpha', 'max_length', 'seed']
+
+@pytest.mark.parametrize('f, wrong, right', [(*pair, right) for pair, right in zip(MISTAKES.items(), MEANT, strict=True)])
+def test_a_mistyped_setting_is_answered_with_the_nearest(tiny, f, wrong, right):
+    known = dict(model=tiny[0], tokenizer=tiny[1], pairs=[dict(prompt='a', chosen='b', rejected='c')])
+    need = [k for k, p in inspect.signature(f).parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    with pytest.raises(ValueError, match=f"has no setting '{wrong}': did you mean '{right}'"), contextlib.ExitStack() as stack:
+        made = f(**{k: known.get(k, []) for k in need}, **{wrong: 1})
+        stack.enter_context(made)                              # a scope checks when it is entered

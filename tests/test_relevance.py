@@ -9,7 +9,7 @@ from explicit_lrp import block_relevance
 from yfpo import relevance
 from yfpo.beyond.identities import identities, lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
-from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, explained, neuron_relevance, relevance_flows, relevance_of,
+from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, neuron_relevance, relevance_flows,
                             residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
@@ -281,18 +281,18 @@ def test_answer_mask_takes_the_last_run():
 def test_sums_resume_and_refuse(tmp_path):
     m, tok = load_model('tiny')
     ex = encode(tok, [f'text number {i} and more' for i in range(7)])
-    whole = relevance_of(m, ex, 0, batch_size=2)
+    whole = attribute(m, ex, 0, batch_size=2)
     path, true, n = tmp_path/'s.safetensors', relevance.explain, []
     def dies(*a, **k):
         n.append(1)
         if len(n) == 3: raise KeyboardInterrupt
         return true(*a, **k)
     with mock.patch.object(relevance, 'explain', dies), pytest.raises(KeyboardInterrupt):
-        relevance_of(m, ex, 0, batch_size=2, path=path, every=1)
-    again = relevance_of(m, ex, 0, batch_size=2, path=path)
+        attribute(m, ex, 0, batch_size=2, path=path, every=1)
+    again = attribute(m, ex, 0, batch_size=2, path=path)
     assert all(torch.equal(getattr(whole, k), getattr(again, k)) for k in ('mean', 'halves', 'weighted', 'activation'))
     with pytest.raises(ValueError, match='another model, other texts or other settings'):
-        relevance_of(m, ex, 0, batch_size=2, path=path, seed='logit')
+        attribute(m, ex, 0, batch_size=2, path=path, seed='logit')
     with pytest.raises(FileNotFoundError): Relevance.load(tmp_path/'none')
 
 # ---- refusals
@@ -318,7 +318,7 @@ def test_refusals(batch):
 def test_a_broken_weight_is_refused():
     m, tok = load_model('tiny')
     m.model.layers[1].mlp.up_proj.weight.data[3, 3] = float('nan')
-    with pytest.raises(ValueError, match='relevance is NaN or infinite'): relevance_of(m, encode(tok, ['one text']), tok.pad_token_id)
+    with pytest.raises(ValueError, match='relevance is NaN or infinite'): attribute(m, encode(tok, ['one text']), tok.pad_token_id)
 
 def test_already_patched_is_refused(batch):
     m, _ = load_model('tiny')

@@ -4,7 +4,7 @@ from yfpo.lm.sampling import stop_texts
 from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.lm.packing import shared_logprobs
 from yfpo.data.templates import make_problems
-from yfpo.relevance import relevance_of
+from yfpo.relevance import attribute
 from yfpo.lm.responses import collate, encode, example_logprobs, format_prompt, generate, response_logprobs
 from yfpo.data.problems import INSTRUCTION
 
@@ -147,7 +147,7 @@ def test_tokens_that_the_model_does_not_have(tiny):
     tok, model = byte_tokenizer(), tiny[0]
     tok.add_tokens(['####'])
     ex, pad = encode(tok, ['#### ab', 'abc']), tok.pad_token_id
-    for read in (example_logprobs, shared_logprobs, relevance_of):
+    for read in (example_logprobs, shared_logprobs, attribute):
         with pytest.raises(ValueError, match='a text has the token 259, and the model knows those below 259'): read(model, ex, pad)
 
 def test_a_tokenizer_without_an_end_or_padding(tiny):

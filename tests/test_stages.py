@@ -107,7 +107,7 @@ def selected(tmp_path_factory, tiny):
     cap, gen = (Relevance(*(torch.randn(*s, generator=g) for s in (shape, (2, *shape), shape, shape)), n=4) for _ in range(2))
     save_model(net, tokenizer, run/'sft'/'model')
     cap.save(run/'neurons'/'capability.safetensors'); gen.save(run/'neurons'/'general.safetensors')
-    s = contrast_set(cap, gen, net, .1, .001, .2)
+    s = contrast_set(cap, gen, net, k=.1, universal=.001, per_layer=.2)
     s.save(run/'neurons'/'selected')
     for name, ps in (('dev', make_problems(4, seed=3)), ('select', make_problems(4, seed=4)), ('test-templates', make_problems(3, seed=5))):
         write_jsonl(run/'problems'/f'{name}.jsonl', [asdict(p) for p in ps])

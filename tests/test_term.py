@@ -1,14 +1,15 @@
 "The neuron term and the table of the reference without a trainer; what help says; the rows against TRL's rule"
-import ast, contextlib, inspect, json, pydoc, random, re
+import ast, contextlib, inspect, json, math, pydoc, random, re
 from dataclasses import fields
 import pytest, torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from trl import DPOConfig, extract_prompt
 from yfpo.neurons import NeuronSet, model_signature, outside
-from yfpo.reward import RewardStats
+from yfpo.lm.responses import collate, encode, hidden_states
+from yfpo.reward import NeuronReader, RewardStats, fit_examples, join
 from yfpo.lm.rows import without_prompt
-from yfpo.trainer import PairTerm, ReferenceTable, YFPOConfig, YFPOTrainer, pair_rewards, train_yfpo
+from yfpo.trainer import PairTerm, ReferenceTable, Rewarded, Seen, YFPOConfig, YFPOTrainer, pair_rewards, train_yfpo
 from yfpo.lm.training import BeganNote, SFTSettings, known_settings, train_sft
 from conftest import ROOT
 
@@ -44,7 +45,7 @@ class Batch:
 
     def __call__(self, **kw):
         kw = {**dict(ref_phi=self.phi(self.ref_a, self.ref_norms)), **kw}
-        return self.term(self.loss, self.a, self.norms, self.mask, dict(sum=self.r, mean=self.r/4), **kw)
+        return self.term(self.loss, Seen(self.a, self.norms), self.mask, dict(sum=self.r, mean=self.r/4), **kw)
 
     def margins(self):
         "Of the policy relative to the reference, and of the reference, in units of s"
@@ -73,7 +74,7 @@ def test_weight_zero_gives_back_the_same_tensor(tiny, tmp_path, objective):
 
 def test_the_anchor_is_its_formula_and_pulls_the_neurons_outside_alone(tiny, tmp_path):
     b = Batch(tiny, tmp_path, neuron_weight=0., anchor_weight=.8)
-    loss, _ = b(ref=(b.ref_a, b.ref_norms))
+    loss, _ = b(ref=Seen(b.ref_a, b.ref_norms))
     slow = 0.
     for i in range(2*B):
         c, ref = (b.outside.direction*a[i, b.mask[i], K:]*n[K:] for a, n in ((b.a, b.norms), (b.ref_a, b.ref_norms)))
@@ -90,7 +91,7 @@ def test_the_gradient_goes_to_one_side(tiny, tmp_path, side):
 
 def test_the_reference_may_come_as_numbers_or_as_activations(tiny, tmp_path):
     b = Batch(tiny, tmp_path, neuron_weight=.5)
-    (x, m), (y, n) = b(), b(ref_phi=None, ref=(b.ref_a, b.ref_norms))
+    (x, m), (y, n) = b(), b(ref_phi=None, ref=Seen(b.ref_a, b.ref_norms))
     assert x.item() == pytest.approx(y.item(), rel=1e-6) and all(torch.allclose(m[k], n[k], atol=1e-6) for k in m)
 
 def test_activations_without_a_graph_are_refused_where_they_count(tiny, tmp_path):
@@ -140,6 +141,30 @@ def test_the_table_asks_once_and_makes_a_broken_file_again(tiny, tmp_path):
     for f in (tmp_path/'kept').glob('*.safetensors'): f.write_bytes(f.read_bytes()[:20])
     table.kept(('a',), make); table.kept(('a',), make)
     assert len(asked) == 3
+
+def test_the_rewarded_set_is_exchanged_and_the_first_is_still_followed(tiny, tmp_path):
+    "Without a trainer: read-outs and statistics of the reference follow the set, and the first margin is that of the first term"
+    model, tok = tiny
+    ex = encode(tok, [('3 + 4 =', ' 7 apples'), ('5 + 5 =', ' 10'), ('3 + 4 =', ' 8 pears'), ('5 + 5 =', ' 11 plums')])
+    settings = YFPOConfig(str(tmp_path), neuron_weight=.5, n_outside=J)
+    first, second = (Batch(tiny, tmp_path, seed=s).neurons for s in (0, 1))
+    table = ReferenceTable(model, contextlib.nullcontext, Accelerator(cpu=True), tmp_path/'kept', tok.pad_token_id)
+    table.texts['train_dataset'], r = ex, Rewarded(settings, table, 2, {tok.eos_token_id})
+    r.choose(first)
+    stats, phi = fit_examples(model, ex, tok.pad_token_id, first)
+    assert not r.moved and r.sets == [first, r.term.outside] and torch.allclose(r.phi, phi, atol=1e-5)
+    assert r.term.stats.scale == pytest.approx(stats.scale, rel=1e-5)
+    r.choose(second)
+    assert r.moved and r.term.neurons is second and r.start.term.neurons is r.sets[2] is first and not torch.allclose(r.phi, r.start.phi)
+    batch = collate(ex, tok.pad_token_id)
+    batch.update(completion_mask=batch['response_mask'].long(), ref_row=torch.arange(2))
+    with NeuronReader(model, join(r.sets)) as reader: hidden_states(model, batch)
+    seen = Seen(reader.activations(), reader.norms())
+    loss, m = r(torch.tensor(1.), seen, dict(sum=torch.zeros(2, 2)), batch, ask=None)      # the table knows these pairs: nobody is asked
+    assert loss.item() == pytest.approx(1 + .5*math.log(2), rel=1e-4)                      # the policy is the reference: margins are 0
+    assert m['margins_start'].abs().max() < 1e-4 > m['margins'].abs().max()
+    asked = r(torch.tensor(1.), seen, dict(sum=torch.zeros(2, 2)), {**batch, 'ref_row': None}, lambda: Seen(2*seen.a, seen.norms))[1]
+    assert 'margins_start' not in asked and asked['margins'].abs().max() > 1e-2
 
 # --- what help says
 
@@ -214,7 +239,8 @@ CALLS = [(p.stem, ast.unparse(n), n) for p in sorted((ROOT/'nbs').rglob('*.ipynb
 def test_stages_name_settings_that_there_are(where, text, call):
     f, cls = DOORS[call.func.id]
     given = inspect.signature(f).bind(*call.args, **{k.arg: k.value for k in call.keywords if k.arg}).arguments
-    own, passed_on = known_settings(cls, given['settings']), any(k.arg is None for k in call.keywords)       # `**settings` of the caller
+    named = {k: v for k, v in given['settings'].items() if k != 'prepare'}
+    own, passed_on = known_settings(cls, named), any(k.arg is None for k in call.keywords)       # `**settings` of the caller
     assert passed_on or own.keys() >= {'learning_rate', 'num_train_epochs', 'seed', 'max_length'}, text
 
 def test_the_stages_that_train_are_found(): assert len(CALLS) >= 8

@@ -270,7 +270,7 @@ def test_anchor_pulls_the_neurons_outside_back(tiny, tmp_path):
     full = t.compute_loss(t.model, batch).item()
     t.args.anchor_weight = 0.
     plain = t.compute_loss(t.model, batch).item()
-    mask = spoken_mask(batch['input_ids'], batch['completion_mask'], t.special)
+    mask = spoken_mask(batch['input_ids'], batch['completion_mask'], t.rewarded.special)
     def contribution(m, l, i):
         seen = []
         h = m.model.layers[l].mlp.down_proj.register_forward_pre_hook(lambda _, x: seen.append(x[0][..., i]))
@@ -499,24 +499,24 @@ def test_lora(tiny, tmp_path, target):
 def test_spoken_tokens_of_trl_batches_are_the_words_of_the_response(tiny, tmp_path):
     t = make(tiny, tmp_path)
     batch = t.data_collator([t.train_dataset[i] for i in range(6)])
-    mask = spoken_mask(batch['input_ids'], batch['completion_mask'], t.special)
+    mask = spoken_mask(batch['input_ids'], batch['completion_mask'], t.rewarded.special)
     said = [tiny[1].decode(ids[m]) for ids, m in zip(batch['input_ids'], mask)]
     assert said == [p[k][0]['content'] for k in ('chosen', 'rejected') for p in PAIRS]
     for i, row in enumerate(t.train_dataset):
-        e = spoken_example(row['prompt_ids'], row['chosen_ids'], set(t.special.tolist()))
+        e = spoken_example(row['prompt_ids'], row['chosen_ids'], set(t.rewarded.special.tolist()))
         assert mask[i].nonzero()[:, 0].tolist() == list(range(e.start, len(e.ids)))
 
 def read(t, rows=None):
     "What is read of each response, as text: chosen, then rejected"
     rows = t.train_dataset if rows is None else rows
     batch = t.data_collator([*rows])
-    texts = [t.text_tokenizer.decode(ids[m]) for ids, m in zip(batch['input_ids'], batch['read_mask'])]
+    texts = [t._tokenizer.decode(ids[m]) for ids, m in zip(batch['input_ids'], batch['read_mask'])]
     return texts[:len(rows)], texts[len(rows):]
 
 def test_what_is_read_of_one_turn_is_what_the_mask_says(tiny, tmp_path):
     t = make(tiny, tmp_path)
     batch = t.data_collator([*t.train_dataset])
-    assert torch.equal(batch['read_mask'], spoken_mask(batch['input_ids'], batch['completion_mask'], t.special))
+    assert torch.equal(batch['read_mask'], spoken_mask(batch['input_ids'], batch['completion_mask'], t.rewarded.special))
     assert all(type(e) is Example for e in t.table.texts['train_dataset'])
 
 LONG = [dict(p, chosen=[*p['chosen'], *turns('Sure?', 'Yes, it is.')], rejected=[*p['rejected'], *turns('Sure?', f'No, it is {i}.')])

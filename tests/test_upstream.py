@@ -48,7 +48,8 @@ TOUCHED = {
     'trl.DPOTrainer()': dict(
         _metrics="log neuron metrics beside TRL's",
         precompute_ref_logps="have the loss take the reference's log-probabilities from the batch",
-        aux_loss_enabled='leave a mixture of experts with an auxiliary loss alone', ref_model='read the reference'),
+        aux_loss_enabled='leave a mixture of experts with an auxiliary loss alone', ref_model='read the reference',
+        _tokenizer='write and read the texts of the pairs'),
     'trl.DPOTrainer().train_dataset': dict(prompt_ids='read neurons on the tokens of the pairs', chosen_ids='read neurons on the pairs',
                                            rejected_ids='read neurons on the tokens of the pairs'),
     'trl.DPOTrainer().data_collator()': dict(input_ids='pack a batch', attention_mask='pack a batch',

@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'WHOLE', 'REAL', 'NO_MODEL', 'model_signature', 'NeuronSet', 'chosen_on', 'as_set', 'json_of', 'tensors_of',
-           'eligible', 'top_neurons', 'check_shares', 'set_from_scores', 'contrast_set', 'match_lengths',
+           'Selection', 'eligible', 'top_neurons', 'set_from_scores', 'contrast_set', 'match_lengths',
            'capability_relevance', 'select_neurons', 'jaccard', 'split_half', 'random_neurons', 'layer_matched',
            'outside', 'activation_matched', 'norm_matched', 'bottom_neurons', 'spearman', 'stability']
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-002
 import json, math, warnings, weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from .data.checks import as_path, check_count, check_number
+from .data.checks import as_path, check_count, check_number, documented, settings_of, taken, takes
 from .data.files import atomic_write, parse_json
 from .lm.models import base_fingerprint, check_model, unwrap
-from .relevance import attribute, attributor, check_family, down_projs, width, write_matrix
+from .relevance import Scoring, attribute, attributor, down_projs, family_of, option_names, width, write_matrix
 from .lm.responses import Example, encode, text_items
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-048
@@ -90,7 +91,7 @@ class NeuronSet:
         return f"NeuronSet({len(self)} neurons in {len(self.layer.unique())} layers, {self.meta.get('selector', 'unnamed')})"
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-049
-_seen, _said = weakref.WeakKeyDictionary(), set()              # the weights each model has had while it was here; what was said of them
+_seen, _warned = weakref.WeakKeyDictionary(), set()              # the weights each model has had while it was here; what was said of them
 
 def _weights_of(model, fresh=False):
     "Hash of a model's weights, the same in float32 and bfloat16 and without an adapter; made once unless they change"
@@ -112,8 +113,8 @@ def _compare_weights(own, model, strict):
     name = getattr(model, 'name', 'this model')
     say = f"this NeuronSet was selected on the weights of {own.get('name')} ({own.get('weights')}), and those of {name} ({now}) are others"
     if strict: raise ValueError(f'{say}: select neurons in this model with `select_neurons`')
-    if (own.get('weights'), now) not in _said: warnings.warn(f'{say}: after training that is wanted, else select again', stacklevel=3)
-    _said.add((own.get('weights'), now))
+    if (own.get('weights'), now) not in _warned: warnings.warn(f'{say}: after training that is wanted, else select again', stacklevel=3)
+    _warned.add((own.get('weights'), now))
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-007
 def as_set(neurons, name='neurons'):
@@ -206,8 +207,27 @@ def _why(e):
     "The first line of an error, without what `parse_json` says around it"
     return next(iter(str(e).splitlines()), type(e).__name__).removeprefix('it: ').removesuffix('; mend or remove it')
 
+# %% ../nbs/02_neurons.ipynb #06-neuro-060
+@documented
+@dataclass(frozen=True)
+class Selection:
+    "Who may be chosen, and how many"
+    k: float = 0.005          # share of all neurons to choose
+    universal: float = 0.001  # share of all neurons that cannot be chosen, the most relevant on general text
+    per_layer: float = 0.03   # at most this share of one layer
+    threshold: float = 0.     # least share of the best score; 0 asks for no least
+
+    def __post_init__(self):
+        k, universal, per_layer, threshold = (check_number(n, getattr(self, n)) for n in ('k', 'universal', 'per_layer', 'threshold'))
+        if not 0 < k <= 1: raise ValueError(f'k is {self.k}: give a share of all neurons, above 0 and at most 1')
+        if not 0 <= universal < 1:
+            raise ValueError(f'universal is {self.universal}: give a share of all neurons, at least 0 and below 1')
+        if not 0 < per_layer <= 1: raise ValueError(f'per_layer is {self.per_layer}: give a share of one layer, above 0 and at most 1')
+        if not 0 <= threshold <= 1:
+            raise ValueError(f'threshold is {self.threshold}: give a share of the best score, from 0 to 1')
+
 # %% ../nbs/02_neurons.ipynb #06-neuro-013
-def eligible(cap, gen, universal:float=0.001):
+def eligible(cap, gen, universal:float=Selection.universal):
     "Neurons that help on capability text, more than on general text, and are not among the most relevant of all on general text"
     n = math.ceil(universal*gen.numel()) if universal else 0
     top = torch.zeros(gen.numel(), dtype=torch.bool)
@@ -225,52 +245,39 @@ def top_neurons(score, ok, k:int, per_layer:int):
     return torch.tensor(chosen).reshape(-1, 2).unbind(1)
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-016
-def check_shares(k=1, universal=0, per_layer=1):
-    "A sentence if one of the shares of all neurons, or that of one layer, cannot be"
-    for name, x in dict(k=k, universal=universal, per_layer=per_layer).items(): check_number(name, x)
-    if not 0 < k <= 1: raise ValueError(f'k is {k}: give a share of all neurons, above 0 and at most 1')
-    if not 0 <= universal < 1: raise ValueError(f'universal is {universal}: give a share of all neurons, at least 0 and below 1')
-    if not 0 < per_layer <= 1: raise ValueError(f'per_layer is {per_layer}: give a share of one layer, above 0 and at most 1')
-
 def set_from_scores(score, # (layers, neurons), more is better
                     ok, # (layers, neurons) bool, who may be chosen
                     direction, # (layers, neurons), its sign counts
-                    model, k:float=0.005, per_layer:float=0.03, # shares of all neurons and of one layer
-                    selector:str='', threshold:float=0., # least share of the best eligible score
-                    **meta):
+                    model, how:Selection=Selection(), # k, per_layer and threshold of it count here
+                    **meta): # what the set notes, such as its selector
     "The top `k` eligible neurons by score, weighted by it; fewer, where a `threshold` keeps the weak ones out"
-    check_shares(k, per_layer=per_layer)
-    if not 0 <= check_number('threshold', threshold) <= 1:
-        raise ValueError(f'threshold is {threshold}: give a share of the best score, from 0 to 1')
-    if threshold and ok.any(): ok = ok & (score >= threshold*score[ok].max())
+    if how.threshold and ok.any(): ok = ok & (score >= how.threshold*score[ok].max())
     L, F = score.shape
-    want = max(1, round(k*L*F))
-    layer, index = top_neurons(score, ok, want, max(1, math.ceil(per_layer*F)))
+    want = max(1, round(how.k*L*F))
+    layer, index = top_neurons(score, ok, want, max(1, math.ceil(how.per_layer*F)))
     if not len(layer):
         raise ValueError('no neuron is more relevant on the capability texts than on the general ones: are the two sets the same?')
-    if len(layer) < want and not threshold:
+    if len(layer) < want and not how.threshold:
         warnings.warn(f'{len(layer)} neurons were selected, not {want}: no more pass the guards; raise per_layer or lower k')
     w = score[layer, index]
     if w.min() < 0: w = w - w.min()
     if w.sum() == 0: w = torch.ones_like(w)
     d = torch.where(direction[layer, index] < 0, -1., 1.)
-    return NeuronSet(layer, index, (w/w.sum()).float(), d, dict(model=model_signature(model), chosen_on=chosen_on(model), selector=selector,
-                     k=k, per_layer=per_layer, **(dict(threshold=threshold) if threshold else {}), **meta,
-                     scores=[round(x, 9) for x in score[layer, index].tolist()]))
+    noted = dict(threshold=how.threshold) if how.threshold else {}
+    return NeuronSet(layer, index, (w/w.sum()).float(), d, dict(dict(selector='', k=how.k, per_layer=how.per_layer, **noted), **meta,
+                     model=model_signature(model), chosen_on=chosen_on(model), scores=[round(x, 9) for x in score[layer, index].tolist()]))
 
+@takes(Selection)
 def contrast_set(cap, gen, model, # `Relevance` on capability and on general text (None: no contrast); the model they came from
-                 k:float=0.005, # share of all neurons
-                 universal:float=0.001, # share of all neurons dropped as universal
-                 per_layer:float=0.03, # at most this share of one layer
-                 method:str='attnlrp', # name of the attributor, for the record
-                 threshold:float=0.): # least share of the best score
+                 method:str=Scoring.method, # name of the attributor, for the record
+                 **kwargs): # fields of `Selection`
     "The default selector: top `k` by contrast of scores"
-    check_shares(k, universal, per_layer)
+    how = taken(contrast_set, kwargs)
     name = f"{method}-{'top' if gen is None else 'contrast'}"
     score = cap.mean if gen is None else cap.mean - gen.mean
-    ok = cap.mean > 0 if gen is None else eligible(cap.mean, gen.mean, universal)
-    return set_from_scores(score, ok, cap.weighted, model, k, per_layer, name, threshold, universal=universal,
-                           n_capability=cap.n, n_general=gen.n if gen else 0)
+    ok = cap.mean > 0 if gen is None else eligible(cap.mean, gen.mean, how.universal)
+    return set_from_scores(score, ok, cap.weighted, model, how, selector=name, universal=how.universal, n_capability=cap.n,
+                           n_general=gen.n if gen else 0)
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-020
 def match_lengths(general, capability):
@@ -286,30 +293,27 @@ def match_lengths(general, capability):
     return out
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-023
+@delegates(Scoring, keep=True)
 def capability_relevance(model, tokenizer, capability, # texts, or (prompt, response) pairs, or dicts with prompt and completion
                          general, # plain texts
-                         batch_size:int=8, max_length:int=1024, method:str='attnlrp', progress:bool=False, **options):
+                         **kwargs): # fields of `Scoring`, and options of the attributor
     "Scores of an attributor on capability text and on length-matched general text; no general text for counterfactual attributors"
-    contrast = attributor(method).contrast
+    how, options = settings_of('capability_relevance', kwargs, Scoring, more=option_names())
+    contrast = attributor(how.method).contrast
     capability, general = text_items(capability, 'capability'), text_items(general, 'general')
-    check_family(model)
-    cap = encode(tokenizer, capability, max_length=max_length)
-    def scores(examples, **more): return attribute(model, examples, tokenizer.pad_token_id, method, batch_size, progress, **options, **more)
+    family_of(model)                                           # refuses a model without rules
+    cap = encode(tokenizer, capability, max_length=how.max_length)
+    def scores(examples):
+        return attribute(model, examples, tokenizer.pad_token_id, how.method, batch_size=how.batch_size, progress=how.progress, **options)
     if not contrast: return scores(cap), None
     return scores(cap), scores(match_lengths(encode(tokenizer, general, max_length=10**6), cap))
 
+@delegates(Selection, keep=True)
+@delegates(Scoring, keep=True)
 def select_neurons(model, tokenizer, # a causal LM of a family that the attributor knows, and its tokenizer
                    capability, # texts of the capability
                    general, # plain texts of anything else
-                   k:float=0.005, # share of all neurons to choose
-                   universal:float=0.001, # share of all neurons dropped, as the most relevant on general text
-                   per_layer:float=0.03, # at most this share of one layer
-                   batch_size:int=8, # texts in one pass
-                   max_length:int=1024, # tokens read of a text
-                   method:str='attnlrp', # name of the attributor
-                   progress:bool=False, # show a bar
-                   threshold:float=0., # least share of the best score
-                   **options): # of the attributor
+                   **kwargs): # fields of `Selection` and of `Scoring`, and options of the attributor
     """The `NeuronSet` of the neurons that matter more to `capability` than to `general`: scores on both, contrast, top `k`
 
     model, tokenizer: a causal LM and its tokenizer, as `load_model` gives them; the model stays as it is
@@ -322,14 +326,14 @@ def select_neurons(model, tokenizer, # a causal LM of a family that the attribut
     method: the attributor, a name such as 'attnlrp', 'gradient' or 'wanda'; an unknown one is answered with those there are
     progress: whether a bar is shown
     threshold: least share, 0 to 1, of the best score; 0 asks for no least
-    options: passed on to the attributor
+    seed, digits, on and the like: passed on to the attributor, which refuses what it does not take
 
     Weights sum to 1 and are proportional to the score, which is the contrast. `meta` says how the set was chosen, and
     'split_half' in it how stable it is. A ValueError says which text, share or name cannot be used, or that no neuron passes."""
-    check_shares(k, universal, per_layer); check_number('threshold', threshold); check_count('batch_size', batch_size)
-    cap, gen = capability_relevance(model, tokenizer, capability, general, batch_size, max_length, method, progress, **options)
-    neurons = contrast_set(cap, gen, model, k, universal, per_layer, method, threshold)
-    neurons.meta.update(method=method, split_half=split_half(cap, gen, model, k, universal, per_layer))
+    how, reading, options = settings_of('select_neurons', kwargs, Selection, Scoring, more=option_names())
+    cap, gen = capability_relevance(model, tokenizer, capability, general, **vars(reading), **options)
+    neurons = contrast_set(cap, gen, model, reading.method, **vars(how))
+    neurons.meta.update(method=reading.method, split_half=split_half(cap, gen, model, **vars(replace(how, threshold=0.))))
     return neurons
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-024
@@ -338,12 +342,14 @@ def jaccard(a, b):
     A, B = ({(int(l), int(i)) for l, i in zip(s.layer, s.index)} for s in (a, b))
     return len(A & B)/len(A | B)
 
+@takes(Selection)
 def split_half(cap, gen, model, # two `Relevance`s, and the model they came from
-               k:float=0.005, universal:float=0.001, per_layer:float=0.03): # see `select_neurons`
+               **kwargs): # fields of `Selection`
     "Jaccard overlap of the sets chosen from even and from odd texts: the stability of a selection"
+    how = taken(split_half, kwargs)
     def half(r, j): return type(r)(r.halves[j], r.halves, r.weighted, r.activation, r.n//2)
     if min(cap.n, gen.n if gen else cap.n) < 2: return None
-    try: return jaccard(*(contrast_set(half(cap, j), gen and half(gen, j), model, k, universal, per_layer) for j in (0, 1)))
+    try: return jaccard(*(contrast_set(half(cap, j), gen and half(gen, j), model, **vars(how)) for j in (0, 1)))
     except ValueError: return 0.0                              # one half finds nothing at all
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-038
@@ -413,7 +419,7 @@ def outside(neurons, n:int=256, seed:int=0): # at most `n` members, as many as t
                      dict(_origin(neurons), selector='outside', seed=seed))
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-041
-def _nearest(neurons, values, name, seed, pool):
+def _matched(neurons, values, name, seed, pool):
     "For each neuron another of its layer, drawn from the `pool` nearest in value"
     layers, width = _home(neurons, seed)
     g, layer, index = torch.Generator().manual_seed(seed), neurons.layer.clone(), neurons.index.clone()
@@ -433,12 +439,12 @@ def _nearest(neurons, values, name, seed, pool):
 
 def activation_matched(neurons, activation, seed:int=0, pool:int=10):
     "Other neurons of the same layers with nearly the same mean absolute activation, (layers, neurons), from the attributor 'mean-abs'"
-    return _nearest(neurons, activation, 'activation-matched', seed, pool)
+    return _matched(neurons, activation, 'activation-matched', seed, pool)
 
 def norm_matched(neurons, model, seed:int=0, pool:int=10):
     "Other neurons of the same layers with nearly the same write norm"
     norms = torch.stack([write_matrix(d).detach().float().norm(dim=0).cpu() for d in down_projs(model)])
-    return _nearest(neurons, norms, 'norm-matched', seed, pool)
+    return _matched(neurons, norms, 'norm-matched', seed, pool)
 
 def bottom_neurons(neurons, cap, gen=None, seed:int=0):
     "As many neurons with the smallest absolute score: those the attributor says nothing of"
@@ -454,14 +460,16 @@ def spearman(a, b):
     from scipy.stats import spearmanr                          # here, since it takes a second to import
     return float(spearmanr(*(x.flatten().double().cpu().numpy() for x in (a, b))).statistic)
 
+@delegates(Selection, keep=True)
+@delegates(Scoring, keep=True)
 def stability(model, tokenizer, text_sets, # list of (capability texts, general texts): other seeds, other sizes
-              k:float=0.005, universal:float=0.001, per_layer:float=0.03, method:str='attnlrp', batch_size:int=8, **options):
+              **kwargs): # as `select_neurons` takes them
     "Jaccard overlap and Spearman correlation of the selections made from every pair of text sets: rows of dicts"
-    found = []
+    (how, reading, options), found = settings_of('stability', kwargs, Selection, Scoring, more=option_names()), []
     for capability, general in text_sets:
         capability, general = text_items(capability, 'capability'), text_items(general, 'general')
-        cap, gen = capability_relevance(model, tokenizer, capability, general, batch_size, method=method, **options)
+        cap, gen = capability_relevance(model, tokenizer, capability, general, **vars(reading), **options)
         score = cap.mean if gen is None else cap.mean - gen.mean
-        found.append((len(capability), contrast_set(cap, gen, model, k, universal, per_layer, method), score))
+        found.append((len(capability), contrast_set(cap, gen, model, reading.method, **vars(how)), score))
     return [dict(a=i, b=j, n_a=n, n_b=m, jaccard=jaccard(s, t), spearman=spearman(x, y))
             for i, (n, s, x) in enumerate(found) for j, (m, t, y) in enumerate(found) if i < j]

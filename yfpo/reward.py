@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['READOUTS', 'TENSORS', 'NOTES', 'FLOOR', 'KINDS_OF_READING', 'write_norms', 'NeuronReader', 'ReadOut', 'RewardStats',
            'contributions', 'standardise', 'readout', 'clipped_share', 'relative_margin', 'places', 'divergent',
-           'divergent_examples', 'fit_moments', 'checked_pairs', 'pair_items', 'strongest', 'read_examples',
-           'spoken_lengths', 'check_spread', 'check_margins', 'fit_margins', 'fit_and_read', 'fit_examples',
-           'fit_stats', 'margin_auc', 'audit_row', 'join', 'set_readouts', 'reward_audit']
+           'divergent_examples', 'NeuronReading', 'Fitting', 'fit_moments', 'checked_pairs', 'pair_items', 'strongest',
+           'read_examples', 'spoken_lengths', 'check_spread', 'check_margins', 'fit_margins', 'fit_and_read',
+           'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'Audit', 'set_readouts', 'reward_audit']
 
 # %% ../nbs/03_reward.ipynb #10_rewar-002
 import hashlib, itertools, json, math, numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
+from .data.checks import documented, taken, takes
 from safetensors.torch import save_file
 from .lm.decoding import check_tokens
 from .neurons import FIELDS, NeuronSet, as_set, json_of, tensors_of
 from .data.files import atomic_write
-from .relevance import digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
+from .relevance import Reading, TextReading, digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
 from .lm.packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
 from .lm.responses import batches, collate, encode, hidden_states, odd_item, token_logprobs
 from .lm.rows import Turns
@@ -121,7 +122,7 @@ class RewardStats:
 
     def of(self, neurons, ro): # a `ReadOut`, or its name
         "These statistics, with a note of what they were fitted for"
-        self.neurons, self.readout = _known_set(neurons), ro if isinstance(ro, str) else _named(ro)
+        self.neurons, self.readout = _known_set(neurons), ro if isinstance(ro, str) else _readout_name(ro)
         return self
 
     def save(self, folder):
@@ -130,7 +131,7 @@ class RewardStats:
         told = {k: getattr(self, k) for k in NOTES if getattr(self, k) != ''}
         with atomic_write(Path(folder)/'reward.json') as tmp: Path(tmp).write_text(json.dumps(told) + '\n')
 
-def _named(ro): return next((k for k, v in READOUTS.items() if v == ro), repr(ro))
+def _readout_name(ro): return next((k for k, v in READOUTS.items() if v == ro), repr(ro))
 
 def _known_set(neurons):
     return hashlib.sha256(repr([getattr(neurons, k).tolist() for k in FIELDS]).encode()).hexdigest()[:16]
@@ -240,7 +241,7 @@ def divergent_examples(examples): # 2n `Example`s: n chosen, then their n reject
     for i in range(n):
         a, b = (list(zip(e.ids, _is_read(e))) for e in (examples[i], examples[n+i]))
         first = next((t for t, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-        for j, e in ((i, examples[i]), (n+i, examples[n+i])): out[j] = _from(e, first)
+        for j, e in ((i, examples[i]), (n+i, examples[n+i])): out[j] = _read_from(e, first)
     return out
 
 def _is_read(e):
@@ -249,19 +250,33 @@ def _is_read(e):
     at = set(e.read)
     return [t in at for t in range(len(e.ids))]
 
-def _from(e, first):
+def _read_from(e, first):
     "`e`, read from the token `first` on, or its last token where nothing is left"
     if isinstance(e, Turns): return Turns(e.ids, e.start, tuple(t for t in e.read if t >= first) or e.read[-1:])
     return type(e)(e.ids, min(max(e.start, first), len(e.ids) - 1))
 
 # %% ../nbs/03_reward.ipynb #10_rewar-019
-def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps=None, unread=0):
-    "Yields (index, activations of its response tokens but the last `unread`: (T_i, K)); `logps` gets log-probabilities from that pass"
+@documented
+@dataclass
+class NeuronReading(Reading):
+    "How the neurons of a set are read on responses"
+    logps: dict = None   # filled with {index: token log-probabilities (T_i,)} where given, from the same pass
+    unread: int = 0      # tokens at the end of each response that are scored but not read, such as the end of turn
+
+@documented
+@dataclass
+class Fitting(NeuronReading):
+    "How statistics are fitted on responses"
+    max_fit: int = 512   # responses that fit the moments, spread evenly
+
+def _activations_of(model, examples, pad_id, neurons, how): # a `NeuronReading`
+    "Yields (index, activations of its response tokens but the last `unread`: (T_i, K)), batch by batch"
+    logps = how.logps
     check_tokens(model, [e.ids for e in examples])
     shared = bool(examples) and packs(model, max(len(e.ids) for e in examples))
     with NeuronReader(model, neurons) as reader, torch.no_grad():
-        chosen = (shared_batches if shared else batches)(examples, batch_size)
-        for ix in track(chosen, desc='reading neurons', unit='batches', disable=not progress):
+        chosen = (shared_batches if shared else batches)(examples, how.batch_size)
+        for ix in track(chosen, desc='reading neurons', unit='batches', disable=not how.progress):
             reader.clear()
             if shared:
                 some = [examples[i] for i in ix]
@@ -269,7 +284,7 @@ def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logp
                 if logps is None: packed_states(model, packed)
                 else: logps.update(zip(ix, packed_logprobs(model, packed, some)))
                 a = reader.activations().flatten(0, 1)
-                for i, e, at in zip(ix, some, packed.at): yield i, a[at[places(e, unread)]].float()
+                for i, e, at in zip(ix, some, packed.at): yield i, a[at[places(e, how.unread)]].float()
                 continue
             batch = collate([examples[i] for i in ix], pad_id, device=model.device)
             if logps is None: hidden_states(model, batch)
@@ -277,7 +292,7 @@ def _activations_of(model, examples, pad_id, neurons, batch_size, progress, logp
                 lp, b, _ = token_logprobs(model, batch)
                 logps.update({i: lp[b == j].float().cpu() for j, i in enumerate(ix)})
             a = reader.activations()
-            for j, i in enumerate(ix): yield i, a[j, :len(examples[i].ids)][places(examples[i], unread)].float()
+            for j, i in enumerate(ix): yield i, a[j, :len(examples[i].ids)][places(examples[i], how.unread)].float()
 
 # %% ../nbs/03_reward.ipynb #10_rewar-020
 def fit_moments(activations, # those of each response: (T_i, K)
@@ -317,24 +332,25 @@ def _phi(a, neurons, stats, ro, norms): # activations (T, K) of one response
     return readout(a[None], torch.ones(1, len(a), device=a.device), neurons, stats, ro, norms)[0].item()
 
 def strongest(model, examples, pad_id:int, neurons, stats, top:int=6, # neurons to name
-              batch_size:int=8):
+              batch_size:int=NeuronReading.batch_size):
     "Rows (layer, index, z) of the `top` members that wrote most in each example's response: mean standardised contribution, largest first"
     with NeuronReader(model, neurons) as reader: norms = reader.norms()
     out = [None]*len(examples)
-    for i, a in _activations_of(model, examples, pad_id, neurons, batch_size, False):
+    for i, a in _activations_of(model, examples, pad_id, neurons, NeuronReading(batch_size)):
         z = standardise(a, neurons, stats, norms).mean(0)
         best = z.topk(min(top, len(neurons))).indices.tolist()
         out[i] = [(int(neurons.layer[k]), int(neurons.index[k]), round(z[k].item(), 2)) for k in best]
     return out
 
-def read_examples(model, examples, pad_id:int, neurons, stats, ro:ReadOut=ReadOut(), batch_size:int=8, progress:bool=False,
-                  logps:dict=None, # filled with {index: token log-probabilities (T_i,)} where given, from the same pass
-                  unread:int=0): # tokens at the end of each response that are scored but not read, such as the end of turn
+@takes(NeuronReading)
+def read_examples(model, examples, # `Example`s, from `encode`
+                  pad_id:int, neurons, stats, ro:ReadOut=ReadOut(),
+                  **kwargs): # fields of `NeuronReading`
     "phi of every example under `model`: (n,)"
+    how = taken(read_examples, kwargs)
     with NeuronReader(model, neurons) as reader: norms = reader.norms()
     out = torch.zeros(len(examples))
-    for i, a in _activations_of(model, examples, pad_id, neurons, batch_size, progress, logps, unread):
-        out[i] = _phi(a, neurons, stats, ro, norms)
+    for i, a in _activations_of(model, examples, pad_id, neurons, how): out[i] = _phi(a, neurons, stats, ro, norms)
     return out
 
 # %% ../nbs/03_reward.ipynb #10_rewar-024
@@ -388,40 +404,44 @@ def fit_margins(phi, # read-outs (n, 2) of the reference, with slope 0
     return phi.contiguous(), check_spread(phi[:, 0] - phi[:, 1], 'margins', False), slope
 
 # %% ../nbs/03_reward.ipynb #10_rewar-025
-def fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps=None, sizes=None, unread=0):
-    "`RewardStats` from at most `max_fit` examples, spread evenly; write norms; and (index, activations) of all examples, each read once"
+@takes(Fitting)
+def fit_and_read(model, examples, pad_id:int, neurons, sizes=None, # of the sets that `neurons` was joined from
+                 **kwargs): # fields of `Fitting`
+    "`RewardStats` of some of the examples; write norms; and (index, activations) of all examples, each read once"
+    how = taken(fit_and_read, kwargs)
     def read(ix):
-        at = None if logps is None else {}
-        for j, a in _activations_of(model, [examples[i] for i in ix], pad_id, neurons, batch_size, progress, at,
-                                    unread):
-            if at: logps[ix[j]] = at[j]
+        at = None if how.logps is None else {}
+        for j, a in _activations_of(model, [examples[i] for i in ix], pad_id, neurons, replace(how, logps=at)):
+            if at: how.logps[ix[j]] = at[j]
             yield ix[j], a
-    fit = range(0, len(examples), max(1, -(-len(examples)//max_fit)))
+    fit = range(0, len(examples), max(1, -(-len(examples)//how.max_fit)))
     rest = sorted(set(range(len(examples))) - set(fit))
     with NeuronReader(model, neurons) as reader: norms = reader.norms()
     kept = list(read(fit))
     return fit_moments([a for _, a in kept], neurons, norms, sizes), norms, itertools.chain(kept, read(rest) if rest else ())
 
+@takes(Fitting)
 def fit_examples(model, examples, # 2n `Example`s: n chosen, then their n rejected
-                 pad_id:int, neurons, ro:ReadOut=ReadOut(), max_fit:int=512, batch_size:int=8, progress:bool=False,
-                 logps:dict=None, unread:int=0): # as in `read_examples`
+                 pad_id:int, neurons, ro:ReadOut=ReadOut(),
+                 **kwargs): # fields of `Fitting`
     "`RewardStats` of a reference model, and its read-outs (n, 2) on chosen and rejected; every example is read once"
-    n = len(examples)//2
+    how, n = taken(fit_examples, kwargs), len(examples)//2
     if n < 1 or len(examples) % 2: raise ValueError(f'{len(examples)} examples are not n chosen followed by n rejected')
     if ro.over == 'divergent': examples = divergent_examples(examples)
-    stats, norms, read = fit_and_read(model, examples, pad_id, neurons, max_fit, batch_size, progress, logps, unread=unread)
+    stats, norms, read = fit_and_read(model, examples, pad_id, neurons, **vars(how))
     phi = torch.zeros(len(examples))
     for i, a in read: phi[i] = _phi(a, neurons, stats, ro, norms)
     phi, stats.scale, stats.slope = fit_margins(phi.view(2, n).T, spoken_lengths(examples), ro)
     return stats.of(neurons, ro), phi
 
 # %% ../nbs/03_reward.ipynb #10_rewar-027
+@takes(Fitting)
 def fit_stats(model, tokenizer, # the reference, before training
               pairs, # n preference pairs: dicts with prompt, chosen, rejected
               neurons, # the `NeuronSet` to read
               ro:ReadOut=ReadOut(), # which read-out
-              max_length:int=1024, # tokens read of a text
-              **kwargs): # of `fit_examples`: max_fit, batch_size, progress, logps, unread
+              max_length:int=TextReading.max_length, # tokens read of a text
+              **kwargs): # fields of `Fitting`
     """`RewardStats` of the reference on n training pairs, and its read-outs (n, 2) on chosen and rejected, in standard deviations
 
     model, tokenizer: the model before training, and its tokenizer
@@ -429,13 +449,11 @@ def fit_stats(model, tokenizer, # the reference, before training
     neurons: the `NeuronSet` to read, of this model
     ro: the read-out, a value of `READOUTS`; default 'standardised'. 'contribution' and 'raw' are in their own units
     max_length: tokens of prompt and response beyond which a text is cut
-    max_fit=512, batch_size=8, progress=False: texts that fit the moments, texts in one pass, a bar
-    logps=None, unread=0: a dict to fill with token log-probabilities by index, and tokens at each end that are not read
 
     A ValueError says which pair cannot be read, or that the margins have no spread or are not finite."""
-    pairs = checked_pairs(pairs)
+    how, pairs = taken(fit_stats, kwargs), checked_pairs(pairs)
     examples = encode(tokenizer, pair_items(pairs), max_length=max_length)
-    stats, phi = fit_examples(model, examples, tokenizer.pad_token_id, neurons, ro, **kwargs)
+    stats, phi = fit_examples(model, examples, tokenizer.pad_token_id, neurons, ro, **vars(how))
     check_margins(phi, stats, ro, examples)
     return stats, phi
 
@@ -465,39 +483,53 @@ def join(sets):
 
 KINDS_OF_READING = ('standardised', 'contribution', 'raw', 'digits only', 'last token', 'relevance')
 
-def set_readouts(model, examples, pad_id, sets, digits=None, # digit tokens, for 'digits only'
-                 ro:ReadOut=ReadOut(), max_fit:int=64, batch_size:int=8, progress:bool=False, relevance:bool=True, logps:dict=None):
+@documented
+@dataclass
+class Audit(Reading):
+    "How a reward is questioned"
+    max_fit: int = 64        # responses that fit the moments, spread evenly
+    relevance: bool = True   # read relevance too; False saves the one backward pass
+    logps: dict = None       # filled with {index: token log-probabilities (T_i,)} where given, from the same pass
+
+    def fitting(self): return dict(batch_size=self.batch_size, progress=self.progress, logps=self.logps, max_fit=self.max_fit)
+
+@takes(Audit)
+def set_readouts(model, examples, pad_id:int, sets, digits=None, # digit tokens, for 'digits only'
+                 **kwargs): # fields of `Audit`
     "Every read-out of every example for each of `sets`: {read-out: (len(sets), n)}"
-    big, sizes = join(sets), [len(s) for s in sets]
-    stats, _, read = fit_and_read(model, examples, pad_id, big, max_fit, batch_size, progress, logps, sizes)
-    out = {k: torch.zeros(len(sets), len(examples)) for k in KINDS_OF_READING if relevance or k != 'relevance'}
+    how, big, sizes = taken(set_readouts, kwargs), join(sets), [len(s) for s in sets]
+    stats, _, read = fit_and_read(model, examples, pad_id, big, sizes, **how.fitting())
+    out = {k: torch.zeros(len(sets), len(examples)) for k in KINDS_OF_READING if how.relevance or k != 'relevance'}
     def sums(x): return torch.stack([p.sum(-1) for p in x.split(sizes, -1)]).cpu()                     # (sets, ...)
     w = big.weight.to(model.device)
     for i, a in read:                                          # a: (T, all members)
         e, c = examples[i], contributions(a, big, stats.wnorm)
-        z = sums(standardise(a, big, stats, stats.wnorm, ro.clip)*w)                                   # (sets, T)
+        z = sums(standardise(a, big, stats, stats.wnorm)*w)                                   # (sets, T)
         on = torch.isin(torch.tensor(e.ids[e.start:]), digits.cpu()) if digits is not None else torch.ones(len(a), dtype=torch.bool)
         on = on if on.any() else torch.ones_like(on)
         out['standardised'][:, i], out['digits only'][:, i], out['last token'][:, i] = z.mean(1), z[:, on].mean(1), z[:, -1]
         out['contribution'][:, i] = sums(c.mean(0)*w)
         out['raw'][:, i] = sums(a.mean(0))/torch.tensor(sizes)
-    if not relevance: return out
+    if not how.relevance: return out
     with rule_scope(model, 'attnlrp'):
-        for ix in track(batches(examples, batch_size), desc='relevance', unit='batches', disable=not progress):
+        for ix in track(batches(examples, how.batch_size), desc='relevance', unit='batches', disable=not how.progress):
             R = relevance_sums(model, collate([examples[i] for i in ix], pad_id, device=model.device))[0].cpu()   # (B, L, F)
             for j, i in enumerate(ix): out['relevance'][:, i] = sums(R[j, big.layer, big.index])/(len(examples[i].ids) - examples[i].start)
     return out
 
 # %% ../nbs/03_reward.ipynb #10_rewar-038
+@takes(Audit)
 def reward_audit(model, tokenizer, pairs, # held-out preference pairs
                  neurons, controls, # the selected set; {name: NeuronSet}, whose `meta['selector']` becomes the kind
-                 batch_size:int=8, seed:int=0, progress:bool=False, relevance:bool=True): # False saves the one backward pass
+                 seed:int=0, # of the bootstrap
+                 **kwargs): # fields of `Audit`
     "Rows `readout, signal, kind, n, auc, low, high, length_corr`: does the margin of each signal tell chosen from rejected?"
-    pairs = checked_pairs(pairs, 'to audit', 'give held-out preference pairs')
+    how, pairs = taken(reward_audit, kwargs), checked_pairs(pairs, 'to audit', 'give held-out preference pairs')
+    at = {} if how.logps is None else how.logps
     ex, n = encode(tokenizer, pair_items(pairs)), len(pairs)
-    at, names = {}, [('selected neurons', 'selected'), *((k, s.meta['selector']) for k, s in controls.items())]
-    phi = set_readouts(model, ex, tokenizer.pad_token_id, [neurons, *controls.values()], digit_ids(tokenizer), batch_size=batch_size,
-                       progress=progress, relevance=relevance, logps=at)
+    names = [('selected neurons', 'selected'), *((k, s.meta['selector']) for k, s in controls.items())]
+    phi = set_readouts(model, ex, tokenizer.pad_token_id, [neurons, *controls.values()], digit_ids(tokenizer),
+                       **dict(vars(how), logps=at))
     lp = [at[i] for i in range(2*n)]
     length = np.array([len(e.ids) - e.start for e in ex], dtype=float)
     margin = lambda v: np.asarray(v[:n], dtype=float) - np.asarray(v[n:], dtype=float)

@@ -9,7 +9,7 @@ __all__ = ['mean_abs', 'wanda', 'response_means', 'gate_rate', 'swap_numbers', '
 # %% ../../nbs/beyond/02_attributors.ipynb #05-attri-002
 import math
 import torch
-from ..neurons import set_from_scores
+from ..neurons import Selection, set_from_scores
 from ..relevance import (ATTRIBUTORS, Attributor, answer_mask, blocks_of, down_projs, explain, explained, explaining, family_of, unwrap,
                             width, write_matrix)
 from ..lm.responses import Example, batches, collate, hidden_states
@@ -161,7 +161,7 @@ ATTRIBUTORS.update({
 
 # %% ../../nbs/beyond/02_attributors.ipynb #06-neuro-030
 def lape_set(cap, gen, model, # `Relevance` under the attributor 'gate-rate', on capability and general text
-             k:float=0.005, per_layer:float=0.03,
+             k:float=Selection.k, per_layer:float=Selection.per_layer,
              active:float=0.5): # only neurons above this quantile of the larger rate; the paper's 0.95 leaves fewer than k here
     "Neurons that fire mostly on the capability: lowest entropy of firing over the two domains"
     p = torch.stack([cap.mean, gen.mean])
@@ -169,11 +169,12 @@ def lape_set(cap, gen, model, # `Relevance` under the attributor 'gate-rate', on
     entropy = -(q*q.log()).sum(0)
     often = p.max(0).values
     ok = (cap.mean > gen.mean) & (often >= torch.quantile(often.flatten()[::max(1, often.numel()//10**6)], active))
-    return set_from_scores(math.log(2) - entropy, ok, cap.activation, model, k, per_layer, 'lape', n_capability=cap.n, n_general=gen.n)
+    return set_from_scores(math.log(2) - entropy, ok, cap.activation, model, Selection(k, per_layer=per_layer), selector='lape',
+                           n_capability=cap.n, n_general=gen.n)
 
 # %% ../../nbs/beyond/02_attributors.ipynb #06-neuro-033
 def mathneuro_set(cap, gen, model, # `Relevance` under the attributor 'wanda', on capability and general text
-                  k:float=0.005, per_layer:float=0.03, p:float=0.05): # top share of each matrix
+                  k:float=Selection.k, per_layer:float=Selection.per_layer, p:float=0.05): # top share of each matrix
     "Neurons whose write weights are often among the top `p` on the capability and not on general text"
     count = torch.zeros_like(cap.mean)
     for l, d in enumerate(down_projs(model)):
@@ -185,15 +186,17 @@ def mathneuro_set(cap, gen, model, # `Relevance` under the attributor 'wanda', o
             tops.append(x > x.flatten().kthvalue(max(1, round((1 - p)*x.numel()))).values)
         count[l] = (tops[0] & ~tops[1]).sum(0)
     tie = cap.mean/cap.mean.max()*.5                              # among equal counts the larger activation
-    return set_from_scores(count + tie, count > 0, cap.activation, model, k, per_layer, 'mathneuro', n_capability=cap.n, n_general=gen.n)
+    return set_from_scores(count + tie, count > 0, cap.activation, model, Selection(k, per_layer=per_layer), selector='mathneuro',
+                           n_capability=cap.n, n_general=gen.n)
 
 # %% ../../nbs/beyond/02_attributors.ipynb #06-neuro-035
 def probe_set(right, wrong, # mean activation of every neuron over each response: (n, layers, neurons)
-              model, k:float=0.005, per_layer:float=0.03):
+              model, k:float=Selection.k, per_layer:float=Selection.per_layer):
     "Neurons whose mean activation best separates right from wrong responses, by Cohen's d"
     if min(len(right), len(wrong)) < 2:
         raise ValueError(f'a probe needs at least 2 right and 2 wrong responses, not {len(right)} and {len(wrong)}')
     n, m = len(right), len(wrong)
     s = (((n-1)*right.var(0) + (m-1)*wrong.var(0))/(n + m - 2)).sqrt()
     d = (right.mean(0) - wrong.mean(0))/s.clamp(min=torch.quantile(s.flatten()[::max(1, s.numel()//10**6)], .05).clamp(min=1e-9))
-    return set_from_scores(d.abs(), d.abs() > 0, d, model, k, per_layer, 'value-probe', n_capability=n, n_general=m)
+    return set_from_scores(d.abs(), d.abs() > 0, d, model, Selection(k, per_layer=per_layer), selector='value-probe',
+                           n_capability=n, n_general=m)

@@ -10,13 +10,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 import torch
+from ..data.checks import documented, taken, takes
 from ..interventions import single_effects
 from ..data.files import atomic_write
 from ..data.pages import fragment, page, part
 from ..lm.models import unwrap
-from ..relevance import explain, down_projs, family_of, write_matrix
+from ..relevance import Scoring, explain, down_projs, family_of, write_matrix
 from ..lm.responses import batches, collate, encode
-from ..lm.training import known_settings
 
 # %% ../../nbs/beyond/03_cards.ipynb #08-cards-005
 @torch.no_grad()
@@ -33,14 +33,15 @@ def promoted(model, tokenizer, neurons, n:int=8):
     return tuple([[tokenizer.decode([t]) for t in row] for row in z.topk(n, largest=big).indices.tolist()] for big in (True, False))
 
 # %% ../../nbs/beyond/03_cards.ipynb #08-cards-008
+@documented
 @dataclass
 class Search:
     "How the contexts of a card are looked for"
     contexts: int = 4        # of a card
     window: int = 12         # tokens before the peak of a context
-    rule: str = 'attnlrp'
-    batch_size: int = 8
-    max_length: int = 1024   # tokens of a text
+    rule: str = Scoring.method               # whose relevance ranks them, see `explain`
+    batch_size: int = Scoring.batch_size     # texts in one pass
+    max_length: int = Scoring.max_length     # tokens read of a text
 
 def _relevant(model, batch, layer, index, rule):
     "Relevance and activation of some neurons on every token of a batch, (B, T, K) each; relevance outside responses is 0"
@@ -73,14 +74,15 @@ def _context(tokenizer, ids, c, window):
                 tokens=[tokenizer.decode([i]) for i in ids[lo:hi]], scores=[round(x, 6) for x in c['all'][lo:hi]])
 
 # %% ../../nbs/beyond/03_cards.ipynb #08-cards-101
+@takes(Search)
 def neuron_cards(model, tokenizer, neurons, # a set; its first `top` members by weight get a card
                  items, # texts to look for contexts in, from data that was not used for selection
                  top:int=12,
                  n_effect:int=8, # of the texts, on which each neuron is removed; 0 for none
-                 **search): # fields of `Search`
+                 **kwargs): # fields of `Search`
     "Cards as dicts: layer, index, weight, direction, contexts with relevance by token, promoted tokens, effect in logits per token"
     neurons.check(model)
-    how = Search(**known_settings(Search, search))
+    how = taken(neuron_cards, kwargs)
     ex = encode(tokenizer, items, max_length=how.max_length)
     pick = neurons.weight.argsort(descending=True)[:top]
     own = type(neurons)(*(getattr(neurons, k)[pick] for k in ('layer', 'index', 'weight', 'direction')), neurons.meta)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
-from ..neurons import NeuronSet, capability_relevance, check_shares, eligible, jaccard, layer_matched, spearman
-from ..data.checks import check_count, check_number, check_steps
+from ..neurons import NeuronSet, Selection, capability_relevance, eligible, jaccard, layer_matched, spearman
+from ..relevance import Scoring
+from ..data.checks import check_count, check_number, check_steps, documented, known_settings
 from ..data.files import atomic_write, write_rows
-from ..lm.training import known_settings
 
 # %% ../../nbs/beyond/04_dynamic.ipynb #12-dynam-005
 def renewed(neurons, # the present set
@@ -24,7 +25,7 @@ def renewed(neurons, # the present set
             ok, # (layers, neurons) bool, who may be chosen
             direction, # (layers, neurons), its sign counts for newcomers
             leave:float=1.5, # a member leaves when its rank is beyond `leave` times the size of the set
-            per_layer:float=0.03): # at most this share of one layer
+            per_layer:float=Selection.per_layer): # at most this share of one layer
     "The set after one re-selection: as large as before, members that still rank high, then the best newcomers"
     K, (L, F) = len(neurons), score.shape
     ranked = score.masked_fill(~ok, -math.inf).flatten().argsort(descending=True, stable=True)[:int(ok.sum())].tolist()
@@ -68,6 +69,7 @@ def _disjoint(fresh, layer, index, at):
 # %% ../../nbs/beyond/04_dynamic.ipynb #12-dynam-101
 def _steps(x, total): return max(1, round(x*total)) if x < 1 else int(x)
 
+@documented
 @dataclass
 class Moves:
     "When and how a set is chosen again"
@@ -75,16 +77,16 @@ class Moves:
     warmup: float = 0.1       # steps before the first, likewise
     decay: float = 0.9        # gamma of the running average
     leave: float = 1.5        # see `renewed`
-    per_layer: float = 0.03   # as in `contrast_set`
-    universal: float = 0.001  # likewise
+    per_layer: float = Selection.per_layer  # at most this share of one layer
+    universal: float = Selection.universal  # share of all neurons that cannot come, the most relevant on general text
     swap: str = 'policy'      # 'policy', or 'random': as many swaps as the policy's relevance asks for, at random
-    batch_size: int = 8
-    seed: int = 0
+    batch_size: int = Scoring.batch_size    # texts in one pass
+    seed: int = 0             # of the random swaps
 
     def __post_init__(self):
         if self.swap not in ('policy', 'random'): raise ValueError(f"swap is {self.swap!r}: use 'policy' or 'random'")
         check_number('leave', self.leave, 1)
-        check_shares(universal=check_number('universal', self.universal), per_layer=check_number('per_layer', self.per_layer))
+        Selection(universal=self.universal, per_layer=self.per_layer)           # refuses shares that cannot be
         check_count('batch_size', self.batch_size)
         if not 0 <= check_number('decay', self.decay) < 1: raise ValueError(f'decay is {self.decay}: give a number from 0 to below 1')
         self.every, self.warmup = check_steps('every', self.every), check_steps('warmup', self.warmup, 0)
@@ -97,9 +99,10 @@ class Moves:
 # %% ../../nbs/beyond/04_dynamic.ipynb #12-dynam-011
 class DynamicSelection(TrainerCallback):
     "Re-selects the neurons that `trainer` rewards, from the relevance of its policy; adds itself to the trainer"
+    @delegates(Moves)
     def __init__(self, trainer, tokenizer, capability, general, # the two sets of texts, held out from training
-                 **settings): # fields of `Moves`
-        self.how = Moves(**known_settings(Moves, settings))
+                 **kwargs): # fields of `Moves`
+        self.how = Moves(**known_settings(Moves, kwargs))
         if trainer.neurons is None: raise ValueError('the trainer rewards no neurons: give it neurons= before selecting them again')
         if trainer.ref_model is None and not hasattr(trainer.model, 'peft_config'):
             raise ValueError('new members need the reference beside the policy: set precompute_ref_log_probs=False')

@@ -19,10 +19,10 @@ class _SoftmaxTaps(_Taps):
     "Reads the right-hand side of T4 too, as the flow 'softmax'"
     def __init__(self, flows): super().__init__(flows); flows['softmax'] = torch.zeros_like(flows['out'])
 
-    def read(self, query, key, value, out, mask, scaling, cap):
-        i, (q, k, v) = self.layer, (t.detach() for t in (query, key, value))
-        super().read(query, key, value, out, mask, scaling, cap)
-        out.register_hook(lambda g: self.put(i, 'softmax', _covariance(q, k, v, g, mask, scaling, cap)/2))
+    def read(self, attended):
+        i, qkv, how = self.layer, [t.detach() for t in attended[:3]], attended[4:]
+        super().read(attended)
+        attended.out.register_hook(lambda g: self.put(i, 'softmax', _covariance(*qkv, g, *how)/2))
 
 def _covariance(q, k, v, g, mask, scaling, cap):
     "Covariance of scores and weight gradients under each row of attention weights: (B, heads, T)"

@@ -132,7 +132,7 @@ def _read(self:NeuronTerm, model, data):
         batch = {k: v.to(self.accelerator.device) if torch.is_tensor(v) else v for k, v in batch.items()}
         new, _, _, sign = self._examples(batch, check=True)
         ex += new; signs += sign.tolist()
-    stats, norms, read = fit_and_read(model.eval(), ex, self.pad, self.neurons, 512, 8, False)
+    stats, norms, read = fit_and_read(model.eval(), ex, self.pad, self.neurons)
     own, phi = self.reward_stats or stats, torch.zeros(len(ex))
     for i, a in read: phi[i] = readout(a[None], torch.ones(1, len(a), device=a.device), self.neurons, own, self.ro, norms)[0]
     model.train(was)
@@ -232,7 +232,7 @@ class NeuronReward:
         self.model, self.tok, self.neurons, self.clip, self.correct_only = model.eval(), tokenizer, as_set(neurons), clip, correct_only
         finite_weights(model)
         self.batch_size, self.__name__ = batch_size, 'neurons'
-        self.stats, norms, read = fit_and_read(model, encode(tokenizer, texts), tokenizer.pad_token_id, neurons, 512, batch_size, False)
+        self.stats, norms, read = fit_and_read(model, encode(tokenizer, texts), tokenizer.pad_token_id, neurons, batch_size=batch_size)
         phi = torch.stack([self._phi(a, norms) for _, a in read])
         self.center, self.spread = phi.mean().item(), check_spread(phi, 'read-outs of the texts')
 
@@ -251,8 +251,8 @@ class NeuronReward:
         spoken, out = [i for i, e in enumerate(ex) if len(e.ids) > e.start], [-self.clip]*len(ex)
         if spoken:
             with torch.random.fork_rng():
-                _, norms, read = fit_and_read(self.model, [ex[i] for i in spoken], self.tok.pad_token_id, self.neurons, 10**9,
-                                              self.batch_size, False)
+                _, norms, read = fit_and_read(self.model, [ex[i] for i in spoken], self.tok.pad_token_id, self.neurons,
+                                              max_fit=10**9, batch_size=self.batch_size)
                 for j, a in read: out[spoken[j]] = max(-self.clip, min(self.clip, ((self._phi(a, norms).item() - self.center)/self.spread)))
         if not self.correct_only: return out
         return [r if is_correct(_text(c), a) else 0. for r, c, a in zip(out, completions, answer)]

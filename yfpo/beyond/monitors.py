@@ -9,17 +9,18 @@ __all__ = ['text_marks', 'sampled_kl', 'StopRule', 'Looks', 'Monitor']
 import contextlib, json, math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 import torch
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from transformers import TrainerCallback
-from ..data.checks import check_count, check_name, check_number, check_steps
+from ..data.checks import check_count, check_name, check_number, check_steps, documented, known_settings
 from ..data.problems import Problem
 from ..data.files import read_numbers
 from ..data.answers import is_correct
 from ..data.files import atomic_write
 from ..lm.decoding import text_ids
 from ..lm.responses import Example, encode, example_logprobs, format_prompt, generate, response_logprobs, text_items
-from ..lm.training import known_settings
 from ..reward import NeuronReader, read_examples
 
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-005
@@ -69,16 +70,22 @@ class StopRule:
         return len(x) > self.patience and all(sign*(v - x[0]) > self.worse_by or v != v for v in x[-self.patience:])
 
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-101
+@documented
 @dataclass
 class Looks:
-    "How often a `Monitor` looks, and at how many answers"
+    "How often a `Monitor` looks, at how many answers, and what it does with what it sees"
     every: float = 0.25         # steps between two looks; below 1, a share of all steps
     n_samples: int = 1          # sampled answers a problem
-    max_new_tokens: int = 256
-    batch_size: int = 16
-    seed: int = 0
+    max_new_tokens: int = 256   # of an answer
+    batch_size: int = 16        # answers at once
+    seed: int = 0               # of the samples
+    stop: StopRule = None       # when training stops
+    draw: Callable = None       # function of (log, monitor rows) that draws them, called after every look
 
     def __post_init__(self):
+        if self.draw is not None and not callable(self.draw):
+            raise ValueError(f'draw is {self.draw!r}: give a function of (log, monitor rows)')
+        if not isinstance(self.stop, (StopRule, type(None))): raise ValueError(f'stop is {self.stop!r}: give a StopRule')
         self.every = check_steps('every', self.every)
         for k in ('n_samples', 'max_new_tokens', 'batch_size'): check_count(k, getattr(self, k))
 
@@ -90,15 +97,13 @@ class Looks:
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-014
 class Monitor(TrainerCallback):
     "Watches `trainer` from outside its loss, writes `monitor.jsonl` into its output_dir, may stop it; adds itself to the trainer"
+    @delegates(Looks)
     def __init__(self, trainer, tokenizer, problems, # dev `Problem`s to sample answers to
                  prose=(), # plain texts whose loss is watched
-                 stop:StopRule=None,
-                 draw=None, # function of (log, monitor rows) that draws them, called after every look
-                 **settings): # fields of `Looks`
+                 **kwargs): # fields of `Looks`
         self.trainer, self.tokenizer, self.problems, self.prose = trainer, tokenizer, _problems(problems), _prose(prose)
-        self.stop, self.draw, self.how = stop, draw, Looks(**known_settings(Looks, settings))
-        if draw is not None and not callable(draw): raise ValueError(f'draw is {draw!r}: give a function of (log, monitor rows)')
-        if stop is not None: self._check_stop()
+        self.how = Looks(**known_settings(Looks, kwargs))
+        if self.how.stop is not None: self._check_stop()
         self.rows, self.path = [], Path(trainer.args.output_dir)/'monitor.jsonl'
         trainer.add_callback(self)
 
@@ -124,12 +129,11 @@ def _prose(prose): return [] if isinstance(prose, (list, tuple)) and not prose e
 @patch
 def _check_stop(self:Monitor):
     "Refuse a rule that could never fire, because nobody measures what it watches"
-    if not isinstance(self.stop, StopRule): raise ValueError(f'stop is {self.stop!r}: give a StopRule')
-    if self.stop.metric == 'prose_nll' and not self.prose:
+    if self.how.stop.metric == 'prose_nll' and not self.prose:
         raise ValueError('the stop rule watches prose_nll, and there is no prose to measure it on: give prose=, or another metric')
     kept = 'accuracy length digits repeated ended kl kl_se kl_per_token'.split() + ['prose_nll']*bool(self.prose)
     if self.trainer.neurons is not None: kept += 'phi_policy phi_ref norm_set norm_outside'.split()
-    check_name('metric of the stop rule', self.stop.metric, kept)
+    check_name('metric of the stop rule', self.how.stop.metric, kept)
 
 @patch
 def look(self:Monitor, step):
@@ -184,10 +188,11 @@ def _record(self:Monitor, state, control):
     if state.is_world_process_zero:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(self.rows[-1]) + '\n')
-    if self.draw is not None: self.draw(state.log_history, self.rows)
-    if self.stop is not None and self.stop.fires(self.rows):
-        print(f'stopped at step {state.global_step}: {self.stop.metric} went from {self.rows[0][self.stop.metric]:.4g} '
-              f'to {self.rows[-1][self.stop.metric]:.4g}')
+    rule, draw = self.how.stop, self.how.draw
+    if draw is not None: draw(state.log_history, self.rows)
+    if rule is not None and rule.fires(self.rows):
+        print(f'stopped at step {state.global_step}: {rule.metric} went from {self.rows[0][rule.metric]:.4g} '
+              f'to {self.rows[-1][rule.metric]:.4g}')
         control.should_training_stop = True
 
 @patch
