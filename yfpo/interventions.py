@@ -21,7 +21,7 @@ from .lm.progress import track
 
 # %% ../nbs/06_interventions.ipynb #08_inter-005
 def _positions(args, kwargs):
-    "Position of each token of this forward among the real tokens of its row: (B, T), -1 on left padding"
+    "Position of each token of this forward pass in its row, padding not counted: (B, T), -1 on left padding"
     ids = kwargs.get('input_ids', args[0] if args else None)
     x = ids if ids is not None else kwargs['inputs_embeds']
     mask, T, cache = kwargs.get('attention_mask'), x.shape[1], kwargs.get('past_key_values')
@@ -40,7 +40,7 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
            spare_first:bool=True, # leave each row's first token alone
            alpha:float=1.0, # factor, for mode 'scale': below 1 weakens, above 1 amplifies
            seed:int=0): # of the draws, for mode 'resample'
-    """Inside this scope the activations of `neurons` are replaced at every position, in prefill and in decoding
+    """Inside this scope the activations of `neurons` are replaced at every position, also while generating
 
     model: a causal LM; it comes back as it was, also after an error
     neurons: a `NeuronSet` of K members of this model, or None for no ablation
@@ -70,7 +70,7 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
 # %% ../nbs/06_interventions.ipynb #08_inter-008
 @contextmanager
 def _editing(model, neurons, new, spare_first, before=None, any_batch=False):
-    "Replace activations by new(activation, layer, places in the set, token positions); `before(args, kwargs)` runs ahead of each forward"
+    "Replace activations by new(activation, layer, places in the set, token positions); `before(args, kwargs)` runs before each forward"
     state, downs, base = {}, down_projs(model), unwrap(model)
     def see(m, args, kwargs):
         state['at'] = _positions(args, kwargs)
@@ -109,7 +109,7 @@ def record(model, batch, neurons):
 def patch(model, neurons, activations, # (B, T, K), from `record` on a batch of the same shape
           where=None, # (B, T) bool: only at these tokens
           spare_first:bool=True):
-    "Inside this scope the neurons take recorded values: for teacher-forced passes over a batch of the shape that was recorded"
+    "Inside this scope the neurons take recorded values; for forward passes over a batch of the recorded shape"
     neurons.check(model)
     def new(a, l, pos, at):
         if a.shape[:2] != activations.shape[:2]:
@@ -121,7 +121,7 @@ def patch(model, neurons, activations, # (B, T, K), from `record` on a batch of 
 
 @contextmanager
 def patch_from(model, donor, neurons, spare_first:bool=True):
-    "Inside this scope the neurons of `model` take the values they have in `donor` on the same text, in prefill and in decoding"
+    "Inside this scope the neurons of `model` take their values in `donor` on the same text, also while generating"
     neurons.check(model); neurons.check(donor)
     if unwrap(donor) is unwrap(model): raise ValueError('a model cannot be its own donor: load the second model apart')
     state, base = {}, unwrap(donor).base_model
@@ -182,10 +182,10 @@ def text_nll(model, tokenizer, items, batch_size:int=8, max_length:int=1024):
 def delta_nll(model, tokenizer, items, # n texts, (prompt, response) pairs, or dicts with prompt and completion
               neurons, # a `NeuronSet` of K members, or None
               mode:str='zero', values=None, # see `ablate`
-              base=None, # (n,): `text_nll` without ablation, if at hand
+              base=None, # (n,): `text_nll` without ablation, if already computed
               batch_size:int=8, max_length:int=1024, # texts in one pass, tokens read of a text
               **options): # alpha, seed, spare_first, see `ablate`
-    """Rise in NLL of each of n items when `neurons` are ablated, in nats per token (n,); above 0, the model needs them
+    """Rise in NLL of each of n items when `neurons` are ablated, in nats per token (n,); above 0 the model needs them
 
     model, tokenizer: a causal LM and its tokenizer; the model comes back as it was
     items: texts, (prompt, response) pairs, or dicts with prompt and completion; response tokens are counted
@@ -195,7 +195,7 @@ def delta_nll(model, tokenizer, items, # n texts, (prompt, response) pairs, or d
     batch_size, max_length: texts in one pass, and tokens of a text beyond which it is cut
     options: alpha, seed and spare_first of `ablate`
 
-    A ValueError says that there is no text, or what `ablate` refuses."""
+    A ValueError if there is no text, or if `ablate` refuses."""
     if base is None: base = text_nll(model, tokenizer, items, batch_size, max_length)
     with ablate(model, neurons, mode, values, **options): return text_nll(model, tokenizer, items, batch_size, max_length) - base
 
@@ -203,7 +203,7 @@ def delta_nll(model, tokenizer, items, # n texts, (prompt, response) pairs, or d
 def growing(trained, # a `NeuronSet` of `contrast_set`
             cap, gen, # the two `Relevance`s it was chosen from
             model):
-    "A function of a share of all neurons: the set of that share, chosen as `trained` was"
+    "A function that takes a share of all neurons and returns the set of that size, chosen as `trained` was"
     for k in ('k', 'universal', 'per_layer'):
         x = trained.meta.get(k)
         if type(x) not in (int, float) or not 0 <= x <= 1:
@@ -216,7 +216,7 @@ def growing(trained, # a `NeuronSet` of `contrast_set`
 # %% ../nbs/06_interventions.ipynb #08_inter-032
 def selectivity(math, general, # rise in NLL of each text: (n,), (m,)
                 n_boot:int=2000, seed:int=0):
-    "Ratio of the mean rises with its 95 % bootstrap interval over texts: (value, low, high); infinite where general text does not suffer"
+    "Ratio of the mean rises with its 95 % bootstrap interval over texts: (value, low, high); infinite if general text does not get worse"
     g = torch.Generator().manual_seed(seed)
     def means(x): return x.double()[torch.randint(len(x), (n_boot, len(x)), generator=g)].mean(1)
     def ratio(a, b): return torch.where(b > 0, a/b, torch.inf)
@@ -232,7 +232,7 @@ def draw_rank(value, draws):
 def score_card(model, tokenizer, neurons, controls, # a set, and matched random draws of it
                math, general, # items to score, used for no selection
                mode:str='zero', values=None, base=None, batch_size:int=8, max_length:int=1024):
-    "What ablating a set does, as one row; `values` for the modes 'mean' (layers, neurons); `base` from an earlier card of the same texts"
+    "Effects of ablating a set, as one row; `values` (layers, neurons) for the mode 'mean'; `base` from an earlier card of the same texts"
     base = base or {name: text_nll(model, tokenizer, t, batch_size, max_length) for name, t in (('math', math), ('general', general))}
     def rise(s, name, items): return delta_nll(model, tokenizer, items, s, mode, values, base[name], batch_size, max_length)
     m, g = rise(neurons, 'math', math), rise(neurons, 'general', general)
@@ -247,7 +247,7 @@ def score_card(model, tokenizer, neurons, controls, # a set, and matched random 
 # %% ../nbs/06_interventions.ipynb #08_inter-035
 @torch.no_grad()
 def single_effects(model, batch, layer, index, seed:str='centred', digits=None, progress:bool=False):
-    "Fall of what the seed explains, summed over the batch, when each neuron (`layer`, `index`) alone is zero on the response tokens: (K,)"
+    "How much the explained number, summed over the batch, falls when one neuron (`layer`, `index`) at a time is zero on the response: (K,)"
     on, downs, out = batch['response_mask'][..., None], down_projs(model), []
     y = explained(model, batch, seed, digits).sum()
     for l, i in track(list(zip(layer.tolist(), index.tolist())), desc='removing', unit='neurons', disable=not progress):
@@ -314,7 +314,7 @@ def faithfulness(model, batch, method:str='attnlrp', steps:int=10, seed:int=0):
 def mediation(old, new, neurons, measure, # function of a model: one number per text (n,)
               spare_first:bool=False, # leave each row's first token alone
               n_boot:int=2000, seed:int=0):
-    "Shares of the change from `old` to `new` that the activations of `neurons` suffice for and are needed for, with 95 % intervals"
+    "Shares of the change from `old` to `new` for which the activations of `neurons` are sufficient and necessary, with 95 % intervals"
     with torch.no_grad():
         a, b = measure(old).double(), measure(new).double()
         with patch_from(old, new, neurons, spare_first): there = measure(old).double()

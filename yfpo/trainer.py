@@ -39,7 +39,7 @@ from .lm.training import (BeganNote, FiniteSteps, NotFiniteError, StepBar, check
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-005
 def tell_fields(cls):
-    "`cls` with each of its own fields in its docstring: type, default and meaning, as the field itself has them"
+    "`cls` with its own fields listed in its docstring: type, default and meaning"
     own = [f for f in fields(cls) if f.name in vars(cls)]
     said = [f'{f.name}: {getattr(f.type, "__name__", f.type)} = {f.default!r}\n    {f.metadata["help"]}' for f in own]
     cls.__doc__ = '\n\n'.join([cls.__doc__, *said])
@@ -65,7 +65,7 @@ class YFPOConfig(DPOConfig):
     share_prompts: bool = _says(True, 'Whether what the responses of a pair begin with is computed once: the same numbers, sooner.')
 
     def __post_init__(self):
-        for end in ('', '_kwargs'):                            # transformers' new name for the same thing, without its warning
+        for end in ('', '_kwargs'):                            # transformers has renamed these; this avoids its warning
             if getattr(self, f'activation_checkpointing{end}') is None:
                 setattr(self, f'activation_checkpointing{end}', getattr(self, f'gradient_checkpointing{end}'))
         check_training(self)
@@ -78,7 +78,7 @@ class YFPOConfig(DPOConfig):
 DIVERGENCES = ('reverse_kl', 'forward_kl', 'js_divergence', 'alpha_divergence')
 
 def check_preference(args):
-    "Refuse of TRL's settings what it finds out only in the first step, or never"
+    "Refuse TRL settings whose error would show only in the first step, or never"
     if args.use_liger_kernel:
         raise ValueError('use_liger_kernel=True puts other code in place of the MLPs that are read, and TRL is to drop it: leave it off')
     args.loss_type = check_losses(args.loss_type, args.label_smoothing)
@@ -95,7 +95,7 @@ def check_preference(args):
         raise ValueError(f'ref_model_mixup_alpha is {args.ref_model_mixup_alpha}: it is a share, so give 0 to 1')
 
 def check_yfpo(args):
-    "Refuse settings of the neuron term that cannot mean what they say"
+    "Refuse settings of the neuron term that contradict each other"
     o = check_objective(args.objective, args.neuron_weight, args.grad_to, args.neuron_kappa, args.neuron_margin, args.loss_type)
     for k, low in (('neuron_weight', 0), ('neuron_kappa', None), ('neuron_margin', None), ('anchor_weight', 0)):
         setattr(args, k, check_number(k, getattr(args, k), low))
@@ -123,7 +123,7 @@ def _check_folder(args):
     if at: raise ValueError(f'reference_dir is {args.reference_dir}, but {at} is a file: give a folder')
 
 def _check_base(args):
-    "Y3 to Y5 rebuild the pair's loss, so they must know all that goes into it"
+    "Y3 to Y5 compute the pair's loss again, so refuse losses they cannot compute"
     for k, plain in (('f_divergence_type', 'reverse_kl'), ('use_weighting', False), ('ld_alpha', None)):
         if getattr(args, k) != plain:
             raise ValueError(f'{args.objective} is defined for {k}={plain!r}, not {getattr(args, k)!r}: '
@@ -131,7 +131,7 @@ def _check_base(args):
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-010
 class PairTerm:
-    """What YFPO adds to the loss of B pairs, and what it logs of them
+    """The neuron term of B pairs: what YFPO adds to their loss, and what it logs
 
     settings: a `YFPOConfig`
     neurons, outside: the rewarded set of K neurons, and a sample of J others
@@ -147,8 +147,8 @@ class PairTerm:
                  mask, # where neurons are read (2B, T)
                  rewards, # of the preferences, see `pair_rewards`
                  ref_phi=None, # read-outs of the reference (B, 2); default: from `ref`
-                 ref=None): # the reference's own activations and write norms, shaped as the policy's; the anchor needs them
-        "`loss` with the term in it, the same tensor where both weights are 0; and metrics by name"
+                 ref=None): # the reference's activations and write norms, shaped like the policy's; the anchor needs them
+        "`loss` plus the term, and metrics by name; if both weights are 0, the very same `loss` tensor"
         s, live = self.settings, torch.is_grad_enabled() and self.learns
         if live and not a.requires_grad: raise ValueError('the activations have no gradient: turn reentrant gradient checkpointing off')
         with contextlib.nullcontext() if live else torch.no_grad():
@@ -161,11 +161,11 @@ class PairTerm:
 
     @property
     def learns(self):
-        "Whether anything of it gets a gradient"
+        "Whether the term sends any gradient"
         return self.settings.neuron_weight > 0 and objective(self.settings.objective).live or self.settings.anchor_weight > 0
 
     def phi(self, a, mask, norms):
-        "Read-outs of B pairs (B, 2): the first K of the activations (2B, T, K or more)"
+        "Read-outs of B pairs (B, 2), from the first K of the activations (2B, T, K or more)"
         K = len(self.neurons)
         return readout(a[..., :K], mask, self.neurons, self.stats, self.ro, norms[:K]).view(2, -1).T
 
@@ -174,9 +174,9 @@ class PairTerm:
         return relative_margin(phi, ref_phi.to(phi), self.stats, self.ro)
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-012
-def pair_rewards(logps, # of tokens: those of the policy (2B, T), and of the reference where the batch has no sums of it
+def pair_rewards(logps, # log-probabilities of tokens (2B, T): the policy's, and the reference's unless the batch has its sums
                  batch, beta:float, ld_alpha:float=None):
-    "β times the log-ratios of B pairs, `sum` and `mean` over response tokens, (B, 2) each"
+    "β times the log-ratios of B pairs: their `sum` and their `mean` over response tokens, (B, 2) each"
     mask = batch['completion_mask']
     T, weight = mask.shape[1] - 1, 1. if ld_alpha is None else token_weight(mask, ld_alpha)
     policy = (logps[0][:, -T:]*weight).sum(1)
@@ -201,7 +201,7 @@ def reward(self:PairTerm, rewards, # see `pair_rewards`
 
 @patch(as_prop=True)
 def shape(self:PairTerm):
-    "κ and m, which add-logistic alone has"
+    "κ and m, which only add-logistic has"
     s = self.settings
     return (s.neuron_kappa, s.neuron_margin) if s.objective == 'add-logistic' else ()
 
@@ -210,7 +210,7 @@ def _inside(self:PairTerm, o, rewards, phi, ref):
     "The yoked, offset or weighted loss minus the plain one, over all preference losses"
     s, total = self.settings, 0.
     for name, weight in zip(s.loss_type, s.loss_weights or [1.]*len(s.loss_type), strict=True):
-        if name not in PREFERENCE_LOSSES: continue             # 'sft' has no reward to yoke
+        if name not in PREFERENCE_LOSSES: continue             # 'sft' has no reward to change
         w, l = rewards['mean' if name in PER_TOKEN else 'sum'].unbind(1)
         def base(*r): return preference_loss(name, *r, s.beta, s.label_smoothing, s.discopop_tau)
         plain = base(w, l)
@@ -221,7 +221,7 @@ def _inside(self:PairTerm, o, rewards, phi, ref):
 
 @patch
 def drift(self:PairTerm, a, norms, mask, ref_a, ref_norms):
-    "Y7, at its weight: the neurons outside are held where the reference has them"
+    "Y7 times its weight: how far the neurons outside the set have moved from the reference"
     K = len(self.neurons)
     c, ref_c = (contributions(x[..., K:], self.outside, n[K:]) for x, n in ((a, norms), (ref_a, ref_norms)))
     return self.settings.anchor_weight*anchor(c, ref_c, mask.float(), self.outside_stats.std.to(c.device)).mean()
@@ -246,10 +246,10 @@ def _size(a, norms, mask, neurons, stats):
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-018
 class ReferenceTable:
-    """What the reference says of every pair, read once and kept in `folder` under the fingerprint of its weights
+    """The reference's numbers for every pair, read once and kept in `folder` under a hash of its weights
 
     model, scope: the reference, and the scope in which it is one
-    accelerator: whose first process reads, in its number format
+    accelerator: its first process reads, in its number format
     pad_id, batch_size: token of the padding, responses a batch"""
     def __init__(self, model, scope, accelerator, folder, pad_id:int, batch_size:int=16):
         self.model, self.scope, self.accelerator, self.folder = model, scope, accelerator, Path(folder)
@@ -257,7 +257,7 @@ class ReferenceTable:
         self.texts, self.whole = {}, {}                        # dataset -> 2n `Example`s, n chosen first: what is read, and all of it
 
     def add(self, name, data, cut, over): # cut: `max_length`; over: the tokens of a read-out, 'response' or 'divergent'
-        "`data` with the column `ref_row`; its texts are kept for reading, those of the training pairs first"
+        "`data` with a column `ref_row`; its texts are kept for reading. Add the training pairs first"
         prompts, rows = data['prompt_ids'], data['pair_row']
         ex = [spoken_example(p, r, (), cut, read) for k in ('chosen', 'rejected')
               for p, r, read in zip(prompts, data[f'{k}_ids'], data[f'{k}_read'])]
@@ -272,7 +272,7 @@ class ReferenceTable:
         return data.add_column('ref_row', list(range(first, first + len(data))))
 
     def kept(self, about, make):
-        "What `make()` reads, from a file if the same was asked of the same weights before; a broken file is made again"
+        "What `make()` returns, or a file with it from the same weights and question; a broken file is made again"
         known = (fingerprint(self.model), model_signature(self.model), str(self.accelerator.mixed_precision), *about)
         path = self.folder/f'{hashlib.sha256(repr(known).encode()).hexdigest()[:24]}.safetensors'
         try: return load_file(path)
@@ -285,7 +285,7 @@ class ReferenceTable:
 # %% ../nbs/05_trainer.ipynb #13-trainer-019
 @patch
 def logps(self:ReferenceTable):
-    "The reference's log-probability of every response (pairs, 2), with prompts shared; None where they cannot be"
+    "The reference's log-probability of every response (pairs, 2), each prompt read once; None if the model cannot do that"
     if not packs(self.model, max(len(e.ids) for ex in self.whole.values() for e in ex)): return None
     def read(ex):
         sums = [x.sum() for x in shared_logprobs(self.model, ex, self.pad_id, self.batch_size)]
@@ -299,7 +299,7 @@ def logps(self:ReferenceTable):
     return torch.cat(out)
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-021
-Read = namedtuple('Read', 'phi stats outside_stats why')      # of `phi` (pairs, 2); why: what speaks against the statistics, or ''
+Read = namedtuple('Read', 'phi stats outside_stats why')      # `phi` is (pairs, 2); why: what is wrong with the statistics, or ''
 
 @patch
 def phi(self:ReferenceTable, neurons, outside, readout:str,
@@ -319,13 +319,13 @@ def phi(self:ReferenceTable, neurons, outside, readout:str,
     return Read(torch.cat(out), stats, others, why)
 
 def _about(readout, neurons, outside, stats):
-    "What read-outs depend on beside the texts"
+    "What the read-outs depend on, apart from the texts"
     yield readout
     for s in (neurons, outside): yield [getattr(s, k).tolist() for k in ('layer', 'index', 'weight', 'direction')]
     if stats is not None: yield [stats.scale, stats.slope, *(x.tolist() for x in (stats.mean, stats.std, stats.wnorm))]
 
 def _unusable(kept, stats, ro, examples):
-    "Why nothing can be trained on these statistics, in words, or ''"
+    "Why these statistics cannot be trained on, or ''"
     try: check_margins(kept['phi'], stats, ro, examples)
     except ValueError as e: return str(e)
     if kept.get('clipped', 0.) < 1.: return ''
@@ -340,7 +340,7 @@ def _look(self:ReferenceTable, examples, neurons, stats, ro):
 
 @patch
 def _fit(self:ReferenceTable, examples, neurons, outside, given, ro):
-    "Read-outs, and the statistics of the set and of the sample outside, from one pass over the texts"
+    "Read-outs, and the statistics of the set and of the outside sample, from one pass over the texts"
     both, K = join([neurons, outside]), len(neurons)
     with torch.random.fork_rng(), self.accelerator.autocast():
         stats, norms, read = fit_and_read(self.model, examples, self.pad_id, both, 512, self.batch_size, False, sizes=[K, len(outside)])
@@ -359,7 +359,7 @@ def _fit(self:ReferenceTable, examples, neurons, outside, given, ro):
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-023
 def card_text(trainer):
-    "Sections on the neurons, the reward, and what the caller adds, in Markdown"
+    "Markdown sections on the neurons, the reward, and whatever the caller adds"
     a, s = trainer.args, trainer.neurons
     o = objective(a.objective)
     facts = {'neurons': f"{len(s)} in {len(s.layer.unique())} layers, {s.meta.get('selector', 'unnamed')}, in `neurons/`",
@@ -375,7 +375,7 @@ def card_text(trainer):
 ADAPTER = ('adapter_config.json', 'adapter_model.safetensors', 'base.json', 'base', 'ref')     # what PEFT and `keep_base` write
 
 def clear_folder(folder, adapted:bool, rewarded:bool):
-    "Remove what an earlier model left in `folder` that would be read in place of this one, or with it"
+    "Remove files of an earlier model from `folder` that would be loaded instead of this one, or with it"
     for name in (*(() if adapted else ADAPTER), *(() if rewarded else ('neurons', 'reward'))):
         if (folder/name).is_dir(): shutil.rmtree(folder/name)
         else: (folder/name).unlink(missing_ok=True)
@@ -386,24 +386,24 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
 
     model: the policy, loaded (`load_model`); the reference is a copy of it as it is now
     ref_model: another reference, loaded
-    args: a `YFPOConfig`; see its help for what the neuron term can be told
+    args: a `YFPOConfig`; its help lists the settings of the neuron term
     train_dataset: n pairs, a list of dicts or a `Dataset` with chosen, rejected and perhaps prompt, all text or all messages
     eval_dataset: the same, or a dict of such sets
     neurons: the rewarded `NeuronSet`: layer, index, weight and direction, (K,) each; None is plain DPO, at neuron_weight=0
-    reward_stats: `RewardStats` of an earlier run that this one continues: mean, std and wnorm (K,), scale and slope one number each;
+    reward_stats: `RewardStats` of an earlier run that this one continues: mean, std and wnorm (K,), scale and slope numbers;
         default: fitted on the reference and the training pairs
     card_sections: {heading: Markdown} for the model card, such as the audit's verdict
     kwargs: of `DPOTrainer`; processing_class, the tokenizer, must be among them
 
-    After it is made: `term` (a `PairTerm`), `ref_phi` (pairs, 2) read-outs of the reference, `ref_logps` (pairs, 2) its
-    log-probabilities or None where TRL asks the reference itself, `start` the term and read-outs that training began with."""
+    Attributes: `term` (a `PairTerm`); `ref_phi` (pairs, 2), read-outs of the reference; `ref_logps` (pairs, 2), its log-probabilities,
+    or None where TRL runs the reference itself; `start`, the term and read-outs that training began with."""
     _tag_names = ['trl', 'yfpo']
     _name = 'YFPO'
     _paper = {'title': 'YFPO: Yoked Feature Preference Optimization', 'id': '2605.11906'}
 
     def __init__(self, model=None, ref_model=None, args:YFPOConfig=None, train_dataset=None, eval_dataset=None, neurons=None,
                  reward_stats=None, card_sections=None, **kwargs):
-        "Check what is given, tokenise the pairs, and read the reference on them; the parameters are described in the class"
+        "Check the arguments (described in the class), tokenise the pairs, and read the reference on them"
         args, self.neurons, self.reward_stats = args or YFPOConfig('yfpo-out'), neurons, reward_stats
         self.card_sections = dict(card_sections or {})
         self.term = self.table = self.start = self.began = self.ref_phi = self.ref_logps = None       # until the reference is read
@@ -415,13 +415,13 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
         self._check_made(model)
         if model.device.type == 'cpu': keep_memory()
         self.text_tokenizer = getattr(self.processing_class, 'tokenizer', self.processing_class)     # of a processor, its tokenizer
-        if args.share_prompts: packs(self.accelerator.unwrap_model(self.model), 1)           # tried out, and said, before training
+        if args.share_prompts: packs(self.accelerator.unwrap_model(self.model), 1)           # tried before training; a failure warns
         if neurons is not None: self._read_reference()
 
     @classmethod
     def from_folder(cls, folder, # written by `save_model`: plain weights, `neurons/` and `reward/`
                     args, train_dataset, processing_class, keep_stats:bool=False, **kwargs):
-        "A trainer that goes on from a saved model; its reference is that model, and its statistics are fitted anew unless `keep_stats`"
+        "A trainer that continues from a saved model, which is also its reference; statistics are fitted anew unless `keep_stats`"
         folder = Path(folder).expanduser()
         if not any((folder/f).exists() for f in ('config.json', 'adapter_config.json')):
             raise FileNotFoundError(f'{folder} holds no model (config.json): give a folder written by `YFPOTrainer.save_model`')
@@ -430,7 +430,7 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
                    neurons=NeuronSet.load(folder/'neurons'), reward_stats=stats, **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        "TRL's tokenised rows, with the columns `pair_row`, `chosen_read` and `rejected_read`; what is lost is counted"
+        "TRL's tokenised rows, with the columns `pair_row`, `chosen_read` and `rejected_read`; dropped rows are counted"
         name = {'train': 'train_dataset', 'eval': 'eval_dataset'}.get(dataset_name, f'eval_dataset[{dataset_name!r}]')
         if 'pair_row' not in dataset.column_names: dataset = dataset.add_column('pair_row', list(range(len(dataset))))
         tok = getattr(processing_class, 'tokenizer', processing_class)
@@ -451,12 +451,12 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
         self._signature_columns = [*(c for c in self._signature_columns if c not in own), *own]
 
     def compute_ref_log_probs(self, model, inputs):
-        "TRL's reference pass, prompts shared"
+        "TRL's reference pass, with each prompt read once"
         inputs = {k: x for k, x in inputs.items() if k not in ('ref_row', 'read_mask')}
         return super().compute_ref_log_probs(self._packed(model, inputs) or model, inputs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        "TRL's loss with the neuron term in it"
+        "TRL's loss plus the neuron term"
         inputs = dict(inputs)
         row, read, packed = inputs.pop('ref_row', None), inputs.pop('read_mask', None), self._packed(model, inputs)
         if packed is not None: inputs = self._with_reference(inputs, row)
@@ -467,13 +467,13 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
         return (loss, out[1]) if return_outputs else loss
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        "TRL's `train`; with True it goes on from the newest whole checkpoint, or begins if there is none"
+        "TRL's `train`; with True it continues from the newest complete checkpoint, or begins if there is none"
         if resume_from_checkpoint is True: resume_from_checkpoint = self.last_whole()
         if resume_from_checkpoint: self._check_checkpoint(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
-        "TRL's `evaluate`, which here also takes lists of dicts"
+        "TRL's `evaluate`; here it also takes lists of dicts"
         known = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
         if isinstance(eval_dataset, str):
             if eval_dataset not in known: refuse_name('eval_dataset', eval_dataset, known or ['none by name'])
@@ -481,18 +481,18 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def save_model(self, output_dir=None, *args, **kwargs):
-        "The model, and what its training depended on: `neurons/` and `reward/` beside the weights"
+        "Save the model, with `neurons/` and `reward/` beside the weights"
         folder = Path(output_dir or self.args.output_dir).expanduser()
         if folder.is_file(): raise FileExistsError(f'{folder} is a file: give a folder')
         super().save_model(str(folder), *args, **kwargs)
         if not self.args.should_save: return
         model = self.accelerator.unwrap_model(self.model)
         clear_folder(folder, is_adapted(model), self.neurons is not None)
-        keep_base(model, self.processing_class, folder)        # of an adapter, what it belongs to
+        keep_base(model, self.processing_class, folder)        # for an adapter, the base model it belongs to
         if self.neurons is not None: self.neurons.save(folder/'neurons'); self.reward_stats.save(folder/'reward')
 
     def create_model_card(self, *args, **kwargs):
-        "TRL's model card, with the sections of `card_text` after it"
+        "TRL's model card, followed by the sections of `card_text`"
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir)/'README.md'
         if self.neurons is not None and path.exists() and self.is_world_process_zero():
@@ -501,7 +501,7 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
 # %% ../nbs/05_trainer.ipynb #13-trainer-027
 @patch
 def _check_given(self:YFPOTrainer, model, ref_model, args, kwargs):
-    "Refuse what cannot be trained, before any work is done"
+    "Refuse arguments that cannot be trained, before any work is done"
     if not isinstance(args, YFPOConfig): raise ValueError(f'args is a {type(args).__name__}: YFPOTrainer needs a YFPOConfig')
     check_loaded(model, 'model')
     self._check_neurons(model, args)
@@ -522,8 +522,8 @@ def _check_neurons(self:YFPOTrainer, model, args):
     elif args.anchor_weight: raise ValueError('anchor_weight is set but there are no neurons: give neurons=, whose complement is anchored')
 
 @patch
-def _reference_for(self:YFPOTrainer, model, given, args, adapted): # adapted: the policy is its own reference, with the adapter off
-    "The reference beside the policy, or None where nothing is to stand there"
+def _reference_for(self:YFPOTrainer, model, given, args, adapted): # adapted: the policy with its adapter off is the reference
+    "The reference model beside the policy, or None if none is needed"
     if args.anchor_weight and args.precompute_ref_log_probs and given is None and not adapted:
         raise ValueError('anchor_weight needs the reference beside the policy: set precompute_ref_log_probs=False, or give ref_model')
     if given is not None or args.precompute_ref_log_probs or adapted: return given
@@ -540,7 +540,7 @@ def _check_made(self:YFPOTrainer, model):
 
 @patch
 def _check_checkpoint(self:YFPOTrainer, folder):
-    "Refuse to go on from a checkpoint that is cut, or of another training than this one"
+    "Refuse to continue from a checkpoint that is incomplete, or of another training"
     if not isinstance(folder, (str, Path)): raise ValueError(f'resume_from_checkpoint is {folder!r}: give True, or a folder')
     folder = Path(folder)
     if not whole_checkpoint(folder, self.accelerator.num_processes, not self.args.save_only_model):
@@ -555,7 +555,7 @@ Start = namedtuple('Start', 'term phi')
 
 @patch
 def reference(self:YFPOTrainer):
-    "The reference model, and the scope in which it is one: a LoRA policy with its adapter off is its own"
+    "The reference model, and the scope to run it in: a LoRA policy is its own reference, with the adapter off"
     own = self.ref_model is None
     model = self.accelerator.unwrap_model(self.model if own else self.ref_model)
     if not own or not is_adapted(model): return model, contextlib.nullcontext
@@ -575,11 +575,11 @@ def _read_reference(self:YFPOTrainer):
     weights = base_fingerprint(model)
     self.set_neurons(self.neurons, self.reward_stats)
     asked = self.precompute_ref_logps or not args.share_prompts or args.sync_ref_model or args.ld_alpha is not None or self.aux_loss_enabled
-    self.ref_logps = None if asked else self.table.logps()     # None: TRL asks the reference itself
+    self.ref_logps = None if asked else self.table.logps()     # None: TRL runs the reference itself
     self.began = BeganNote(_began(args, weights, self.neurons, self.table.texts['train_dataset']))
     self.add_callback(self.began)
 
-def _began(args, weights, neurons, pairs): # weights: fingerprint of the reference; pairs: what is read of them
+def _began(args, weights, neurons, pairs): # weights: hash of the reference; pairs: what is read of them
     "What a training begins with, as hashes"
     def short(x): return hashlib.sha256(repr(x).encode()).hexdigest()[:16]
     sets = [[getattr(neurons, k).tolist() for k in ('layer', 'index', 'weight', 'direction')]]
@@ -587,8 +587,8 @@ def _began(args, weights, neurons, pairs): # weights: fingerprint of the referen
     return dict(weights=weights, neurons=short(sets), pairs=short(pairs), settings=short(loss))
 
 @patch
-def set_neurons(self:YFPOTrainer, neurons, stats=None): # statistics of an earlier run, else fitted on the reference and the training pairs
-    "Reward `neurons` from now on: the reference is read on all texts, statistics and the sample outside follow"
+def set_neurons(self:YFPOTrainer, neurons, stats=None): # statistics of an earlier run; default: fitted on reference and training pairs
+    "Reward `neurons` from now on: read the reference again on all texts, with new statistics and a new outside sample"
     args, others = self.args, outside(neurons.check(self.reference()[0]), self.args.n_outside)       # the same for every training seed
     read = self.table.phi(neurons, others, args.readout, RewardStats.given(stats, neurons, args.readout))
     if read.why and args.neuron_weight: raise ValueError(read.why)
@@ -601,7 +601,7 @@ def set_neurons(self:YFPOTrainer, neurons, stats=None): # statistics of an earli
 # %% ../nbs/05_trainer.ipynb #13-trainer-030
 @patch
 def _packed(self:YFPOTrainer, model, inputs):
-    "A stand-in for `model` that shares prompts, or None: switched off, or a model or batch that cannot be packed"
+    "A stand-in for `model` that reads each prompt once; None if that is switched off or impossible"
     known = {'input_ids', 'attention_mask', 'completion_mask', 'ref_chosen_logps', 'ref_rejected_logps', 'ref_row'}
     if not self.args.share_prompts or self.aux_loss_enabled or set(inputs) - known: return None
     inner = self.accelerator.unwrap_model(model)
@@ -626,7 +626,7 @@ def _reference_known(self:YFPOTrainer, packed):
 # %% ../nbs/05_trainer.ipynb #13-trainer-032
 @contextlib.contextmanager
 def watched(model, ref_model, sets):
-    "Within this scope: `reader` with the policy's activations of all `sets`, and the list of log-probabilities of policy and reference"
+    "In this scope: a reader of the policy's activations of all `sets`, and the list of log-probabilities of policy and reference"
     seen = []
     def hook(module, args, out): seen.append(getattr(out, 'log_probs', None))
     hooks = [m.register_forward_hook(hook) for m in (model, ref_model) if m is not None]
@@ -637,12 +637,12 @@ def watched(model, ref_model, sets):
 
 @patch(as_prop=True)
 def moved(self:YFPOTrainer):
-    "Whether other neurons are rewarded than those that training began with"
+    "Whether the rewarded neurons have changed since training began"
     return self.start is not None and self.start.term.neurons is not self.neurons
 
 @patch
 def _watching(self:YFPOTrainer):
-    "`watched` for the sets of the term, and where they have changed, the first set behind them"
+    "`watched` for the sets of the term; if they have changed, also for the first set, as the last one"
     if self.term is None: return contextlib.nullcontext()
     policy, ref = (None if m is None else self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model))
     return watched(policy, ref, [self.neurons, self.term.outside] + [self.start.term.neurons]*self.moved)
@@ -650,11 +650,11 @@ def _watching(self:YFPOTrainer):
 # %% ../nbs/05_trainer.ipynb #13-trainer-033
 @patch
 def _with_term(self:YFPOTrainer, loss, seen, inputs, row, read, packed):
-    "`loss` with the neuron term in it; metrics are noted beside TRL's `rewards/*`"
+    "`loss` plus the neuron term; metrics are logged beside TRL's `rewards/*`"
     (reader, logps), args, M = seen, self.args, self.term.size
     a, norms, mask = reader.activations(), reader.norms(), self._mask(inputs, read)
     if packed is not None: a, logps = packed.unpack(a), [packed.scores.log_probs]
-    ref_phi = None if row is None or args.sync_ref_model else self.ref_phi.to(row.device)[row]       # a moving reference is read anew
+    ref_phi = None if row is None or args.sync_ref_model else self.ref_phi.to(row.device)[row]       # a moving reference is read again
     ref = self._live_reference(inputs, packed) if ref_phi is None or args.anchor_weight else None    # a dataset given to `evaluate`, or Y7
     rewards = pair_rewards(logps, inputs, args.beta, args.ld_alpha)
     loss, metrics = self.term(loss, a[..., :M], norms[:M], mask, rewards, ref_phi, ref)
@@ -676,7 +676,7 @@ def _first_margin(self:YFPOTrainer, a, norms, mask, row):
 
 @patch
 def _log_neurons(self:YFPOTrainer, metrics):
-    "Note the mean of each metric over pairs and processes"
+    "Log the mean of each metric over pairs and processes"
     log = self._metrics['train' if self.model.training else 'eval']
     for k, v in metrics.items(): log[f'neurons/{k}'].append(self.accelerator.gather(v.to(self.accelerator.device)).float().mean().item())
 
@@ -695,7 +695,7 @@ def _live_reference(self:YFPOTrainer, inputs, packed=None):
 # %% ../nbs/05_trainer.ipynb #13-trainer-035
 def train_yfpo(model, tokenizer, pairs, # preference pairs
                neurons, # the set to reward
-               output_dir, # for checkpoints and the reference's read-outs; the trained model is written by the caller
+               output_dir, # for checkpoints and the reference's read-outs; the caller saves the trained model
                precision:str=None, # see `number_format`; None: as `YFPOConfig` says
                prepare=None, # function of the trainer, called before training: where callbacks are added
                **settings): # fields of `YFPOConfig`: neuron_weight, learning_rate, seed, resume_from_checkpoint=True, ...
