@@ -24,7 +24,7 @@ from ..reward import NeuronReader, read_examples
 
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-005
 def text_marks(texts): # from `generate`
-    "Length in characters, share of digits, share of repeated 4-grams of words, and share that ended before the limit, averaged over texts"
+    "Averages over texts: length in characters, share of digits, share of repeated 4-grams of words, share that ended before the limit"
     def repeated(t):
         w = t.split()
         grams = [tuple(w[i:i+4]) for i in range(len(w) - 3)]
@@ -71,9 +71,9 @@ class StopRule:
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-101
 @dataclass
 class Looks:
-    "How often a `Monitor` looks, and at how many answers"
-    every: float = 0.25         # steps between two looks; below 1, a share of all steps
-    n_samples: int = 1          # sampled answers a problem
+    "How often a `Monitor` measures, and on how many answers"
+    every: float = 0.25         # steps between two measurements; below 1, a share of all steps
+    n_samples: int = 1          # sampled answers per problem
     max_new_tokens: int = 256
     batch_size: int = 16
     seed: int = 0
@@ -83,17 +83,17 @@ class Looks:
         for k in ('n_samples', 'max_new_tokens', 'batch_size'): check_count(k, getattr(self, k))
 
     def due(self, step, total):
-        "Whether there is a look after `step` of `total` steps; after the last there always is"
+        "Whether to measure after `step` of `total` steps; after the last step always"
         k = max(1, round(self.every*total)) if self.every < 1 else int(self.every)
         return step % k == 0 or step == total
 
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-014
 class Monitor(TrainerCallback):
-    "Watches `trainer` from outside its loss, writes `monitor.jsonl` into its output_dir, may stop it; adds itself to the trainer"
+    "Measures the policy of `trainer` while it trains, writes `monitor.jsonl` into its output_dir, may stop it; adds itself to the trainer"
     def __init__(self, trainer, tokenizer, problems, # dev `Problem`s to sample answers to
                  prose=(), # plain texts whose loss is watched
                  stop:StopRule=None,
-                 draw=None, # function of (log, monitor rows) that draws them, called after every look
+                 draw=None, # function of (log, monitor rows) that draws them, called after every measurement
                  **settings): # fields of `Looks`
         self.trainer, self.tokenizer, self.problems, self.prose = trainer, tokenizer, _problems(problems), _prose(prose)
         self.stop, self.draw, self.how = stop, draw, Looks(**known_settings(Looks, settings))
@@ -123,7 +123,7 @@ def _prose(prose): return [] if isinstance(prose, (list, tuple)) and not prose e
 
 @patch
 def _check_stop(self:Monitor):
-    "Refuse a rule that could never fire, because nobody measures what it watches"
+    "Refuse a rule that could never fire, because its metric is not measured"
     if not isinstance(self.stop, StopRule): raise ValueError(f'stop is {self.stop!r}: give a StopRule')
     if self.stop.metric == 'prose_nll' and not self.prose:
         raise ValueError('the stop rule watches prose_nll, and there is no prose to measure it on: give prose=, or another metric')
@@ -133,7 +133,7 @@ def _check_stop(self:Monitor):
 
 @patch
 def look(self:Monitor, step):
-    "One row: what the policy says now, and what it costs"
+    "One row of measurements: on sampled answers, on prose, on weights"
     t = self.trainer
     policy, (ref, scope) = t.accelerator.unwrap_model(t.model), t.reference()
     was = policy.training
@@ -165,7 +165,7 @@ def _samples(self:Monitor, policy, ref, scope):
 
 @patch
 def _costs(self:Monitor, policy):
-    "Loss on prose; write norms in the set and outside it, in units of the reference's"
+    "Loss on prose; write norms inside and outside the set, in units of the reference's"
     out, t = {}, self.trainer
     if self.prose:
         lp = response_logprobs(policy, self.tokenizer, self.prose, eos=False, batch_size=self.how.batch_size)
@@ -178,7 +178,7 @@ def _costs(self:Monitor, policy):
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-016
 @patch
 def _record(self:Monitor, state, control):
-    "Look, write the row, draw, and stop where the rule fires"
+    "Measure, write the row, draw, and stop if the rule fires"
     if self.rows and self.rows[-1]['step'] >= state.global_step: return
     self.rows.append(self.look(state.global_step))
     if state.is_world_process_zero:
@@ -192,7 +192,7 @@ def _record(self:Monitor, state, control):
 
 @patch
 def _resume(self:Monitor, state):
-    "The rows up to the step that training goes on from; what a killed run saw after its checkpoint is seen again"
+    "Keep the rows up to the step from which training continues; later ones are measured again"
     old = read_numbers(self.path) if self.path.exists() and state.global_step else []
     self.rows = [r for r in old if r['step'] <= state.global_step]
     if state.is_world_process_zero and self.path.exists():
