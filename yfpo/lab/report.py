@@ -673,8 +673,8 @@ def _selector_finding(card):
     clean = _list([name(r) for r in spared.itertuples()]) or 'No selector'
     said = [f'Setting the AttnLRP set to zero raises the NLL of solutions by {_num(ours.math)} nats per token, and that of prose by '
             f'{_num(ours.general)}.', _start(_some(int(ours.reached), int(ours.draws), 'random set', 'costs', 'cost')) + ' solutions as '
-            'much.', f'Of {len(own)} selectors, "{name(best)}" has the largest difference, {_num(gap.max())}.',
-            f"{_start(clean)} {'cost' if len(spared) > 1 else 'costs'} solutions and nothing measurable on prose."]
+            'much.', f'Of {len(own)} selectors, "{name(best)}" has the largest difference between the two, {_num(gap.max())}.',
+            f"{_start(clean)} {'cost' if len(spared) > 1 else 'costs'} solutions, but nothing measurable on prose."]
     shown = own.loc[list(dict.fromkeys([ours.name, best.name, *spared.index]))]
     apart = [_interval(d, d - 1.96*se, d + 1.96*se, digits=2) for d, se in
              zip(shown.math - shown.general, np.hypot(shown.math_se, shown.general_se))]
@@ -693,14 +693,14 @@ def _faithfulness_finding(single, hiding):
     n = single[single.method == 'attnlrp'].kind.value_counts()
     areas = hiding.groupby(['method', 'text']).area.first().unstack()
     area = areas.mean(axis=1).sort_values(ascending=False)
-    def both(kind): return f"{_num(r[kind, 'attnlrp'][0])}; gradient x activation's correlates at {_num(r[kind, 'gradient'][0])}"
+    def both(kind): return f"{_num(r[kind, 'attnlrp'][0])}. That of gradient x activation is {_num(r[kind, 'gradient'][0])}."
     def value(kind, m): return _interval(*r[kind, m], digits=2) if (kind, m) in r else ''
     def opened(m):
         if m not in areas.index: return ''
         c = compare(areas.loc[m], np.zeros(areas.shape[1]), 'nll_gold')
         return _interval(c['delta'], c['low'], c['high'], digits=2)
-    said = [f"Among the neurons it ranks highest, AttnLRP's score correlates with the effect of removing one at {both('strong')}.",
-            f"Among neurons drawn from all, AttnLRP's correlates at {both('free')}.",
+    said = [f"Among the neurons it ranks highest, the correlation of AttnLRP's score with the effect of removing one is {both('strong')}",
+            f"Among neurons drawn from all, AttnLRP's correlation is {both('free')}",
             f'Hiding tokens by relevance opens the largest area with {TOKEN_NAMES.get(area.index[0], area.index[0])}, '
             f'{_num(area.iloc[0])} logits' + (f'; AttnLRP opens {_num(area["attnlrp"])}.' if area.index[0] != 'attnlrp' else '.')]
     names = dict(TOKEN_NAMES, gradient='gradient x input or activation')
@@ -717,7 +717,8 @@ def _capability_finding(rows):
     def also(k, n): return f"{_start(_some(k, n, 'random set', 'reaches', 'reach'))} that effect on its own capability."
     said = [f'Removing the agreement neurons costs {_num(a.preference_lost)} nats of preference for the right verb form, and '
             f'{_num(a.math_nll)} nats per token on solutions.', also(reached('agreement', 'preference_lost'), n),
-            f'Removing the math neurons costs {_num(m.preference_lost)} and {_num(m.math_nll)}.', also(reached('math', 'math_nll'), n)]
+            f'Removing the math neurons costs {_num(m.preference_lost)} nats of preference, and {_num(m.math_nll)} nats per token on '
+            'solutions.', also(reached('math', 'math_nll'), n)]
     return Finding('Another capability', said, *capability_table(rows).to_dict('records'))
 
 # %% ../../nbs/lab/02_report.ipynb #17_repor-122
@@ -805,7 +806,7 @@ def _dose_finding(training):
     if len(arms) < 2: return None
     stands = _list([f"{_num(by[a].mean(), 2, '+')} spreads for {arm_label(a)}" for a in arms[:2]])
     return Finding('Dose', [f'In the last quarter of training, the margin of the neurons that an arm rewards stands at {stands}.',
-                            'Equal weight does not promise equal dose.'],
+                            'Equal weights can move these margins by different amounts.'],
                    *({'arm': arm_label(a), 'margin of its own neurons (spreads)': _num(by[a].mean(), 2, '+'),
                       'lowest and highest seed': _span(by[a])} for a in arms))
 
@@ -835,7 +836,7 @@ def _harm_part(own, probed, single, margins):
     seen = single[(single.set == set_) & (single.metric == metric)].groupby('contrast').delta.agg(lambda d: d.abs().max())
     inside, same = int((own.p_equivalent < .05).sum()), int((seen[own.contrast] == 0).sum())
     said = [f"On {set_label(set_)}, {_some(inside, len(own), 'difference', 'is', 'are')} shown to stay within the margin.",
-            f'In {same} of these, no seed differs at all: only the number of texts and seeds decides.' if same else '']
+            f'In {same} of these, no seed shows any difference, so only the number of texts and seeds decides.' if same else '']
     warm = _interval(start.iloc[0], math.nan, math.nan, scale, digits, '+') if len(start) else ''
     return said, {'probe': f'{set_label(set_)}, {MEASURES_OF.get(metric, metric)}', 'margin': f'{scale*margins[metric]:g}',
                   'within it': f'{inside} of {len(own)}', 'largest difference [90 %]': f'{_narrow(worst)}, {_contrast(worst.contrast)}',
@@ -879,13 +880,14 @@ def before_training(folder): # a folder of results
 def _undone(before, dpo, with_term):
     "Whether an NLL below DPO's is a gain, or only undoes harm by DPO"
     if with_term.min() < before: return 'With the term, the lowest NLL is below that before preference training.'
-    if dpo > before: return 'What the term seems to gain is harm of DPO undone: no NLL is below that before preference training.'
+    if dpo > before: return 'At best, the term undoes harm of DPO: no NLL is below that before preference training.'
     return 'With the term, no NLL is below that before preference training.'
 
 def _overoptimisation_finding(rows, grid):
     rows = rows.sort_values('weight')
     a, b = rows.iloc[0], rows.iloc[-1]
-    said = [f'At weight {b.weight:g}, the neuron margin on held-out pairs is {_num(b.phi_d, 2, "+")} spreads from that without the term.',
+    said = [f'At weight {b.weight:g}, the neuron margin on held-out pairs differs by {_num(b.phi_d, 2, "+")} spreads from that without '
+            'the term.',
             f'The divergence from the reference goes from {a.kl_per_token:.3f} to {b.kl_per_token:.3f} nats per token.',
             f'Greedy accuracy on dev questions goes from {_pct(a.accuracy)} to {_pct(b.accuracy)} %.',
             _undone(_before(grid), a.nll, rows[rows.weight > 0].nll)]
@@ -918,8 +920,8 @@ def _dynamic_finding(rows, grid):
     kept, with_term = 2*rows.jaccard/(1 + rows.jaccard), rows.nll.drop('dpo')               # shared members, from Jaccard
     said = [f'The NLL of held-out solutions is {before:.3f} before preference training and {rows.loc["dpo"].nll:.3f} after DPO.',
             _undone(before, rows.loc['dpo'].nll, with_term),
-            f'Among the sets, it differs by {1000*(with_term.max() - with_term.min()):.0f} thousandths of a nat per token.',
-            f'Chosen again on the finished model, {_pct(kept["dynamic"])} % of the neurons stay after the dynamic run, and '
+            f'Between the sets, this NLL differs by at most {1000*(with_term.max() - with_term.min()):.0f} thousandths of a nat per token.',
+            f'If neurons are chosen again on the finished model, {_pct(kept["dynamic"])} % stay the same after the dynamic run, and '
             f'{_pct(kept["dpo"])} % after DPO.']
     return Finding('Dynamic selection', said, {'set': 'before training', 'NLL of solutions': f'{before:.3f}'}, *({
         'set': name, 'NLL of solutions': f'{r.nll:.3f}', 'minus DPO (thousandths)': '' if a == 'dpo' or 'nll_d' not in r else _milli(r),
