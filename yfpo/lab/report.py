@@ -673,7 +673,7 @@ def _selector_finding(card):
     clean = _list([name(r) for r in spared.itertuples()]) or 'No selector'
     said = [f'Setting the AttnLRP set to zero raises the NLL of solutions by {_num(ours.math)} nats per token, and that of prose by '
             f'{_num(ours.general)}.', _start(_some(int(ours.reached), int(ours.draws), 'random set', 'costs', 'cost')) + ' solutions as '
-            'much.', f'Of {len(own)} selectors, "{name(best)}" has the largest difference between the two, {_num(gap.max())}.',
+            'much.', f'Of {len(own)} selectors, "{name(best)}" separates solutions from prose most, by {_num(gap.max())}.',
             f"{_start(clean)} {'cost' if len(spared) > 1 else 'costs'} solutions, but nothing measurable on prose."]
     shown = own.loc[list(dict.fromkeys([ours.name, best.name, *spared.index]))]
     apart = [_interval(d, d - 1.96*se, d + 1.96*se, digits=2) for d, se in
