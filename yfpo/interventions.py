@@ -43,7 +43,7 @@ class Ablation:
 
 # %% ../nbs/06_interventions.ipynb #08_inter-005
 def _positions(args, kwargs):
-    "Position of each token of this forward among the real tokens of its row: (B, T), -1 on left padding"
+    "Position of each token of this forward pass in its row, padding not counted: (B, T), -1 on left padding"
     ids = kwargs.get('input_ids', args[0] if args else None)
     x = ids if ids is not None else kwargs['inputs_embeds']
     mask, T, cache = kwargs.get('attention_mask'), x.shape[1], kwargs.get('past_key_values')
@@ -79,7 +79,7 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
 # %% ../nbs/06_interventions.ipynb #08_inter-008
 @contextmanager
 def _editing(model, neurons, new, spare_first, before=None, any_batch=False):
-    "Replace activations by new(activation, layer, places in the set, token positions); `before(args, kwargs)` runs ahead of each forward"
+    "Replace activations by new(activation, layer, places in the set, token positions); `before(args, kwargs)` runs before each forward"
     state, downs, base = {}, down_projs(model), unwrap(model)
     def see(m, args, kwargs):
         state['at'] = _positions(args, kwargs)
@@ -118,7 +118,7 @@ def record(model, batch, neurons):
 def patch(model, neurons, activations, # (B, T, K), from `record` on a batch of the same shape
           where=None, # (B, T) bool: only at these tokens
           spare_first:bool=True):
-    "Inside this scope the neurons take recorded values: for teacher-forced passes over a batch of the shape that was recorded"
+    "Inside this scope the neurons take recorded values; for forward passes over a batch of the recorded shape"
     neurons.check(model)
     def new(a, l, pos, at):
         if a.shape[:2] != activations.shape[:2]:
@@ -130,7 +130,7 @@ def patch(model, neurons, activations, # (B, T, K), from `record` on a batch of 
 
 @contextmanager
 def patch_from(model, donor, neurons, spare_first:bool=True):
-    "Inside this scope the neurons of `model` take the values they have in `donor` on the same text, in prefill and in decoding"
+    "Inside this scope the neurons of `model` take their values in `donor` on the same text, also while generating"
     neurons.check(model); neurons.check(donor)
     if unwrap(donor) is unwrap(model): raise ValueError('a model cannot be its own donor: load the second model apart')
     state, base = {}, unwrap(donor).base_model
@@ -223,7 +223,7 @@ def delta_nll(model, tokenizer, items, # n texts, (prompt, response) pairs, or d
 def growing(trained, # a `NeuronSet` of `contrast_set`
             cap, gen, # the two `Relevance`s it was chosen from
             model):
-    "A function of a share of all neurons: the set of that share, chosen as `trained` was"
+    "A function that takes a share of all neurons and returns the set of that size, chosen as `trained` was"
     for k in ('k', 'universal', 'per_layer'):
         x = trained.meta.get(k)
         if type(x) not in (int, float) or not 0 <= x <= 1:
@@ -237,7 +237,7 @@ def growing(trained, # a `NeuronSet` of `contrast_set`
 # %% ../nbs/06_interventions.ipynb #08_inter-032
 def selectivity(math, general, # rise in NLL of each text: (n,), (m,)
                 n_boot:int=2000, seed:int=0):
-    "Ratio of the mean rises with its 95 % bootstrap interval over texts: (value, low, high); infinite where general text does not suffer"
+    "Ratio of the mean rises with its 95 % bootstrap interval over texts: (value, low, high); infinite if general text does not get worse"
     g = torch.Generator().manual_seed(seed)
     def means(x): return x.double()[torch.randint(len(x), (n_boot, len(x)), generator=g)].mean(1)
     def ratio(a, b): return torch.where(b > 0, a/b, torch.inf)
@@ -270,7 +270,7 @@ def score_card(model, tokenizer, neurons, controls, # a set, and matched random 
 # %% ../nbs/06_interventions.ipynb #08_inter-035
 @torch.no_grad()
 def single_effects(model, batch, layer, index, seed:str='centred', digits=None, progress:bool=False):
-    "Fall of what the seed explains, summed over the batch, when each neuron (`layer`, `index`) alone is zero on the response tokens: (K,)"
+    "How much the explained number, summed over the batch, falls when one neuron (`layer`, `index`) at a time is zero on the response: (K,)"
     on, downs, out = batch['response_mask'][..., None], down_projs(model), []
     y = explained(model, batch, seed, digits).sum()
     for l, i in track(list(zip(layer.tolist(), index.tolist())), desc='removing', unit='neurons', disable=not progress):
@@ -337,7 +337,7 @@ def faithfulness(model, batch, method:str='attnlrp', steps:int=10, seed:int=0):
 def mediation(old, new, neurons, measure, # function of a model: one number per text (n,)
               spare_first:bool=False, # leave each row's first token alone
               n_boot:int=2000, seed:int=0):
-    "Shares of the change from `old` to `new` that the activations of `neurons` suffice for and are needed for, with 95 % intervals"
+    "Shares of the change from `old` to `new` for which the activations of `neurons` are sufficient and necessary, with 95 % intervals"
     with torch.no_grad():
         a, b = measure(old).double(), measure(new).double()
         with patch_from(old, new, neurons, spare_first): there = measure(old).double()

@@ -29,7 +29,7 @@ WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def _trouble(layer, index, weight, direction, meta):
-    "In a few words, why these are no set of neurons, or None"
+    "In a few words, why these do not form a set of neurons; None if they do"
     named = dict(zip(FIELDS, (layer, index, weight, direction)))
     for k, t in named.items():
         if not isinstance(t, torch.Tensor): return f'its {k} is a {type(t).__name__} and no tensor'
@@ -48,26 +48,26 @@ def _trouble(layer, index, weight, direction, meta):
     return None if meta.get('selector') == 'joined' else _over(weight) or _double(layer, index)
 
 def _over(weight):
-    "Weights that sum to more than 1, as far as their format can tell; those of a part of a set sum to less, of joined sets to more"
+    "Trouble if the weights sum to more than 1, rounding aside; those of a part of a set sum to less, those of joined sets to more"
     total = weight.double().sum().item()
     return f'its weights sum to {total:.4g} and not to 1' if total > 1 + (1e-3 if weight.itemsize > 2 else 1e-2) else None
 
 def _double(layer, index):
-    "A member that is there twice; only sets that were joined to be read together may share members"
+    "Trouble if a member is there twice; only sets that were joined to be read together may share members"
     both, n = torch.stack([layer.long(), index.long()]).unique(dim=1, return_counts=True)
     twice = both[:, n > 1].T.tolist()
     return f'neuron {twice[0][1]} of layer {twice[0][0]} is in it {n.max()} times' if twice else None
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-005
 def model_signature(model):
-    "What a `NeuronSet` must have in common with a model to mean anything in it"
+    "The shape of a model; a `NeuronSet` fits only models with the signature it was chosen in"
     c = unwrap(check_model(model)).config
     return dict(model_type=c.model_type, layers=c.num_hidden_layers, width=width(model), hidden=c.hidden_size,
                 vocab=c.vocab_size)
 
 @dataclass
 class NeuronSet:
-    """K neurons of one model: where they sit, how much each counts, and which sign of its activation means more
+    """K neurons of one model: where each sits, how much it counts, and which sign of its activation helps
 
     layer: (K,) int64, from 0
     index: (K,) int64, from 0: the column of the layer's down_proj
@@ -75,7 +75,7 @@ class NeuronSet:
     direction: (K,) float32, 1 or -1: the sign of the activation that helps
     meta: a dict that JSON can hold: 'model' is the model's signature, 'selector' the rule's name; default empty
 
-    A ValueError says what is no set: shapes that differ, a member twice, weights that do not sum to 1.
+    A ValueError says what is wrong: shapes that differ, a member twice, weights that sum to more than 1.
     `check(model)` refuses another model. `save(folder)` and `NeuronSet.load(folder)` keep it on disk."""
     layer: torch.Tensor      # (K,) int64
     index: torch.Tensor      # (K,) int64, column of down_proj
@@ -94,18 +94,18 @@ class NeuronSet:
 _seen, _warned = weakref.WeakKeyDictionary(), set()              # the weights each model has had while it was here; what was said of them
 
 def _weights_of(model, fresh=False):
-    "Hash of a model's weights, the same in float32 and bfloat16 and without an adapter; made once unless they change"
+    "Hash of a model's weights without an adapter, the same in float32 and bfloat16; computed once unless the weights change"
     base = unwrap(model)
     known, state = _seen.setdefault(base, {}), tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in base.parameters())
     if fresh or state not in known: known[state] = base_fingerprint(model, torch.bfloat16)
     return known[state]
 
 def chosen_on(model):
-    "What a `NeuronSet` keeps of the model it is chosen on, beside its signature"
+    "What a `NeuronSet` records of its model beside the signature: name and weights"
     return dict(name=getattr(model, 'name', type(unwrap(model)).__name__), weights=_weights_of(model))
 
 def _compare_weights(own, model, strict):
-    "Say once, or with `strict` refuse, that a set was chosen on other weights; a model that was trained in this process is no other one"
+    "Warn once if a set was chosen on other weights, or refuse it with `strict`; a model trained in this process counts as the same"
     if not own: return
     now = _weights_of(model, fresh=strict)
     known = {now} if strict else {*_seen[unwrap(model)].values()}
@@ -118,7 +118,7 @@ def _compare_weights(own, model, strict):
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-007
 def as_set(neurons, name='neurons'):
-    "`neurons`; a sentence if they are no `NeuronSet`"
+    "`neurons`; a ValueError if they are no `NeuronSet`"
     if not isinstance(neurons, NeuronSet):
         raise ValueError(f'{name} is a {type(neurons).__name__}, but must be a NeuronSet: select it with `select_neurons`, or load it with '
                          '`NeuronSet.load`')
@@ -140,7 +140,7 @@ NO_MODEL = "does not say which model it was chosen in ('model' in its meta)"
 @patch
 def check(self:NeuronSet,
           model, # a causal LM
-          strict:bool=False): # refuse other weights, instead of saying once that they are others: after training they should be
+          strict:bool=False): # refuse other weights, instead of warning once; after training they differ anyway
     "The set itself; a ValueError unless it belongs to models like `model` and every member exists there"
     if why := _trouble(*(getattr(self, k) for k in FIELDS), self.meta): raise ValueError(f'this NeuronSet is damaged, {why}: select again')
     sig, own = model_signature(model), self.meta.get('model')
@@ -169,7 +169,7 @@ def save(self:NeuronSet,
     return folder
 
 def _meta_text(meta):
-    "The meta of a set as JSON that can be read again, or a sentence"
+    "The meta of a set as JSON that can be read again, or a ValueError"
     try:
         text = json.dumps(meta, indent=1, sort_keys=True) + '\n'
         parse_json(text, 'it')
@@ -193,18 +193,18 @@ def load(cls:NeuronSet,
     return cls(**found, meta=meta)
 
 def json_of(file):
-    "What a JSON file holds, or a sentence"
+    "What a JSON file holds, or a ValueError"
     try: return parse_json(file.read_text(encoding='utf-8'), 'it')
     except ValueError as e: raise ValueError(f'{file} is cut or damaged, {_why(e)}: save or copy it again') from e
 
 def tensors_of(file):
-    "The tensors of a safetensors file, or a sentence"
+    "The tensors of a safetensors file, or a ValueError"
     try: return load_file(file)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as e:
         raise ValueError(f'{file} is cut or damaged ({_why(e)}): save or copy it again') from e
 
 def _why(e):
-    "The first line of an error, without what `parse_json` says around it"
+    "The first line of an error, without the words that `parse_json` adds"
     return next(iter(str(e).splitlines()), type(e).__name__).removeprefix('it: ').removesuffix('; mend or remove it')
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-060
@@ -246,7 +246,7 @@ def top_neurons(score, ok, k:int, per_layer:int):
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-016
 def set_from_scores(score, # (layers, neurons), more is better
-                    ok, # (layers, neurons) bool, who may be chosen
+                    ok, # (layers, neurons) bool, which may be chosen
                     direction, # (layers, neurons), its sign counts
                     model, how:Selection=Selection(), # k, per_layer and threshold of it count here
                     **meta): # what the set notes, such as its selector
@@ -281,7 +281,7 @@ def contrast_set(cap, gen, model, # `Relevance` on capability and on general tex
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-020
 def match_lengths(general, capability):
-    "Re-cut general token streams so that the i-th has as many context and as many response tokens as the i-th capability example"
+    "General texts cut anew: the i-th has as many context and response tokens as the i-th capability example"
     stream, out, o = [t for e in general for t in e.ids], [], 0
     need = sum(len(e.ids) for e in capability)
     if len(stream) < need: warnings.warn(f'the general texts hold {len(stream)} tokens and {need} are needed: parts of them are used again')
@@ -318,12 +318,12 @@ def select_neurons(model, tokenizer, # a causal LM of a family that the attribut
 
     model, tokenizer: a causal LM and its tokenizer, as `load_model` gives them; the model stays as it is
     capability: a list of texts, of (prompt, response) pairs, or of dicts with prompt and completion; the response is read
-    general: a list of plain texts, cut to the same lengths; parts repeat, with a warning, where they hold fewer tokens
-    k: share of all neurons to choose, above 0 and at most 1; fewer, with a warning, where no more pass the guards
+    general: a list of plain texts, cut to the same lengths; if they are too short, parts repeat, with a warning
+    k: share of all neurons to choose, above 0 and at most 1; fewer, with a warning, if too few pass the guards
     universal: share of all neurons, the most relevant on general text, that cannot be chosen; 0 drops none
     per_layer: at most this share of one layer's neurons, above 0 and at most 1
     batch_size, max_length: texts in one pass, and tokens of a text beyond which it is cut
-    method: the attributor, a name such as 'attnlrp', 'gradient' or 'wanda'; an unknown one is answered with those there are
+    method: the attributor, a name such as 'attnlrp', 'gradient' or 'wanda'
     progress: whether a bar is shown
     threshold: least share, 0 to 1, of the best score; 0 asks for no least
     seed, digits, on and the like: passed on to the attributor, which refuses what it does not take
@@ -361,7 +361,7 @@ def _control(neurons, layer, index, selector, seed, g):
                      dict(_origin(neurons), selector=selector, seed=seed))
 
 def _home(neurons, seed):
-    "(layers, neurons in each) of the model that a set was chosen in; a sentence where nothing can be drawn there"
+    "(layers, neurons in each) of the model that a set was chosen in; a ValueError if nothing can be drawn there"
     m = as_set(neurons).meta.get('model') or {}
     check_count('seed', seed, 0)
     sizes = [m.get(k) for k in ('layers', 'width')]
@@ -410,7 +410,7 @@ def layer_matched(neurons, # a `NeuronSet` of K members
     return _control(neurons, layer, index, 'layer-matched', seed, g)
 
 def outside(neurons, n:int=256, seed:int=0): # at most `n` members, as many as there are
-    "A seeded sample of the neurons that are not in `neurons`, of equal weights and positive directions: what training does elsewhere"
+    "A seeded sample of the neurons not in `neurons`, with equal weights and positive directions: shows what training does elsewhere"
     free, width = _free(neurons, seed)
     check_count('n', n)
     if not len(free): raise ValueError('the set holds every neuron of the model, so there is none outside it: select fewer')
@@ -447,7 +447,7 @@ def norm_matched(neurons, model, seed:int=0, pool:int=10):
     return _matched(neurons, norms, 'norm-matched', seed, pool)
 
 def bottom_neurons(neurons, cap, gen=None, seed:int=0):
-    "As many neurons with the smallest absolute score: those the attributor says nothing of"
+    "As many neurons with the smallest absolute score"
     score = cap.mean if gen is None else cap.mean - gen.mean
     flat = score.abs().flatten().clone()
     flat[neurons.layer*score.shape[1] + neurons.index] = math.inf

@@ -33,7 +33,7 @@ from .data.checks import check_count, documented, refuse_name, settings_of, take
 FACTORS = dict(query=1/4, key=1/4, value=1/2, gate=1/2)   # the uniform rule's shares
 
 class _Scale(torch.autograd.Function):
-    "x forward, factor times the gradient backward"
+    "Forward x; backward the gradient times the factor"
     @staticmethod
     def forward(ctx, x, factor): ctx.factor = factor; return x.view_as(x)
     @staticmethod
@@ -52,7 +52,7 @@ MULTIPLIERS = dict(SiLUActivation=torch.sigmoid, SiLU=torch.sigmoid, GELUActivat
                    ReLU=lambda x: (x > 0).to(x.dtype))    # class of the activation module -> m, with f(x) = x m(x)
 
 class _Gated(torch.autograd.Function):
-    "act(gate)*up forward; backward the identity rule through act and the uniform rule at the product. Without `up`, act(gate)"
+    "Forward act(gate)*up, or act(gate) without `up`; backward the identity rule through act and the uniform rule at the product"
     @staticmethod
     def forward(ctx, gate, up, act, multiplier):
         ctx.save_for_backward(gate, up); ctx.multiplier = multiplier
@@ -67,7 +67,7 @@ class _Gated(torch.autograd.Function):
 
 # %% ../nbs/01_relevance.ipynb #04-relev-015
 class _Held(torch.autograd.Function):
-    "`out` forward; backward the gradient of w*r*x, or of w*r*(x - mean x) if `centred`, with r and w constant"
+    "Forward `out`; backward the gradient of w*r*x, or of w*r*(x - mean x) if `centred`, with r and w constant"
     @staticmethod
     def forward(ctx, x, out, r, w, centred):
         ctx.save_for_backward(r, w); ctx.centred = centred
@@ -81,7 +81,7 @@ class _Held(torch.autograd.Function):
 
 def held_norm(norm, # a norm module
               kind:str): # 'rms': x/rms(x) w; 'rms+1': x/rms(x) (1 + w), Gemma's; 'layer': LayerNorm
-    "A forward for `norm` that gives the same output to the bit, and gradients that take 1/std for a constant"
+    "A forward for `norm`: bit for bit the same output, but gradients in which 1/std is a constant"
     plain, eps = norm.forward, getattr(norm, 'variance_epsilon', getattr(norm, 'eps', None))
     def forward(x):
         with torch.no_grad():
@@ -177,7 +177,7 @@ def _ruled(attend, scope):
 
 # %% ../nbs/01_relevance.ipynb #04-relev-026
 def _attention_scope(base, scope, wrap=_ruled):
-    "Give `base` alone a ruled copy of its attention function"
+    "Give `base`, and no other model, a copy of its attention function with the rules in it"
     return own_attention(base, lambda f: wrap(f, scope))
 
 def _patches(base):
@@ -237,7 +237,7 @@ def answer_mask(batch, digits):
 def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
                   ids, # (N,) the tokens
                   seed:str='centred', digits=None, chunk:int=512):
-    "What is explained, (N,), and its gradient (N, D) with respect to `h`, in float32; a capped head passes relevance through its cap"
+    "The explained number of each token (N,), and its gradient with respect to `h` (N, D), float32; relevance passes through a capped head"
     if seed not in SEEDS: raise ValueError(f"seed {seed!r} is unknown: use one of {', '.join(SEEDS)}")
     head, cap = model.get_output_embeddings(), getattr(unwrap(model).config, 'final_logit_softcapping', None)
     W, bias, h = head.weight, head.bias, h.float()
@@ -323,7 +323,7 @@ def rule_scope(model, rule):
     return nullcontext() if scope or rule == 'gradient' else attnlrp(model, rule)
 
 def explain(model, batch, modules, rule, read, seed='centred', digits=None):
-    "One forward and one backward: `read(i, activation, gradient)` sees the input of each of `modules`; returns what was explained, (B,)"
+    "One forward and one backward: `read(i, activation, gradient)` sees the input of each of `modules`; returns the explained numbers (B,)"
     longest = getattr(unwrap(model).config, 'max_position_embeddings', None)
     longest_text = int(batch['attention_mask'].sum(1).max())
     if longest and longest_text > longest:
@@ -336,7 +336,7 @@ def explain(model, batch, modules, rule, read, seed='centred', digits=None):
 
 # %% ../nbs/01_relevance.ipynb #04-relev-040
 def split_prompt(batch):
-    "The batch with its prompts apart: prompt_ids (B, P) padded left, the response (B, Q) padded right, attention_mask (B, P + Q)"
+    "The batch split in two: prompt_ids (B, P) padded left, the response (B, Q) padded right; attention_mask is (B, P + Q)"
     if 'prompt_ids' in batch: return batch
     ids, att, resp = batch['input_ids'], batch['attention_mask'].bool(), batch['response_mask']
     if not resp.any(1).all(): raise ValueError('a response mask is empty: every row needs at least one response token')
@@ -352,7 +352,7 @@ def split_prompt(batch):
 
 def read_on(batch, # from `collate` or `split_prompt`
             on:str='response'): # 'response', or 'text' for every token but the first
-    "The batch as one pass reads it, and the mask (B, T) of the tokens whose neurons are summed"
+    "The batch ready for one pass, and the mask (B, T) of the tokens whose neurons are summed"
     if on == 'response': batch = split_prompt(batch); return batch, batch['response_mask'].float()
     if on != 'text': raise ValueError(f"on is {on!r}: use 'response' or 'text'")
     if 'prompt_ids' in batch: raise ValueError("the prompts of this batch are apart: for on='text' give it as `collate` made it")
@@ -495,7 +495,7 @@ class Relevance:
 
 # %% ../nbs/01_relevance.ipynb #04-relev-078
 class _Sums:
-    "Running sums over texts: scaled relevance by even and odd text, relevance-weighted activation, activation; on disk if there is a path"
+    "Running sums over texts: scaled relevance of even and of odd texts, relevance-weighted activation, activation; saved at `path`"
     def __init__(self, shape, path, key):
         self.path, self.key, self.done = path, key, 0
         self.sums = dict(halves=torch.zeros(2, *shape), weighted=torch.zeros(shape), activation=torch.zeros(shape))
@@ -568,11 +568,11 @@ def relevance_sums(model, batch, rule:str='attnlrp', seed:str='centred', digits=
 # %% ../nbs/01_relevance.ipynb #04-relev-083
 @dataclass(frozen=True)
 class Attributor:
-    "A way to score neurons: what it costs, whether it asks for a general text to compare with, and where it comes from"
-    score: Callable              # (model, batch, **options) -> R, W, A, each (B, layers, neurons)
+    "A way to score neurons: its function, its cost, its source, and whether it needs general text to compare with"
+    score: Callable              # (model, batch, **options) -> score, score-weighted and mean activation, (B, layers, neurons)
     cost: str                    # passes per batch
     source: str
-    options: tuple = ()          # names of the options it takes, of 'seed', 'digits', 'on', 'steps', 'draw'
+    options: tuple = ()          # the options it takes: some of 'seed', 'digits', 'on', 'steps', 'draw'
     rule: str = ''               # scope to enter once for the whole set
     contrast: bool = True        # False: the score is a contrast already
 
@@ -585,7 +585,7 @@ ATTRIBUTORS = {
 }
 
 def attributor(method):
-    "The `Attributor` of this name, or a ValueError that says what there is"
+    "The `Attributor` of this name; a ValueError that lists the names if there is none"
     if isinstance(method, str) and method in ATTRIBUTORS: return ATTRIBUTORS[method]
     more = [] if 'wanda' in ATTRIBUTORS else ['more after `import yfpo.beyond.attributors`']
     refuse_name('attributor', method, [*ATTRIBUTORS, *more])

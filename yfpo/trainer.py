@@ -41,7 +41,7 @@ from .lm.training import (BeganNote, FiniteSteps, NotFiniteError, StepBar, check
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-005
 def tell_fields(cls):
-    "`cls` with each of its own fields in its docstring: type, default and meaning, as the field itself has them"
+    "`cls` with its own fields listed in its docstring: type, default and meaning"
     own = [f for f in fields(cls) if f.name in vars(cls)]
     said = [f'{f.name}: {getattr(f.type, "__name__", f.type)} = {f.default!r}\n    {f.metadata["help"]}' for f in own]
     cls.__doc__ = '\n\n'.join([cls.__doc__, *said])
@@ -67,7 +67,7 @@ class YFPOConfig(DPOConfig):
     share_prompts: bool = _says(True, 'Whether what the responses of a pair begin with is computed once: the same numbers, sooner.')
 
     def __post_init__(self):
-        for end in ('', '_kwargs'):                            # transformers' new name for the same thing, without its warning
+        for end in ('', '_kwargs'):                            # transformers has renamed these; this avoids its warning
             if getattr(self, f'activation_checkpointing{end}') is None:
                 setattr(self, f'activation_checkpointing{end}', getattr(self, f'gradient_checkpointing{end}'))
         check_training(self)
@@ -80,7 +80,7 @@ class YFPOConfig(DPOConfig):
 DIVERGENCES = ('reverse_kl', 'forward_kl', 'js_divergence', 'alpha_divergence')
 
 def check_preference(args):
-    "Refuse of TRL's settings what it finds out only in the first step, or never"
+    "Refuse TRL settings whose error would show only in the first step, or never"
     if args.use_liger_kernel:
         raise ValueError('use_liger_kernel=True puts other code in place of the MLPs that are read, and TRL is to drop it: leave it off')
     args.loss_type = check_losses(args.loss_type, args.label_smoothing)
@@ -97,7 +97,7 @@ def check_preference(args):
         raise ValueError(f'ref_model_mixup_alpha is {args.ref_model_mixup_alpha}: it is a share, so give 0 to 1')
 
 def check_yfpo(args):
-    "Refuse settings of the neuron term that cannot mean what they say"
+    "Refuse settings of the neuron term that contradict each other"
     o = check_objective(args.objective, args.neuron_weight, args.grad_to, args.neuron_kappa, args.neuron_margin, args.loss_type)
     for k, low in (('neuron_weight', 0), ('neuron_kappa', None), ('neuron_margin', None), ('anchor_weight', 0)):
         setattr(args, k, check_number(k, getattr(args, k), low))
@@ -125,7 +125,7 @@ def _check_folder(args):
     if at: raise ValueError(f'reference_dir is {args.reference_dir}, but {at} is a file: give a folder')
 
 def _check_base(args):
-    "Y3 to Y5 rebuild the pair's loss, so they must know all that goes into it"
+    "Y3 to Y5 compute the pair's loss again, so refuse losses they cannot compute"
     for k, plain in (('f_divergence_type', 'reverse_kl'), ('use_weighting', False), ('ld_alpha', None)):
         if getattr(args, k) != plain:
             raise ValueError(f'{args.objective} is defined for {k}={plain!r}, not {getattr(args, k)!r}: '
@@ -135,7 +135,7 @@ def _check_base(args):
 Seen = namedtuple('Seen', 'a norms')                          # of one model on B pairs: activations (2B, T, N), and write norms (N,)
 
 class PairTerm:
-    """What YFPO adds to the loss of B pairs, and what it logs of them
+    """The neuron term of B pairs: what YFPO adds to their loss, and what it logs
 
     settings: a `YFPOConfig`
     neurons, outside: the rewarded set of K neurons, and a sample of J others
@@ -165,7 +165,7 @@ class PairTerm:
 
     @property
     def learns(self):
-        "Whether anything of it gets a gradient"
+        "Whether the term sends any gradient"
         return self.settings.neuron_weight > 0 and objective(self.settings.objective).live or self.settings.anchor_weight > 0
 
     def phi(self, seen, mask):
@@ -178,9 +178,9 @@ class PairTerm:
         return relative_margin(phi, ref_phi.to(phi), self.stats, self.ro)
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-012
-def pair_rewards(logps, # of tokens: those of the policy (2B, T), and of the reference where the batch has no sums of it
+def pair_rewards(logps, # log-probabilities of tokens (2B, T): the policy's, and the reference's unless the batch has its sums
                  batch, beta:float, ld_alpha:float=None):
-    "β times the log-ratios of B pairs, `sum` and `mean` over response tokens, (B, 2) each"
+    "β times the log-ratios of B pairs: their `sum` and their `mean` over response tokens, (B, 2) each"
     mask = batch['completion_mask']
     T, weight = mask.shape[1] - 1, 1. if ld_alpha is None else token_weight(mask, ld_alpha)
     policy = (logps[0][:, -T:]*weight).sum(1)
@@ -205,7 +205,7 @@ def reward(self:PairTerm, rewards, # see `pair_rewards`
 
 @patch(as_prop=True)
 def shape(self:PairTerm):
-    "κ and m, which add-logistic alone has"
+    "κ and m, which only add-logistic has"
     s = self.settings
     return (s.neuron_kappa, s.neuron_margin) if s.objective == 'add-logistic' else ()
 
@@ -214,7 +214,7 @@ def _rebuilt(self:PairTerm, o, rewards, phi, ref):
     "The yoked, offset or weighted loss minus the plain one, over all preference losses"
     s, total = self.settings, 0.
     for name, weight in zip(s.loss_type, s.loss_weights or [1.]*len(s.loss_type), strict=True):
-        if name not in PREFERENCE_LOSSES: continue             # 'sft' has no reward to yoke
+        if name not in PREFERENCE_LOSSES: continue             # 'sft' has no reward to change
         w, l = rewards['mean' if name in PER_TOKEN else 'sum'].unbind(1)
         def base(*r): return preference_loss(name, *r, s.beta, s.label_smoothing, s.discopop_tau)
         plain = base(w, l)
@@ -251,10 +251,10 @@ def _size(a, norms, mask, neurons, stats):
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-018
 class ReferenceTable:
-    """What the reference says of every pair, read once and kept in `folder` under the fingerprint of its weights
+    """The reference's numbers for every pair, read once and kept in `folder` under a hash of its weights
 
     model, scope: the reference, and the scope in which it is one
-    accelerator: whose first process reads, in its number format
+    accelerator: its first process reads, in its number format
     pad_id, batch_size: token of the padding, responses a batch"""
     def __init__(self, model, scope, accelerator, folder, pad_id:int, batch_size:int=16):
         self.model, self.scope, self.accelerator, self.folder = model, scope, accelerator, Path(folder)
@@ -262,7 +262,7 @@ class ReferenceTable:
         self.texts, self.whole = {}, {}                        # dataset -> 2n `Example`s, n chosen first: what is read, and all of it
 
     def add(self, name, data, cut, over): # cut: `max_length`; over: the tokens of a read-out, 'response' or 'divergent'
-        "`data` with the column `ref_row`; its texts are kept for reading, those of the training pairs first"
+        "`data` with a column `ref_row`; its texts are kept for reading. Add the training pairs first"
         prompts, rows = data['prompt_ids'], data['pair_row']
         ex = [spoken_example(p, r, (), cut, read) for k in ('chosen', 'rejected')
               for p, r, read in zip(prompts, data[f'{k}_ids'], data[f'{k}_read'])]
@@ -277,7 +277,7 @@ class ReferenceTable:
         return data.add_column('ref_row', list(range(first, first + len(data))))
 
     def kept(self, about, make):
-        "What `make()` reads, from a file if the same was asked of the same weights before; a broken file is made again"
+        "What `make()` returns, or a file with it from the same weights and question; a broken file is made again"
         known = (fingerprint(self.model), model_signature(self.model), str(self.accelerator.mixed_precision), *about)
         path = self.folder/f'{hashlib.sha256(repr(known).encode()).hexdigest()[:24]}.safetensors'
         try: return load_file(path)
@@ -290,7 +290,7 @@ class ReferenceTable:
 # %% ../nbs/05_trainer.ipynb #13-trainer-019
 @patch
 def logps(self:ReferenceTable):
-    "The reference's log-probability of every response (pairs, 2), with prompts shared; None where they cannot be"
+    "The reference's log-probability of every response (pairs, 2), each prompt read once; None if the model cannot do that"
     if not packs(self.model, max(len(e.ids) for ex in self.whole.values() for e in ex)): return None
     def read(ex):
         sums = [x.sum() for x in shared_logprobs(self.model, ex, self.pad_id, self.batch_size)]
@@ -304,7 +304,7 @@ def logps(self:ReferenceTable):
     return torch.cat(out)
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-021
-Read = namedtuple('Read', 'phi stats outside_stats why')      # of `phi` (pairs, 2); why: what speaks against the statistics, or ''
+Read = namedtuple('Read', 'phi stats outside_stats why')      # `phi` is (pairs, 2); why: what is wrong with the statistics, or ''
 
 @patch
 def phi(self:ReferenceTable, neurons, outside, readout:str,
@@ -324,13 +324,13 @@ def phi(self:ReferenceTable, neurons, outside, readout:str,
     return Read(torch.cat(out), stats, others, why)
 
 def _about(readout, neurons, outside, stats):
-    "What read-outs depend on beside the texts"
+    "What the read-outs depend on, apart from the texts"
     yield readout
     for s in (neurons, outside): yield [getattr(s, k).tolist() for k in ('layer', 'index', 'weight', 'direction')]
     if stats is not None: yield [stats.scale, stats.slope, *(x.tolist() for x in (stats.mean, stats.std, stats.wnorm))]
 
 def _unusable(kept, stats, ro, examples):
-    "Why nothing can be trained on these statistics, in words, or ''"
+    "Why these statistics cannot be trained on, or ''"
     try: check_margins(kept['phi'], stats, ro, examples)
     except ValueError as e: return str(e)
     if kept.get('clipped', 0.) < 1.: return ''
@@ -345,7 +345,7 @@ def _read_out(self:ReferenceTable, examples, neurons, stats, ro):
 
 @patch
 def _fit(self:ReferenceTable, examples, neurons, outside, given, ro):
-    "Read-outs, and the statistics of the set and of the sample outside, from one pass over the texts"
+    "Read-outs, and the statistics of the set and of the outside sample, from one pass over the texts"
     both, K = join([neurons, outside]), len(neurons)
     with torch.random.fork_rng(), self.accelerator.autocast():
         stats, norms, read = fit_and_read(self.model, examples, self.pad_id, both, [K, len(outside)], batch_size=self.batch_size)
@@ -441,7 +441,7 @@ def card_text(term, sections): # the `PairTerm`; {heading: Markdown} of the call
 ADAPTER = ('adapter_config.json', 'adapter_model.safetensors', 'base.json', 'base', 'ref')     # what PEFT and `keep_base` write
 
 def clear_folder(folder, adapted:bool, rewarded:bool):
-    "Remove what an earlier model left in `folder` that would be read in place of this one, or with it"
+    "Remove files of an earlier model from `folder` that would be loaded instead of this one, or with it"
     for name in (*(() if adapted else ADAPTER), *(() if rewarded else ('neurons', 'reward'))):
         if (folder/name).is_dir(): shutil.rmtree(folder/name)
         else: (folder/name).unlink(missing_ok=True)
@@ -458,12 +458,12 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
 
     model: the policy, loaded (`load_model`); the reference is a copy of it as it is now
     ref_model: another reference, loaded
-    args: a `YFPOConfig`; see its help for what the neuron term can be told
+    args: a `YFPOConfig`; its help lists the settings of the neuron term
     train_dataset: n pairs, a list of dicts or a `Dataset` with chosen, rejected and perhaps prompt, all text or all messages
     eval_dataset: the same, or a dict of such sets
     processing_class: the tokenizer of the model; it must be given
     neurons: the rewarded `NeuronSet`: layer, index, weight and direction, (K,) each; None is plain DPO, at neuron_weight=0
-    reward_stats: `RewardStats` of an earlier run that this one continues: mean, std and wnorm (K,), scale and slope one number each;
+    reward_stats: `RewardStats` of an earlier run that this one continues: mean, std and wnorm (K,), scale and slope numbers;
         default: fitted on the reference and the training pairs
     card_sections: {heading: Markdown} for the model card, such as the audit's verdict
     peft_config: of an adapter that is trained in place of the model
@@ -473,8 +473,8 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
     data_collator: as TRL takes it
     quantization_config: as TRL takes it; a loaded model has none
 
-    After it is made: `term` (a `PairTerm`), `ref_phi` (pairs, 2) read-outs of the reference, `ref_logps` (pairs, 2) its
-    log-probabilities or None where TRL asks the reference itself, `start` the term and read-outs that training began with."""
+    Attributes: `term` (a `PairTerm`); `ref_phi` (pairs, 2), read-outs of the reference; `ref_logps` (pairs, 2), its log-probabilities,
+    or None where TRL runs the reference itself; `start`, the term and read-outs that training began with."""
     _tag_names = ['trl', 'yfpo']
     _name = 'YFPO'
     _paper = {'title': 'YFPO: Yoked Feature Preference Optimization', 'id': '2605.11906'}
@@ -496,7 +496,7 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
     @classmethod
     def from_folder(cls, folder, # written by `save_model`: plain weights, `neurons/` and `reward/`
                     args, train_dataset, processing_class, keep_stats:bool=False, **kwargs):
-        "A trainer that goes on from a saved model; its reference is that model, and its statistics are fitted anew unless `keep_stats`"
+        "A trainer that continues from a saved model, which is also its reference; statistics are fitted anew unless `keep_stats`"
         folder = Path(folder).expanduser()
         if not any((folder/f).exists() for f in ('config.json', 'adapter_config.json')):
             raise FileNotFoundError(f'{folder} holds no model (config.json): give a folder written by `YFPOTrainer.save_model`')
@@ -505,7 +505,7 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
                    neurons=NeuronSet.load(folder/'neurons'), reward_stats=stats, **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        "TRL's tokenised rows, with the columns `pair_row`, `chosen_read` and `rejected_read`; what is lost is counted"
+        "TRL's tokenised rows, with the columns `pair_row`, `chosen_read` and `rejected_read`; dropped rows are counted"
         name = {'train': 'train_dataset', 'eval': 'eval_dataset'}.get(dataset_name, f'eval_dataset[{dataset_name!r}]')
         dataset = numbered(dataset, self._tokenizer)
         try: data = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -536,7 +536,7 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
         return (loss, out[1]) if return_outputs else loss
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        "TRL's `train`; with True it goes on from the newest whole checkpoint, or begins if there is none"
+        "TRL's `train`; with True it continues from the newest complete checkpoint, or begins if there is none"
         if resume_from_checkpoint is True: resume_from_checkpoint = self.last_whole()
         model = self.accelerator.unwrap_model(self.model)
         if resume_from_checkpoint: check_checkpoint(resume_from_checkpoint, model, self.args, self.began)
@@ -547,14 +547,14 @@ class YFPOTrainer(FiniteSteps, DPOTrainer):
         return super().evaluate(asked_of(eval_dataset, self.eval_dataset), *args, **kwargs)
 
     def save_model(self, output_dir=None, *args, **kwargs):
-        "The model, and what its training depended on: `neurons/` and `reward/` beside the weights"
+        "Save the model, with `neurons/` and `reward/` beside the weights"
         folder = Path(output_dir or self.args.output_dir).expanduser()
         if folder.is_file(): raise FileExistsError(f'{folder} is a file: give a folder')
         super().save_model(str(folder), *args, **kwargs)
         if self.args.should_save: save_beside(folder, self.accelerator.unwrap_model(self.model), self.processing_class, self.term)
 
     def create_model_card(self, *args, **kwargs):
-        "TRL's model card, with the sections of `card_text` after it"
+        "TRL's model card, followed by the sections of `card_text`"
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir)/'README.md'
         if self.term is None or not path.exists() or not self.is_world_process_zero(): return
@@ -640,7 +640,7 @@ def reference_for(model, given, args, kwargs):
 # %% ../nbs/05_trainer.ipynb #13-trainer-028
 @patch
 def reference(self:YFPOTrainer):
-    "The reference model, and the scope in which it is one: a LoRA policy with its adapter off is its own"
+    "The reference model, and the scope to run it in: a LoRA policy is its own reference, with the adapter off"
     own = self.ref_model is None
     model = self.accelerator.unwrap_model(self.model if own else self.ref_model)
     if not own or not is_adapted(model): return model, contextlib.nullcontext
@@ -659,7 +659,7 @@ def _read_reference(self:YFPOTrainer):
     self.rewarded = Rewarded(args, self.table, len(self.train_dataset), special_ids(tok))
     self.set_neurons(self.neurons, self.reward_stats)
     asked = self.precompute_ref_logps or not args.share_prompts or args.sync_ref_model or args.ld_alpha is not None or self.aux_loss_enabled
-    self.ref_logps = None if asked else self.table.logps()     # None: TRL asks the reference itself
+    self.ref_logps = None if asked else self.table.logps()     # None: TRL runs the reference itself
     self.began = BeganNote(_began(args, weights, self.neurons, self.table.texts['train_dataset']))
     self.add_callback(self.began)
 
@@ -705,7 +705,7 @@ def _reference_known(self:YFPOTrainer, packed):
 # %% ../nbs/05_trainer.ipynb #13-trainer-032
 @contextlib.contextmanager
 def watched(model, ref_model, sets):
-    "Within this scope: `reader` with the policy's activations of all `sets`, and the list of log-probabilities of policy and reference"
+    "In this scope: a reader of the policy's activations of all `sets`, and the list of log-probabilities of policy and reference"
     seen = []
     def hook(module, args, out): seen.append(getattr(out, 'log_probs', None))
     hooks = [m.register_forward_hook(hook) for m in (model, ref_model) if m is not None]
@@ -752,7 +752,7 @@ def _live_reference(self:YFPOTrainer, inputs, packed=None):
 # %% ../nbs/05_trainer.ipynb #13-trainer-035
 def train_yfpo(model, tokenizer, pairs, # preference pairs
                neurons, # the set to reward
-               output_dir, # for checkpoints and the reference's read-outs; the trained model is written by the caller
+               output_dir, # for checkpoints and the reference's read-outs; the caller saves the trained model
                precision:str=None, # see `number_format`; None: as `YFPOConfig` says
                **settings): # fields of `YFPOConfig`, and `prepare`: a function of the trainer, called before training, for callbacks
     "Train `model` in place; returns the trainer"

@@ -17,7 +17,7 @@ from ..lm.responses import Example, batches, collate, hidden_states
 # %% ../../nbs/beyond/02_attributors.ipynb #05-attri-005
 @torch.no_grad()
 def _forward(model, batch, read, gate:bool=False):
-    "One forward pass; `read(layer, x)` sees the input of every down-projection, or the input of every activation function if `gate`"
+    "One forward pass; `read(layer, x)` gets the input of every down-projection, or of every activation function if `gate`"
     family = family_of(model)
     modules = [getattr(b.mlp, family.act if gate else family.down) for b in blocks_of(model)]
     hooks = [m.register_forward_pre_hook(lambda m, args, i=i: read(i, args[0])) for i, m in enumerate(modules)]
@@ -26,7 +26,7 @@ def _forward(model, batch, read, gate:bool=False):
         for h in hooks: h.remove()
 
 def _scores(model, batch, score, gate:bool=False):
-    "score(x, layer) at each token, averaged over response tokens, with the mean activation: R, W, A of `accumulate`"
+    "score(x, layer), averaged over response tokens; score times mean activation; mean activation: the three that `accumulate` takes"
     m = batch['response_mask'].float()
     m = m/m.sum(1, keepdim=True)
     R, A = (torch.zeros(len(m), len(down_projs(model)), width(model), device=m.device) for _ in range(2))
@@ -60,7 +60,7 @@ def gate_rate(model, batch):
 
 # %% ../../nbs/beyond/02_attributors.ipynb #05-attri-014
 def swap_numbers(example, digits, seed:int=0):
-    "The example with every digit of its prompt replaced by another one; the same length, the same response"
+    "The example with every digit of its prompt replaced by another; length and response stay the same"
     g, pool, ids = torch.Generator().manual_seed(seed), digits.tolist(), list(example.ids)
     known = set(pool)
     for i in range(example.start):

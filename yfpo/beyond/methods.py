@@ -32,7 +32,7 @@ from ..lm.training import FiniteSteps, finite_weights
 # %% ../../nbs/beyond/06_methods.ipynb #15_metho-101
 @contextlib.contextmanager
 def reading(model, neurons, ids):
-    "Within this scope the reader keeps the forward pass over `ids` and no other: KTO runs a second one, and some run a reference"
+    "In this scope the reader keeps only the forward pass over `ids`; some methods run others, such as KTO"
     with NeuronReader(model, neurons) as reader:
         def mine(x): return torch.is_tensor(x) and x.shape == ids.shape and torch.equal(x, ids)
         seen = []
@@ -45,7 +45,7 @@ def reading(model, neurons, ids):
 
 # %% ../../nbs/beyond/06_methods.ipynb #15_metho-005
 class NeuronTerm(FiniteSteps):
-    "Mixed in before a TRL trainer: a neuron term on the responses that `rows` finds in a batch"
+    "A mixin before a TRL trainer: adds a neuron term on the responses that `rows` finds in a batch"
     paired, columns = False, ('prompt', 'completion')
     def __init__(self, *args, neurons=None, neuron_weight:float=0.1, readout:str='standardised', **kwargs):
         if neurons is None: raise ValueError(f'{type(self).__name__} needs neurons=, a NeuronSet of this model')
@@ -87,7 +87,7 @@ def checked(self:NeuronTerm, rows, name):
     "`rows` as a `Dataset` that is not empty; a list has the columns of its first row"
     first = rows[0] if isinstance(rows, (list, tuple)) and rows else {}
     own = tuple(k for k in first if k not in ('tools', 'chat_template_kwargs', 'id')) if isinstance(first, dict) else ()
-    known = isinstance(rows, Dataset) and len(rows)            # TRL itself says which columns it misses
+    known = isinstance(rows, Dataset) and len(rows)            # TRL itself reports missing columns
     return as_dataset(rows, () if known else own or self.columns, name)
 
 @patch
@@ -99,7 +99,7 @@ def _data(self:NeuronTerm, kwargs):
     return {**kwargs, **sets}
 
 @patch
-def _examples(self:NeuronTerm, inputs, check=False): # check: whether there is more than is read
+def _examples(self:NeuronTerm, inputs, check=False): # check: refuse rows with more than is read
     "The rows of a batch as `Example`s without padding, and their masks and signs"
     ids, attention, whole, sign = self.rows(inputs)
     mask = spoken_mask(ids, whole, self.special)
@@ -114,7 +114,7 @@ def _examples(self:NeuronTerm, inputs, check=False): # check: whether there is m
 
 @patch
 def _one_turn(self:NeuronTerm, ids, whole, mask):
-    "Refuse answers of several turns, and templates that write a header before the answer: reading would end at the first special token"
+    "Refuse answers of several turns, and templates with a header before the answer: reading ends at the first special token"
     left = whole.bool() & ~mask & ~torch.isin(ids, self.special.to(ids.device))
     left[:, 0] = False
     tok = getattr(self.processing_class, 'tokenizer', self.processing_class)
@@ -125,7 +125,7 @@ def _one_turn(self:NeuronTerm, ids, whole, mask):
 
 @patch
 def _read(self:NeuronTerm, model, data):
-    "Read-outs of the model as it is now on `data`; the statistics too, the first time"
+    "Read-outs of the present model on `data`; the first time, also the statistics"
     ex, signs, was = [], [], model.training
     data = self._remove_unused_columns(data, 'training')
     for batch in DataLoader(data, batch_size=max(2, self.args.per_device_train_batch_size), collate_fn=self.data_collator):
@@ -152,7 +152,7 @@ def _kept(self:NeuronTerm, e):
 
 @patch
 def _note(self:NeuronTerm, rel, sign):
-    "The mean read-out, or margin, beside the parent's metrics"
+    "Log the mean read-out, or margin, beside the parent's metrics"
     mode, value = 'train' if self.model.training else 'eval', (rel*sign.to(rel)).mean()*(2 if self.paired else 1)
     value = self.accelerator.gather(value).mean().item()
     if hasattr(self, '_metrics'): self._metrics[mode]['neurons/margins'].append(value)
@@ -188,7 +188,7 @@ class NeuronORPOTrainer(_Pairs, ORPOTrainer):
 
 # %% ../../nbs/beyond/06_methods.ipynb #15_metho-018
 def check_labels(rows, name):
-    "A sentence for the first label that does not say whether a response is desirable"
+    "A ValueError for the first label that is neither True nor False"
     known = rows['label'] if isinstance(rows, Dataset) and 'label' in rows.column_names else ()
     if isinstance(rows, (list, tuple)) and any('label' in r for r in rows): known = [r.get('label') for r in rows]
     for i, x in enumerate(known):
@@ -239,7 +239,7 @@ class NeuronReward:
     def _phi(self, a, norms): return readout(a[None], torch.ones(1, len(a), device=a.device), self.neurons, self.stats, norms=norms)[0]
 
     def __call__(self, prompts, completions, completion_ids, answer=None, **kwargs):
-        "One number a completion, between -clip and clip; an empty one gets -clip"
+        "One number per completion, between -clip and clip; an empty one gets -clip"
         if self.correct_only and answer is None: raise ValueError('correct_only needs a column `answer` in the dataset')
         special, ex = {*self.tok.all_special_ids}, []
         for p, ids in zip(prompts, completion_ids):
@@ -260,7 +260,7 @@ class NeuronReward:
 def _text(c): return c if isinstance(c, str) else c[0]['content']
 
 def correctness(completions, answer, **kwargs):
-    "1 for a right answer, 0 for a wrong one: the reward that GRPO on mathematics starts from"
+    "1 for a right answer, 0 for a wrong one: the usual reward of GRPO on mathematics"
     return [float(is_correct(_text(c), a)) for c, a in zip(completions, answer)]
 
 class FiniteGRPOTrainer(FiniteSteps, GRPOTrainer):
@@ -273,7 +273,7 @@ METHODS = dict(sft=(NeuronSFTTrainer, SFTConfig, {}), simpo=(NeuronCPOTrainer, C
 # %% ../../nbs/beyond/06_methods.ipynb #15_metho-025
 @contextlib.contextmanager
 def training_only(model, neurons, invert:bool=False): # invert: everything but the neurons' weights
-    "Within this scope only the weights of `neurons` get a gradient; AdamW without weight decay then moves nothing else"
+    "In this scope only the weights of `neurons` get a gradient; AdamW without weight decay then changes nothing else"
     neurons.check(model)
     if hasattr(model, 'peft_config'): raise ValueError('a LoRA model trains its adapter and not the weights of neurons: merge it first')
     base, groups, hooks = unwrap(model), neurons.by_layer(), []
@@ -296,7 +296,7 @@ def training_only(model, neurons, invert:bool=False): # invert: everything but t
         for p, r in before.items(): p.requires_grad_(r)
 
 def neuron_parameters(model, layer:int):
-    "(parameter, axis along which its neurons lie, how often they lie there) of one layer's MLP"
+    "(parameter, axis of the neurons, how often each stands on it) of one layer's MLP"
     mlp, down = blocks_of(model)[layer].mlp, down_projs(model)[layer]
     into = [m for m in mlp.children() if m is not down and hasattr(m, 'weight')]
     flipped = type(down).__name__ == 'Conv1D'

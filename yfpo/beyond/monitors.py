@@ -25,7 +25,7 @@ from ..reward import NeuronReader, read_examples
 
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-005
 def text_marks(texts): # from `generate`
-    "Length in characters, share of digits, share of repeated 4-grams of words, and share that ended before the limit, averaged over texts"
+    "Averages over texts: length in characters, share of digits, share of repeated 4-grams of words, share that ended before the limit"
     def repeated(t):
         w = t.split()
         grams = [tuple(w[i:i+4]) for i in range(len(w) - 3)]
@@ -90,7 +90,7 @@ class Looks:
         for k in ('n_samples', 'max_new_tokens', 'batch_size'): check_count(k, getattr(self, k))
 
     def due(self, step, total):
-        "Whether there is a look after `step` of `total` steps; after the last there always is"
+        "Whether to measure after `step` of `total` steps; after the last step always"
         k = max(1, round(self.every*total)) if self.every < 1 else int(self.every)
         return step % k == 0 or step == total
 
@@ -137,7 +137,7 @@ def _check_stop(self:Monitor):
 
 @patch
 def look(self:Monitor, step):
-    "One row: what the policy says now, and what it costs"
+    "One row of measurements: on sampled answers, on prose, on weights"
     t = self.trainer
     policy, (ref, scope) = t.accelerator.unwrap_model(t.model), t.reference()
     was = policy.training
@@ -169,7 +169,7 @@ def _samples(self:Monitor, policy, ref, scope):
 
 @patch
 def _costs(self:Monitor, policy):
-    "Loss on prose; write norms in the set and outside it, in units of the reference's"
+    "Loss on prose; write norms inside and outside the set, in units of the reference's"
     out, t = {}, self.trainer
     if self.prose:
         lp = response_logprobs(policy, self.tokenizer, self.prose, eos=False, batch_size=self.how.batch_size)
@@ -182,7 +182,7 @@ def _costs(self:Monitor, policy):
 # %% ../../nbs/beyond/05_monitors.ipynb #14_monit-016
 @patch
 def _record(self:Monitor, state, control):
-    "Look, write the row, draw, and stop where the rule fires"
+    "Measure, write the row, draw, and stop if the rule fires"
     if self.rows and self.rows[-1]['step'] >= state.global_step: return
     self.rows.append(self.look(state.global_step))
     if state.is_world_process_zero:
@@ -197,7 +197,7 @@ def _record(self:Monitor, state, control):
 
 @patch
 def _resume(self:Monitor, state):
-    "The rows up to the step that training goes on from; what a killed run saw after its checkpoint is seen again"
+    "Keep the rows up to the step from which training continues; later ones are measured again"
     old = read_numbers(self.path) if self.path.exists() and state.global_step else []
     self.rows = [r for r in old if r['step'] <= state.global_step]
     if state.is_world_process_zero and self.path.exists():

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 # %% ../../nbs/data/07_extras.ipynb #30-extra-004
 @contextmanager
 def needs(extra:str, # of settings.ini, such as 'lab'
-          what:str, # what was asked for, as the error names it
-          *modules): # that must be there although this process does not import them
-    "A scope for imports: a package that is not installed is named, with the extra that brings it"
+          what:str, # the purpose, for the error
+          *modules): # needed modules that this process does not import
+    "A scope for imports: the error for a missing package names the extra that installs it"
     try:
         for m in modules:
             if not find_spec(m): raise ModuleNotFoundError(f'No module named {m!r}', name=m)

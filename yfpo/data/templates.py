@@ -16,7 +16,7 @@ from .problems import Problem
 # %% ../../nbs/data/04_templates.ipynb #00-probl-056
 @functools.cache
 def read_texts(name):
-    "A file of this package's texts: rows of `.jsonl`, an object of `.json`, text of `.txt`"
+    "A file from this package's texts: rows from `.jsonl`, an object from `.json`, text from `.txt`"
     text = files('yfpo.data').joinpath('texts', name).read_text(encoding='utf-8')
     if name.endswith('.txt'): return text
     return json.loads(text) if name.endswith('.json') else [json.loads(l) for l in text.splitlines()]
@@ -31,7 +31,7 @@ class ProblemTemplate(NamedTuple):
     steps:int # calculations in `lines`
 
 def _template(row):
-    "A row of the file as a `ProblemTemplate`; a range of numbers is written out"
+    "A row of the file as a `ProblemTemplate`, with ranges of numbers as lists"
     numbers = {k: list(range(v['low'], v['high'] + 1)) if isinstance(v, dict) else v for k,v in row['numbers'].items()}
     return ProblemTemplate(row['name'], row['difficulty'], numbers, row['question'], tuple(row['lines']), ''.join(row['lines']).count('['))
 
@@ -67,7 +67,7 @@ def _one_problem(t, rng):
 
 # %% ../../nbs/data/04_templates.ipynb #00-probl-063
 def check_asked(n):
-    "A sentence if `n` is no number of things to make"
+    "A ValueError if `n` is no count"
     if type(n) is not int or n < 0: raise ValueError(f'n is {n!r}: ask for a whole number, 0 or more')
 
 def _wants(x, sel): return sel is None or x in (sel if isinstance(sel, (list, tuple, set)) else [sel])
@@ -76,7 +76,7 @@ def make_problems(n:int, seed:int=0,
                   steps=None, # a number of calculations, or several; None for all
                   difficulty=None, # 1, 2 or 3, or several; None for all
                   templates=None) -> list: # names of templates; None for all
-    "`n` different problems from our templates, each template as often as the others"
+    "`n` different problems from our templates, all templates equally often"
     check_asked(n)
     known = all_templates()
     names = [t.name for t in known]
@@ -107,7 +107,7 @@ def _many_problems(n, chosen, name, kind, source):
 # %% ../../nbs/data/04_templates.ipynb #00-probl-090
 def make_ood(n:int, seed:int=0,
              difficulty=None) -> list: # 1, 2 or 3, or several; None for all
-    "`n` problems from templates that are used for nothing else, half of them with numbers ten times as large as any in training"
+    "`n` problems from templates that are used for nothing else; half of them have numbers ten times as large"
     check_asked(n)
     own = [t for row in read_texts('templates-ood.jsonl') if _wants((t := _template(row)).difficulty, difficulty)]
     if not own: raise ValueError(f'no template has difficulty={difficulty!r}; there are 1, 2 and 3')
@@ -139,7 +139,7 @@ def general_texts(n:int, seed:int=0,
 
 # %% ../../nbs/data/04_templates.ipynb #00-probl-083
 def agreement_texts(n:int, seed:int=0) -> list: # dicts
-    "`n` beginnings of a sentence with their verb: prompt, completion, wrong (the other form), plural, attractor (numbers differ)"
+    "`n` beginnings of sentences: prompt, completion (the verb), wrong (its other form), plural, attractor (the nouns differ in number)"
     check_asked(n)
     rng, seen, out = random.Random(f'agreement-{seed}'), set(), []
     words = read_texts('words.json')

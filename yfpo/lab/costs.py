@@ -14,7 +14,7 @@ VARIANTS = {'plain': 'plain backward pass', 'ours': 'AttnLRP, ours', 'lxt rules'
             'lxt, one text at a time': 'lxt, one text at a time', 'lxt, one token at a time': 'lxt, one token at a time'}
 
 def bench_relevance_table(rows): # frame of bench_relevance.csv
-    "Seconds and peak memory a text, and the cost in units of the plain pass of the same round and type"
+    "Seconds and peak memory per text, and the cost relative to the plain pass of the same round and number format"
     import pandas as pd
     out = []
     for (dtype, variant), own in rows.groupby(['dtype', 'variant'], sort=False):
@@ -31,7 +31,7 @@ STEPS = {'TRL': "TRL's DPOTrainer", 'ours, no reward': 'YFPOTrainer, no reward',
 REJECTED = {'other': 'of another problem', 'corrupted': 'with a slip'}
 
 def bench_step_table(rows): # frame of bench_step.csv
-    "Seconds of a step, how many times faster than TRL in the same round and type, and peak memory"
+    "Seconds per step, how many times faster than TRL in the same round and number format, and peak memory"
     import pandas as pd
     out = []
     for (kind, dtype, variant), own in rows.groupby(['kind', 'dtype', 'variant'], sort=False):
@@ -46,7 +46,7 @@ def bench_step_table(rows): # frame of bench_step.csv
                                                    order.get(r['variant'], 9))))
 
 def shapes_table(summary, losses): # bench_step.json, bench_losses.json
-    "The step beside TRL's on batches of other shapes"
+    "Our step compared with TRL's on batches of other shapes"
     import pandas as pd
     return pd.DataFrame([{'prompt tokens': str(s['prompt']), 'response tokens': f"{s['response']}, {max(1, s['response']//2)}",
                           'pairs': str(s['pairs']), 'seconds': f"{s['seconds']:.2f}", 'times TRL': f"{s['ratio']:.1f}",
@@ -55,7 +55,7 @@ def shapes_table(summary, losses): # bench_step.json, bench_losses.json
                          for s in summary['shapes'] for prompt, response in [(s['prompt'], s['response'])]])
 
 def bench_generation_table(rows, summary): # bench_generation.csv and .json
-    "Seconds a question, how many times faster than the harness, and how many answers are the same"
+    "Seconds per question, how many times faster than the harness, and how many answers are identical"
     import pandas as pd
     out = []
     for (dtype, variant), own in rows.groupby(['dtype', 'variant'], sort=False):
@@ -75,7 +75,7 @@ COSTS = {'step_ratio_fp32': ("training step, float32: TRL's time over ours", '>=
          'generation_ratio': ("answers: lm-evaluation-harness's time over ours, float32", '>= 1.5')}
 
 def cost_table(bench): # summary.json
-    "The headline ratios with their range over rounds, beside what they were to be"
+    "The main ratios with their range over rounds, beside their targets"
     import pandas as pd
     out = []
     for k, (name, goal) in COSTS.items():
@@ -83,4 +83,3 @@ def cost_table(bench): # summary.json
         value = f"{r['ratio']:.2f}" if 'ratio' in r else interval(r['median'], r['low'], r['high'], digits=3 if 'overhead' in k else 2)
         out.append({'what is compared': name, 'ratio': value, 'rounds': str(r['rounds']), 'goal': goal})
     return pd.DataFrame(out)
-

@@ -19,7 +19,7 @@ from .wording import (NATS, TOKEN_NAMES, arm_label, arm_order, capital, contrast
 
 # %% ../../nbs/lab/02e_findings.ipynb #17_repor-110
 class Finding:
-    "What one experiment found: `said` in sentences of one thought each, and its numbers with their intervals in a `table`"
+    "The finding of one experiment: `said`, short sentences, and `table`, numbers with their intervals"
     def __init__(self, title, said, *rows): # rows of the table, as dicts of finished strings
         import pandas as pd
         self.title, self.said, self.table = title, [s for s in said if s], pd.DataFrame([*rows]).fillna('')
@@ -45,7 +45,7 @@ WORDS = {
 def beats_a_coin(s): return s.low > .5                                # a row of audit.csv: better than a coin
 
 def _against_chance(s, draws):
-    "What the selected neurons are worth beside a coin, and beside random neurons"
+    "The selected neurons compared with chance, and with random neurons"
     if s.low <= .5 <= s.high: return 'That cannot be told from a coin.'
     beyond = s.auc > draws.max() if beats_a_coin(s) else s.auc < draws.min()
     return f"That is {'better' if beats_a_coin(s) else 'worse'} than a coin, {'and no' if beyond else 'but a'} random set reaches it."
@@ -71,7 +71,7 @@ def _best_other(b, draws, n):
     return f'The best of {n} other read-outs, {b.readout}, picks it in {percent(b.auc)} %{rank}.'
 
 def audit_verdict(audit): # frame of audit.csv
-    "Whether the reward carries a signal: the read-out that is trained on, against a coin and against its controls"
+    "Whether the reward carries a signal: the trained read-out compared with chance and with its controls"
     return str(_audit_finding(audit))
 
 # %% ../../nbs/lab/02e_findings.ipynb #17_repor-118
@@ -156,7 +156,7 @@ def _capability_finding(rows):
 # %% ../../nbs/lab/02e_findings.ipynb #17_repor-122
 METRIC_NAMES = dict(accuracy_numeric='accuracy (points)', pass_1='pass@1 (points)', nll_gold='NLL (nats per token)',
                pair_accuracy='accuracy (points)')
-_LOWER = ('nll_gold', 'nll_text')                              # measures of which less is better
+_LOWER = ('nll_gold', 'nll_text')                              # measures where lower is better
 
 def favours(r): # a row of contrasts.csv
     "The arm that a difference favours; None where it is zero"
@@ -210,7 +210,7 @@ def _change(m, arm, column):
     return r['delta'], r['low'], r['high']
 
 def _margin_finding(margins):
-    "What preference training did to the two margins of held-out pairs, arm by arm, against the model it started from"
+    "How preference training changed the two margins of held-out pairs, for each arm, from the model it started with"
     m = margins[margins.split == 'dev']
     arms, before = arm_order(m.arm), m[m.phase == 'before'].drop_duplicates('pair')
     def first(own): return percent((own.logp_margin > 0).mean())
@@ -231,7 +231,7 @@ def _margin_finding(margins):
 
 # %% ../../nbs/lab/02e_findings.ipynb #17_repor-145
 def _dose_finding(training):
-    "How far each arm moved the margin of the neurons it rewards: equal weight is not equal dose"
+    "How far each arm moved the margin of the neurons it rewards; equal weights can move it differently"
     if 'neurons/margins' not in training: return None
     by = training[training.step > .75*training.step.max()].groupby(['arm', 'seed'])['neurons/margins'].mean()
     arms = [a for a in arm_order(training.arm) if a != 'dpo' and a in by]
@@ -245,17 +245,17 @@ def _dose_finding(training):
 # %% ../../nbs/lab/02e_findings.ipynb #17_repor-147
 def _moves_finding(moves):
     last = moves.sort_values('step').groupby('seed').jaccard_start.last()
-    kept = 2*last/(1 + last)                                   # share of sets of one size, from Jaccard
+    kept = 2*last/(1 + last)                                   # shared members, from Jaccard, for sets of equal size
     near = 'Dynamic against static compares two nearly equal rewards.' if kept.min() > .8 else ''
     return Finding('The moving set', ['After its last re-selection, the set that follows the policy still holds '
                                       f'{span(kept, 100, 0)} % of the neurons it started with.', near],
                    *({'seed': str(s), 'still in the set (%)': percent(k)} for s, k in kept.items()))
 
 # %% ../../nbs/lab/02e_findings.ipynb #17_repor-128
-HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of stage_compare where a recipe names no others
+HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of stage_compare if a recipe sets none
 
 def _narrow(r):
-    "The 90 % interval of a difference, which two one-sided tests at 5 % ask about"
+    "The 90 % interval of a difference, which belongs to two one-sided tests at 5 %"
     from scipy.stats import t
     mid, half = (r.low + r.high)/2, (r.high - r.low)/2*t.ppf(.95, r.df)/t.ppf(.975, r.df)
     return interval(r.delta, mid - half, mid + half, *delta_unit(r.metric), sign='+')
@@ -307,13 +307,13 @@ def _grid_finding(rows):
 def _before(grid): return grid[grid.objective == 'reference'].nll.iloc[0]
 
 def before_training(folder): # a folder of results
-    "Loss on held-out solutions before preference training, in nats per token, which the stage `grid` measures; None where it did not run"
+    "Loss on held-out solutions before preference training, in nats per token, from the stage `grid`; None if it did not run"
     return float(_before(read_results(folder, 'grid'))) if (Path(folder)/'grid.csv').exists() else None
 
 def _undone(before, dpo, with_term):
-    "Whether an NLL below DPO's is a gain, or harm undone"
+    "Whether an NLL below DPO's is a gain, or only undoes harm by DPO"
     if with_term.min() < before: return 'With the term, the lowest NLL is below that before preference training.'
-    if dpo > before: return 'What the term seems to gain is harm of DPO undone: no NLL is below that before preference training.'
+    if dpo > before: return 'At best, the term undoes harm of DPO: no NLL is below that before preference training.'
     return 'With the term, no NLL is below that before preference training.'
 
 def _overoptimisation_finding(rows, grid):
@@ -349,7 +349,7 @@ ORIGINS = dict(dpo='none: DPO alone', static='chosen before', dynamic='follows t
 
 def _dynamic_finding(rows, grid):
     rows, before = rows.set_index('arm'), _before(grid)
-    kept, with_term = 2*rows.jaccard/(1 + rows.jaccard), rows.nll.drop('dpo')               # share of sets of one size, from Jaccard
+    kept, with_term = 2*rows.jaccard/(1 + rows.jaccard), rows.nll.drop('dpo')               # shared members, from Jaccard
     said = [f'The NLL of held-out solutions is {before:.3f} before preference training and {rows.loc["dpo"].nll:.3f} after DPO.',
             _undone(before, rows.loc['dpo'].nll, with_term),
             f'Among the sets, it differs by {1000*(with_term.max() - with_term.min()):.0f} thousandths of a nat per token.',
@@ -406,14 +406,14 @@ ANSWERS = dict(audit=(_audit_finding, 'audit'), causal=(_causal_finding, 'ablati
 
 def finding(folder, # of results
             name:str): # a key of `ANSWERS`
-    "What one experiment found, as a `Finding` with every number from the results files; None where it was not run"
+    "The `Finding` of one experiment, with all numbers from the results files; None if it was not run"
     if name not in ANSWERS: raise ValueError(f"no experiment is called {name!r}: use one of {', '.join(ANSWERS)}")
     say, *needs = ANSWERS[name]
     if not all(any(Path(folder).glob(SOURCES[k][0])) for k in needs): return None
     return say(*(read_results(folder, k) for k in needs))
 
 def findings(folder): # a folder of results
-    "What its experiments found"
+    "The findings of its experiments"
     return [x for x in (finding(folder, k) for k in ANSWERS) if x]
 
 # %% ../../nbs/lab/02e_findings.ipynb #17_repor-164

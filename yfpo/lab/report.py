@@ -16,19 +16,19 @@ from .findings import audit_verdict
 # %% ../../nbs/lab/02_report.ipynb #20-repor-201
 def asked(only:str, # names separated by spaces
           known): # the names there are
-    "The names in `only`; a sentence for one that is none"
+    "The names in `only`; a ValueError for an unknown one"
     for n in only.split():
         near = [repr(x) for x in difflib.get_close_matches(n, known, 1)]
         if n in known: continue
         raise ValueError(f"only names {n!r}: {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(known)}")
     return only.split()
 
-def drawer(known, # {name: (function of a folder that makes one thing or {stem: thing}, *kinds of results it reads)}
+def drawer(known, # {name: (function from a folder to a thing or {stem: thing}, *kinds of results it reads)}
            put, # function of stem and thing: saves it, and returns what to show
            folder, # of results
            recipe:str, # its name
-           only:str=''): # names, separated by spaces; empty draws all that the results are there for
-    "A function that draws what it is given the name of, unless `only` names others; where results are missing it says so"
+           only:str=''): # names, separated by spaces; empty: all whose results exist
+    "A function that takes a name and draws it, unless `only` excludes it; it says so if results are missing"
     from IPython.display import Markdown, display
     names = asked(only, known)
     def draw(name):
@@ -100,7 +100,7 @@ def _hacks_table(folder):
     return hacks_table(read_results(folder, 'hacks')), f'Tricks that no training has seen. {about}'
 
 # %% ../../nbs/lab/02_report.ipynb #20-repor-206
-TABLE_OF = dict(                                               # of a recipe: how it is made, and the kinds of results that it reads
+TABLE_OF = dict(                                               # name: function that makes it, and the kinds of results it reads
     main=(_main_tables, 'main', 'contrasts', 'manifest'), audit=(_audit_table, 'audit', 'pairs'),
     selectors=(_selector_tables, 'selectors', 'manifest'), capability=(_capability_table, 'capability', 'manifest'),
     **{k: (functools.partial(_study, name=k), k, 'manifest') for k in ('grid', 'zoo', 'dynamic')},
@@ -108,8 +108,8 @@ TABLE_OF = dict(                                               # of a recipe: ho
 
 def draw_tables(folder, # of results
                 recipe:str, # its name, for the captions
-                only:str=''): # names of tables, separated by spaces; empty draws all that the results are there for
-    "A function that makes the table whose name it is given, writes it and shows it"
+                only:str=''): # names of tables, separated by spaces; empty: all whose results exist
+    "A function that takes the name of a table, makes, writes and shows it"
     from IPython.display import Markdown
     folder = Path(folder)
     def put(stem, made): return Markdown(made if isinstance(made, str) else write_table(made[0], folder/'tables'/stem, made[1], recipe))

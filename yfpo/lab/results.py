@@ -34,7 +34,7 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
 
 def read_results(folder, # a `results` folder of a run, or a committed `results/<recipe>`
                  name:str): # a key of `SOURCES`
-    "One kind of result as a tidy frame (CSV) or a dict (JSON); files of one arm get `arm` and `seed` columns"
+    "One kind of result as a data frame (CSV) or a dict (JSON); files of single arms get columns `arm` and `seed`"
     if name not in SOURCES: raise ValueError(f"there is no kind of result called {name!r}: use one of {', '.join(SOURCES)}")
     folder, (pattern, stage) = Path(folder), SOURCES[name]
     files = sorted(folder.glob(pattern))
@@ -113,7 +113,7 @@ def _arm(path):
     return dict(arm=m[1], seed=int(m[2]))
 
 def _recipe_of(folder):
-    "The name of the recipe of a folder of results, as far as its place or its manifest tells"
+    "The recipe of a folder of results, from its path or its manifest, if either tells"
     if folder.name == 'results': return folder.parent.name
     if folder.parent.name == 'results': return folder.name
     return read_results(folder, 'manifest')['recipe'] if (folder/'manifest.json').exists() else 'RECIPE'
@@ -124,7 +124,7 @@ def recipe_name(folder):
     return folder.name if name == 'RECIPE' else name
 
 def read_cells(path): # a CSV file
-    "Its rows as lists of text, the heads first; a file that is not whole is an error"
+    "Its rows as lists of text, the header first; an incomplete file is an error"
     text, again = read_text(path, 'a CSV file'), 'delete it and run its stage again'
     if not text.strip(): raise ValueError(f'{path} is empty: {again}')
     try: rows = [r for r in csv.reader(io.StringIO(text, newline=''), strict=True) if r]
@@ -153,7 +153,7 @@ def _frame(path, name):
     return df
 
 def _bad(column, word, flag, empty):
-    "Which values of a column are not what they must be, and what that is"
+    "The bad values of a column, and what they must be"
     import pandas as pd
     if word: return column.isna() & (not empty), 'text'
     if flag: return ~column.astype(str).isin(['True', 'False']), 'True or False'

@@ -59,7 +59,7 @@ def level_text(df, metric):
 
 def pivot(main, # frame of main.csv
           columns): # (header, set, metric) of each column
-    "Arms down, chosen numbers across, each with its interval"
+    "A table with a row per arm and a column per chosen number, each with its interval"
     import pandas as pd
     rows = []
     for arm in arm_order(main.arm):
@@ -79,13 +79,13 @@ def main_table(main):
     return pivot(main, cols)
 
 def bracket_note(main):
-    "What the brackets of `pivot` mean, for the caption"
+    "The meaning of the brackets in `pivot`, for the caption"
     one = 'Brackets are 95 % intervals over questions'
     several = main.groupby('arm').seed.nunique().max() > 1
     return f'{one}; "(to)" spans the lowest and the highest seed.' if several else f'{one}.'
 
 def sizes_note(main):
-    "How many questions and pairs stand behind the numbers, for the caption"
+    "The numbers of questions and pairs, for the caption"
     def n(s, m): return main[(main.set == s) & (main.metric == m)].n.max()
     said = [f"{set_label(s)} {n(s, 'accuracy_numeric')} questions" + (f" (NLL {n(s, 'nll_gold')})" if _has(main, s, 'nll_gold') else '')
             for s in _plain_sets(main) if _has(main, s, 'accuracy_numeric')]
@@ -93,7 +93,7 @@ def sizes_note(main):
     return f"n: {', '.join(said)}."
 
 def difficulty_table(main):
-    "Numeric accuracy by difficulty; empty where no set has one"
+    "Numeric accuracy by difficulty; empty if no set has levels"
     levels = sorted(s for s in set(main.set) if re.search(r'-d\d+$', s))
     return pivot(main, [(f'{set_label(s)} (%)', s, 'accuracy_numeric') for s in levels])
 
@@ -108,7 +108,7 @@ def rates_table(main):
     return pd.concat(parts, ignore_index=True)
 
 def sampled_table(main):
-    "pass@k and majority@k of each set that was also answered by sampling; empty where none was"
+    "pass@k and majority@k of each set with sampled answers; empty if there is none"
     import pandas as pd
     order = lambda m: (m.startswith('majority'), int(m.rpartition('_')[2]))
     kinds = sorted((m for m in set(main.metric) if re.fullmatch(r'pass_\d+|majority_\d+', m) and m != 'majority_1'), key=order)
@@ -118,13 +118,12 @@ def sampled_table(main):
         p.insert(1, 'set', set_label(s)); p.insert(2, 'n', str(main[(main.set == s) & (main.metric == kinds[0])].n.max()))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
-
 # %% ../../nbs/lab/02c_tables.ipynb #17_repor-022
 MEASURES_OF = dict(accuracy_numeric='accuracy, points', pass_1='pass@1, points', nll_gold='NLL, nats/token',
                    pair_accuracy='pair accuracy, points', nll_text='NLL, nats/token', choice_accuracy='right form, points')
 
 def counting(contrasts):
-    "The rows that count: over all seeds where there are several"
+    "The rows that count: those over all seeds, if there are several"
     several = contrasts.groupby('contrast').seed.transform(lambda s: (s.astype(str) == 'all').any())
     return contrasts[~several | (contrasts.seed.astype(str) == 'all')]
 
@@ -156,7 +155,7 @@ def family_table(folders): # of results
     return pd.DataFrame(rows)
 
 def contrast_table(contrasts, metrics=('accuracy_numeric', 'pass_1', 'nll_gold', 'pair_accuracy'), by_difficulty=False):
-    "Each difference with interval, p (Holm's where it was declared), and what could have been detected; of several seeds the row over all"
+    "Each difference with interval, p (corrected if it was declared) and detectable difference; with several seeds, the row over all"
     import pandas as pd
     df = contrasts[contrasts.metric.isin(metrics)]
     if not by_difficulty: df = df[~df.set.str.contains(r'-d\d+$')]
@@ -172,7 +171,7 @@ def contrast_table(contrasts, metrics=('accuracy_numeric', 'pass_1', 'nll_gold',
     return pd.DataFrame(rows)
 
 def harm_table(contrasts):
-    "What should not change: differences on prose and verb forms, and the p-value of equivalence; empty where it was not measured"
+    "Differences on prose and verb forms, which should not change, with the p-value of equivalence; empty if not measured"
     import pandas as pd
     if 'p_equivalent' not in contrasts: return pd.DataFrame()
     df = counting(contrasts[contrasts.p_equivalent.notna()])
@@ -189,7 +188,7 @@ SELECTORS = {'attnlrp-contrast': 'AttnLRP', 'cp-lrp-contrast': 'CP-LRP', 'gradie
              'knowledge-contrast': 'integrated gradients', 'logprob-contrast': 'log-probability increase'}
 
 def selector_table(card, mode:str='zero'): # frame of selectors.csv
-    "What removing each selector's set costs: loss on solutions and prose, their ratio, rank among random draws, pairs, problems solved"
+    "The effect of removing each selector's set: loss on solutions and prose, ratio, rank among random draws, pairs, problems solved"
     import pandas as pd
     share = lambda x: '' if pd.isna(x) else f'{100*x:.0f}'
     rows, solved = [], [c for c in card if c.startswith('solved_')]
@@ -236,13 +235,13 @@ def capability_table(rows): # frame of capability.csv
 
 # %% ../../nbs/lab/02c_tables.ipynb #17_repor-033
 def draw_p(value, draws):
-    "Two-sided permutation p-value of `value` among `draws`: how many are as far from their median"
+    "Two-sided permutation p-value of `value` among `draws`: counts draws as far from their median"
     d = np.asarray(draws, dtype=float)
     far = np.abs(d - np.median(d)) >= abs(value - np.median(d)) - 1e-12
     return (1 + far.sum())/(1 + len(d))
 
 def audit_table(audit):
-    "How well each read-out of the selected neurons tells chosen from rejected, beside the median and range of the draws of its controls"
+    "How well each read-out of the selected neurons tells chosen from rejected, beside the median and range of the random draws"
     import pandas as pd
     cols = ['margin of', 'AUC', 'layer-matched draws', 'random draws', 'p among layer-matched', 'correlation with length']
     spread = lambda x: interval(x.median(), x.min(), x.max()) if len(x) else ''
@@ -262,8 +261,8 @@ MEASURES = {'pairs': ('pairs told apart (points)', 100, 1), 'nll': ('solutions (
 TERMS = {'reference': 'before training', 'dpo': 'DPO'}
 
 def study_table(rows, # frame with the columns of `against`
-                names): # {column: heading} of what tells the rows apart
-    "Paired differences of each run from its base, with 95 % intervals; levels where the base itself stands"
+                names): # {column: heading} of the columns that name a row
+    "Paired differences of each run from its base, with 95 % intervals; for the base itself, its level in brackets"
     import pandas as pd
     out = []
     for _, r in rows.iterrows():
@@ -284,7 +283,7 @@ def mediation_table(rows): # frame of mediation.csv
     return drawn_table(rows, 'arm', first, cells, 100, 0)
 
 def hacks_table(rows): # frame of hacks.csv
-    "What every trick gains under every read-out, before and after training on it"
+    "The gain of every trick under every read-out, before and after training"
     import pandas as pd
     out = []
     for name, own in rows.groupby('readout', sort=False):

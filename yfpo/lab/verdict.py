@@ -14,7 +14,7 @@ from .tables import counting, delta_text, family_table
 from .wording import NATS, capital, contrast_label, count_word, how_many, interval, listed, number, set_label, span
 
 # %% ../../nbs/lab/02f_verdict.ipynb #17_repor-134
-TUNED = {'cpu': 'its learning rate was chosen on its own test questions'}     # recipes that judge nothing, and why
+TUNED = {'cpu': 'its learning rate was chosen on its own test questions'}     # recipes that do not count, and why
 
 def _judges(folders): # of results
     "{folder: contrasts that count} of the recipes that declare a family and may judge"
@@ -27,7 +27,7 @@ def _declared(compared, contrast=None):
     return [(f, r) for f, c in compared.items() for r in c[c.family].itertuples() if contrast in (None, r.contrast)]
 
 def _beats(rows, ours, theirs, many): # [(folder, row)], two names, whether `ours` is plural
-    "One sentence: who is better, by the p that Holm corrected"
+    "One sentence: which is better, by Holm's corrected p"
     if not rows: return f"Whether {ours} {'beat' if many else 'beats'} {theirs} was not asked."
     better = [(f, r, favours(r) == r.contrast.split(' - ')[0]) for f, r in rows if r.delta]
     won, lost = ([f'`{recipe_name(f)}`' for f, r, up in better if r.p_holm < .05 and up == side] for side in (True, False))
@@ -41,7 +41,7 @@ def _beats(rows, ours, theirs, many): # [(folder, row)], two names, whether `our
     return f"{capital(ours)} {'are' if many else 'is'} not shown to beat {theirs}: {lean} {side}, and none can be told from zero."
 
 def _unseen(rows): # rows of contrasts.csv
-    "One sentence: what could have gone unseen"
+    "One sentence: how large a difference could have been missed"
     null = [r for r in rows if not r.p_holm < .05]
     open_ = [r for r in null if not math.isnan(r.mde)]
     if not null:
@@ -54,7 +54,7 @@ def _unseen(rows): # rows of contrasts.csv
     return f"{what}: true differences of up to {' or '.join(said)} could have gone unseen."
 
 def verdict(folders): # of results
-    "Three plain sentences: YFPO against DPO, the selected neurons against random ones, and what could not be seen"
+    "Three sentences: YFPO against DPO, selected against random neurons, and how large a difference could have been missed"
     compared = _judges(folders)
     if not compared: return ['No recipe that declares its comparisons has results yet.']
     dpo, free = (_declared(compared, c) for c in ('yfpo - dpo', 'yfpo - yfpo-random'))
@@ -124,7 +124,7 @@ def _preferred(compared):
 
 # %% ../../nbs/lab/02f_verdict.ipynb #17_repor-163
 def together(folders): # of results
-    "What the recipes say together, as findings; those that were tuned on their own test questions do not count after training"
+    "The findings of all recipes together; after training, recipes tuned on their own test questions do not count"
     def those(name): return [f for f in map(Path, folders) if any(f.glob(SOURCES[name][0]))]
     ablated, audited, compared = those('ablation'), those('audit'), _judges(folders)
     said = [_removed(ablated) if ablated else None, _judged(audited) if audited else None,

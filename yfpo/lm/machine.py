@@ -15,7 +15,7 @@ def _cpuinfo():
     f = Path('/proc/cpuinfo')
     return f.read_text() if f.exists() else ''
 
-LIMITS = ('ONEDNN_MAX_CPU_ISA', 'DNNL_MAX_CPU_ISA')            # of the library that multiplies matrices in bfloat16
+LIMITS = ('ONEDNN_MAX_CPU_ISA', 'DNNL_MAX_CPU_ISA')            # limits for the library that multiplies matrices in bfloat16
 
 def bfloat16_instructions():
     "The processor's instructions for bfloat16 that its libraries may use, such as `['amx_bf16', 'avx512_bf16']`"
@@ -36,14 +36,14 @@ def hardware():
 
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-011
 def note(**chosen):
-    "Add to what the manifest says of this step; nothing outside `yfpo run`"
+    "Add to this step's notes in the manifest; does nothing outside `yfpo run`"
     path = os.environ.get('YFPO_NOTES')
     if not path: return
     with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(chosen) + '\n')
 
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-012
 def measured(name, make): # name of a measurement; function without arguments that makes it
-    "`make()`, measured once a run and processor: all steps of a run on one kind of machine choose alike"
+    "`make()`, measured once per run and processor, so that all steps of a run on one kind of machine choose alike"
     run = os.environ.get('YFPO_RUN')
     if not run: return make()
     path, key = Path(run)/'machine.json', f"{name} on {hardware()['cpu']}"
@@ -57,7 +57,7 @@ def measured(name, make): # name of a measurement; function without arguments th
     return known[key]
 
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-014
-def product_seconds(dtype, width:int=576, tokens:int=512, repeats:int=5): # of a 135M model's MLP, by default
+def product_seconds(dtype, width:int=576, tokens:int=512, repeats:int=5): # defaults: the MLP of a 135M model
     "Seconds of one product of (tokens, width) and (width, 4*width) in this format, the fastest of a few"
     import torch
     x, w = torch.randn(tokens, width).to(dtype), torch.randn(4*width, width).to(dtype)
@@ -70,7 +70,7 @@ def product_seconds(dtype, width:int=576, tokens:int=512, repeats:int=5): # of a
 
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-015
 def _gain(width):
-    "How many times sooner a product of that width is done in bfloat16"
+    "How many times faster a product of that width is in bfloat16"
     import torch
     return round(product_seconds(torch.float32, width)/product_seconds(torch.bfloat16, width), 2)
 
@@ -92,8 +92,8 @@ def bfloat16_pays(width:int, # of the model's hidden states
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-018
 FORMATS = ('float32', 'bfloat16', 'auto')
 
-def number_format(asked:str, # 'float32', exact and reproducible; 'bfloat16'; 'auto', what is faster here
-                  width:int, device:str='cpu', use:str='reading'): # what for, a word for the manifest
+def number_format(asked:str, # 'float32', exact and reproducible; 'bfloat16'; 'auto', the faster one here
+                  width:int, device:str='cpu', use:str='reading'): # the purpose, a word for the manifest
     "`'float32'` or `'bfloat16'`; what was chosen is noted"
     if asked not in FORMATS: raise ValueError(f"precision {asked!r} is unknown: use one of {', '.join(FORMATS)}")
     if asked != 'auto': pays, why = asked == 'bfloat16', 'as asked'
@@ -112,39 +112,39 @@ def decode_batch(asked:int, # 0: as many as fit
     return max(1, min(256, 2**int(math.log2(max(fits, 1)))))
 
 def free_memory():
-    "Bytes that are free where models lie: on the GPU if there is one"
+    "Free bytes of memory: of the GPU if there is one"
     import torch
     if torch.cuda.is_available(): return torch.cuda.mem_get_info()[0]
     try: return int(re.search(r'MemAvailable:\s*(\d+)', Path('/proc/meminfo').read_text())[1])*1024
     except (FileNotFoundError, TypeError): return 4*2**30
 
 def read_batch(asked:int): # 0: what suits the machine
-    "Texts of one forward or backward pass: a few fill a processor's cache, a GPU takes more"
+    "Texts in one forward or backward pass: few on a processor, more on a GPU"
     if asked < 0: raise ValueError(f'batch_size is {asked}: give at least 1, or 0 for what suits the machine')
     import torch
     return asked or (32 if torch.cuda.is_available() else 8)
 
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-024
 def lanes(asked:int=0): # 0: what suits the machine
-    "Steps to run beside each other: one a core where memory allows, one in all where they would share a GPU"
+    "Steps to run at the same time: one per core if memory allows, only one if they would share a GPU"
     if asked < 0: raise ValueError(f'jobs is {asked}: give at least 1, or 0 for what suits the machine')
     h = hardware()
     return asked or (1 if h['gpus'] else max(1, min(h['cores'] or 1, int((h['memory_gib'] or 8)//8))))
 
 def speed():
-    "Billions of operations a second of one core in a product of a small model's size, in the faster format: what run times are compared by"
+    "Speed of one core, in billions of operations a second, on a small model's product in the faster format; used to compare run times"
     import torch
-    torch.set_num_threads(1)                                   # for this process: whatever runs beside it has the other cores
+    torch.set_num_threads(1)                                   # for this process; the other cores are for others
     dtype = torch.bfloat16 if bfloat16_pays(576)[0] else torch.float32
     return round(2*512*576*4*576/product_seconds(dtype, repeats=40)/1e9, 1)
 
 def large_pages():
-    "The tunable that has glibc ask for large pages, where the system gives them to who asks"
+    "The setting that makes glibc ask for large memory pages, if the system gives them on request"
     f = Path('/sys/kernel/mm/transparent_hugepage/enabled')
     return 'glibc.malloc.hugetlb=1' if f.exists() and '[madvise]' in f.read_text() else ''
 
 def keep_memory():
-    "Have glibc keep what is freed for the next step: handed back, the system would clear every page anew. True where it could be set"
+    "Make glibc keep freed memory for the next step, since the system would clear every page again. True if that could be set"
     import ctypes
     try: mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError): return False

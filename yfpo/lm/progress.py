@@ -11,11 +11,11 @@ from pathlib import Path
 
 # %% ../../nbs/lm/01_progress.ipynb #27-prog-004
 class FileBar:
-    "Counts like `tqdm`, into a file of one line: what, done, total, unit"
+    "Counts like `tqdm`, but into a file of one line: what, done, total, unit"
     def __init__(self, path, iterable=None, total=None, desc='', unit='items', initial=0):
         self.path, self.iterable, self.desc, self.unit, self.n, self.last = path, iterable, desc, unit, initial, 0.
         if total is None and hasattr(iterable, '__len__'): total = len(iterable)
-        self.total = total                                     # None where nobody knows
+        self.total = total                                     # None if unknown
         self._write()
     def _write(self):
         self.last = time.time()
@@ -32,13 +32,13 @@ class FileBar:
 
 # %% ../../nbs/lm/01_progress.ipynb #27-prog-005
 def track(iterable=None, total=None, desc='', unit='items', disable=False, initial=0):
-    "A progress bar over `iterable`, or one to `update`: `tqdm` unless disabled, and a `FileBar` within `yfpo run`"
+    "A progress bar over `iterable`, or one to `update`: `tqdm` unless disabled, but a `FileBar` within `yfpo run`"
     if (path := os.environ.get('YFPO_PROGRESS')): return FileBar(path, iterable, total, desc, unit, initial)
     from tqdm.auto import tqdm
     return tqdm(iterable, total=total, desc=desc, unit=unit, disable=disable, initial=initial, mininterval=1)
 
 def read_progress(path):
-    "What a step is at, in words and as a share: `('8 of 24 steps', 0.33)`, or `('', 0.)`"
+    "How far a step is, in words and as a share: `('8 of 24 steps', 0.33)`, or `('', 0.)`"
     try: p = json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, json.JSONDecodeError): return '', 0.
     if not p['total']: return f"{p['what']} {p['done']} {p['unit']}".strip(), 0.
