@@ -819,7 +819,7 @@ def _moves_finding(moves):
                    *({'seed': str(s), 'still in the set (%)': _pct(k)} for s, k in kept.items()))
 
 # %% ../../nbs/lab/02_report.ipynb #17_repor-128
-HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of stage_compare where a recipe names no others
+HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of the stage compare where a recipe names no others
 
 def _narrow(r):
     "The 90 % interval of a difference, which two one-sided tests at 5 % ask about"
