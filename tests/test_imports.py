@@ -9,7 +9,7 @@ FLOORS = [('data', 'data.extras data.checks data.files data.answers data.problem
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols'),
-          ('lab', 'lab.pace lab.warm lab.statistics lab.report lab.figures lab.page lab.run lab.launch')]
+          ('lab', 'lab.recipes lab.stages lab.keys lab.warm lab.step lab.pace lab.costs lab.workflow lab.statistics lab.report lab.figures lab.page lab.results lab.bench lab.readme lab.launch lab.schema lab.cli')]
 ORDER = ' '.join(modules for _, modules in FLOORS).split()
 
 def path(module): return ROOT/'yfpo'/f"{module.replace('.', '/')}.py"
@@ -63,7 +63,7 @@ def loaded(code):
                        text=True, check=True)
     return ast.literal_eval(r.stdout.strip().splitlines()[-1])
 
-@pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress', 'yfpo.lab.run',
+@pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress', 'yfpo.lab.cli',
                                     'yfpo.lab.report', 'yfpo.lab.figures'])
 def test_start_up_is_light(module): assert loaded(f'import {module}') == []
 

@@ -9,7 +9,7 @@ __all__ = ['recipe_names', 'main']
 import json, os, sys
 from pathlib import Path
 from ..data.extras import needs
-from .recipes import json_of, read_recipe, read_yaml, recipes_folder, root, short
+from .recipes import json_of, merged, read_recipe, read_yaml, recipes_folder, root, short
 from .stages import results_folder, run_folder
 
 # %% ../../nbs/lab/18_cli.ipynb #cli-005
@@ -19,11 +19,14 @@ def _value(text):
     except ValueError as e: raise ValueError(f'{short(text)} is not a YAML value; quote it, or close its brackets ({e})') from None
 
 def _values(given):
-    "{name: value} of what `-p` gave, each name once"
-    names = [k for k, _ in given or []]
+    "{name: value} of what `-p` gave, each name once; `train.beta` is the field `beta` of the parameter `train`"
+    names, res = [k for k, _ in given or []], {}
     for k in names:
         if names.count(k) > 1: raise ValueError(f'-p gives {short(k)} twice; give it once')
-    return {k: _value(v) for k, v in given or []}
+    for k, v in given or []:
+        name, _, field = k.partition('.')
+        res = merged(res, {name: {field: _value(v)} if field else _value(v)})
+    return res
 
 def _folder(path): return str(Path(os.path.expanduser(path)).resolve()) if path else ''   # typed in a shell, so seen from there
 
@@ -64,7 +67,7 @@ def _app():
     @option('--only', multiple=True, metavar='STAGE', help='Run this stage alone, or tables or figures, on what an earlier run left.')
     @option('--force', multiple=True, metavar='STAGE', help='Run this stage, or all, and what follows from it again.')
     @option('--jobs', type=int, default=0, help='Steps beside each other; default what the recipe says, or what suits the machine.')
-    @option('-p', nargs=2, multiple=True, metavar='NAME VALUE', help='Set a parameter in every stage that has it.')
+    @option('-p', nargs=2, multiple=True, metavar='NAME VALUE', help='Set a parameter in every stage that has it; train.beta is a field of train.')
     @option('--profile', default='', help='Snakemake profile, such as slurm, to run the steps elsewhere.')
     def run(**given):
         "Run what is not yet done of a recipe."

@@ -20,6 +20,7 @@ from ..data.checks import check_name
 from ..data.files import atomic_write, write_rows
 from ..lm.responses import format_prompt
 from .recipes import read_recipe
+from .warm import die_with_parent
 from .stages import need, notebook_parameters, plan, run_folder
 from ..trainer import YFPOConfig, train_yfpo
 from ..lm.training import NotFiniteError
@@ -107,6 +108,13 @@ def marked(run, arm:str, seed:int):
         raise
 
 # %% ../../nbs/lab/16_launch.ipynb #23-launch-009
+_LAUNCHER = """import runpy, sys
+from yfpo.lab.warm import die_with_parent
+die_with_parent()
+sys.argv[0] = 'accelerate-launch'
+runpy.run_module('accelerate.commands.launch', run_name='__main__')
+"""
+
 def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
                options=(), # of `accelerate launch`, such as ['--config_file', 'fsdp.yaml']
                **params): # `train`, `moves`, `precision` as in `train_arm`
@@ -118,7 +126,7 @@ def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
     with atomic_write(folder/'launch.json') as tmp:
         tmp.write_text(json.dumps(dict(run=str(run), recipe=recipe, arm=arm, seed=seed, **params), indent=1) + '\n')
     many = ['--multi_gpu', '--num_machines', '1'] if processes > 1 else []                   # on CPUs too, or accelerate starts one process
-    command = [sys.executable, '-m', 'accelerate.commands.launch', *many, '--num_processes', str(processes), '--mixed_precision', 'no',
+    command = [sys.executable, '-c', _LAUNCHER, *many, '--num_processes', str(processes), '--mixed_precision', 'no',
                '--dynamo_backend', 'no', '--main_process_port', '0', *options,
                '--module', 'yfpo.lab.launch', '--spec', str(folder/'launch.json')]
     r = subprocess.run(command, capture_output=True, text=True)
@@ -132,6 +140,7 @@ def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
 # %% ../../nbs/lab/16_launch.ipynb #23-launch-011
 def main(argv=None):
     "`python -m yfpo.lab.launch`: one arm, from a recipe or from a specification written by `launch_arm`"
+    if os.environ.get('YFPO_STEP'): die_with_parent()          # the launcher, which ends with the step
     p = argparse.ArgumentParser('yfpo.lab.launch', description='Train one arm of a recipe; meant for accelerate launch.')
     p.add_argument('--spec', help='JSON file with all parameters; then nothing else is needed')
     p.add_argument('--recipe', default='', help='name of a recipe, or path of a YAML file')

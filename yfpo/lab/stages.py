@@ -367,5 +367,9 @@ def plan(recipe, # a `Recipe`
         steps.append(dict(step, needs=_needs(step, steps)))
         used |= set(known)
     for k in [*recipe.shared, *overrides]:
-        if k not in used: raise ValueError(f"no stage of recipe {recipe.name!r} has a parameter {short(k)}: {nearest(k, sorted(used))}")
+        if k not in used: raise ValueError(f"no stage of recipe {recipe.name!r} has a parameter {short(k)}: {nearest(k, _with_fields(used))}")
     return steps
+
+def _with_fields(names):
+    "Names of parameters, and of the fields that `train` passes on, as -p takes them: train.neuron_weight"
+    return sorted(names) + [f'train.{k}' for k in (fields_of('YFPOConfig', 'train') if 'train' in names else ())]
