@@ -14,7 +14,7 @@ setup(
     version=version, description=cfg["description"], long_description=(here/"README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown", author=cfg["author"], license="Apache-2.0", keywords=cfg["keywords"].split(),
     packages=find_packages(include=["yfpo", "yfpo.*"]),
-    package_data={"yfpo.data": ["texts/*", "assets/*"]},
+    package_data={"yfpo.data": ["texts/*", "assets/*"], "yfpo.lab": ["texts/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={name: extras[name].split() for name in extras if name not in cfg},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["yfpo=yfpo._modidx:d"]},

@@ -4,7 +4,7 @@ from math_core import LatexToMathML
 from mkdocs.structure.files import File, Files
 from mkdocs.utils import nest_paths
 from yfpo.lm.progress import track
-from yfpo.lab.run import as_markdown
+from yfpo.lab.readme import as_markdown
 
 HOUSE = dict(data='Data', lm='Language model', beyond='Beyond the paper', lab='Laboratory', paper='Experiments')     # others: after these
 

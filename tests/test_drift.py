@@ -3,10 +3,12 @@ import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import LIBRARY, ROOT, of
-from yfpo.lab.run import TYPES, notebook_parameters, plan, read_recipe, readme_text
+from yfpo.lab.readme import readme_text
+from yfpo.lab.recipes import read_recipe
+from yfpo.lab.stages import TYPES, notebook_parameters, plan
 
 BIN = Path(sys.executable).parent
-PAPER = sorted((ROOT/'nbs'/'paper').glob('*.ipynb'))
+PAPER = sorted(f for f in (ROOT/'nbs'/'paper').rglob('*.ipynb') if '.ipynb_checkpoints' not in f.parts)
 
 def files(folder): return {str(f.relative_to(folder)): f.read_bytes() for d in ('nbs', 'yfpo')
                            for f in sorted((folder/d).rglob('*')) if f.suffix in ('.ipynb', '.py')}
@@ -46,9 +48,9 @@ def test_a_function_of_eight_arguments_is_a_configuration_without_a_name():
 @pytest.mark.parametrize('path', LIBRARY + PAPER, ids=of)
 def test_stored_outputs_are_clean(path):
     outputs = [o for c in json.loads(path.read_text())['cells'] for o in c.get('outputs', [])]
-    assert outputs or path.name.startswith('stage_'), 'run the notebook and commit what it shows'
+    assert outputs or path.parent.name == 'stages', 'run the notebook and commit what it shows'
     assert 'widget-view' not in json.dumps(outputs), 'a progress bar is no output'
-    assert not path.name.startswith('stage_') or not re.search('smoke|NOT A RESULT', json.dumps(outputs)), 'numbers of a smoke run'
+    assert not path.parent.name == 'stages' or not re.search('smoke|NOT A RESULT', json.dumps(outputs)), 'numbers of a smoke run'
     assert [o for o in outputs if o['output_type'] == 'error' or o.get('name') == 'stderr'] == []
     assert not re.search(r'(?<![\w.])/(home|root|tmp|Users|work|mnt)/', json.dumps(outputs)), 'a path of one machine'
 

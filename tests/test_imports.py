@@ -9,8 +9,9 @@ FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers d
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols'),
-          ('lab', 'lab.pace lab.warm lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict '
-                  'lab.report lab.figures lab.page lab.run lab.launch')]
+          ('lab', 'lab.recipes lab.stages lab.keys lab.warm lab.step lab.pace lab.forecast lab.workflow lab.launch lab.statistics lab.results '
+                  'lab.wording lab.tables lab.costs lab.findings lab.verdict lab.report lab.figures lab.page lab.publish lab.bench '
+                  'lab.readme lab.schema lab.cli')]
 ORDER = ' '.join(modules for _, modules in FLOORS).split()
 
 def path(module): return ROOT/'yfpo'/f"{module.replace('.', '/')}.py"
@@ -65,7 +66,7 @@ def loaded(code):
     return ast.literal_eval(r.stdout.strip().splitlines()[-1])
 
 @pytest.mark.parametrize('module', ['yfpo', 'yfpo.data.checks', 'yfpo.data.sources', 'yfpo.lm.machine', 'yfpo.lm.progress',
-                                    'yfpo.lm.sampling', 'yfpo.evaluate', 'yfpo.lab.run', 'yfpo.lab.report', 'yfpo.lab.verdict',
+                                    'yfpo.lm.sampling', 'yfpo.evaluate', 'yfpo.lab.cli', 'yfpo.lab.report', 'yfpo.lab.verdict',
                                     'yfpo.lab.figures'])
 def test_start_up_is_light(module): assert loaded(f'import {module}') == []
 

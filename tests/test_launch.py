@@ -1,11 +1,13 @@
 "One arm through the recipe's own files, in one process and in two: the same losses, the same files."
-import json, os, subprocess, sys
+import json, os, subprocess, sys, time
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.lab.launch import arm_parameters, arm_settings, failed_mark, launch_arm, train_arm
+from yfpo.lab.launch import arm_parameters, failed_mark, launch_arm, train_arm
+from yfpo.lab.recipes import read_recipe
+from yfpo.lab.publish import run_here
 from yfpo.lm.models import load_model, save_model
 from yfpo.data.pairs import pairs_from_corruption, save_pairs
 from yfpo.data.templates import make_problems
@@ -13,9 +15,8 @@ from yfpo.data.files import write_jsonl
 from yfpo.trainer import NotFiniteError
 from test_trainer import some_neurons
 
-PARAMETERS = dict(neuron_weight=.5, learning_rate=1e-3, epochs=1., batch_size=2, precision='float32', every=.3, warmup=.2, n_select=2,
-                  per_layer=.5)                                 # as the stage has them
-SETTINGS = arm_settings(PARAMETERS)
+TRAIN = dict(neuron_weight=.5, learning_rate=1e-3, num_train_epochs=1., per_device_train_batch_size=2)
+SETTINGS = dict(train=TRAIN, precision='float32', moves=dict(every=.3, warmup=.2, n_select=2, per_layer=.5))
 
 @pytest.fixture
 def ready(tiny, tmp_path):
@@ -57,8 +58,8 @@ def files(folder): return {p: p.read_bytes() for p in sorted(folder.rglob('*')) 
 @pytest.mark.parametrize('processes', [1, 2])
 def test_an_arm_that_is_not_finite_leaves_the_earlier_one_and_a_mark(ready, processes):
     def train(**kw):
-        if processes == 1: return train_arm(ready, 'smoke', 'yfpo', 0, **{**SETTINGS, **kw})
-        return launch_arm(2, ready, 'smoke', 'yfpo', 0, **{**SETTINGS, **kw})
+        given = dict(SETTINGS, train={**TRAIN, **kw})
+        return train_arm(ready, 'smoke', 'yfpo', 0, **given) if processes == 1 else launch_arm(2, ready, 'smoke', 'yfpo', 0, **given)
     train()
     model, log = ready/'train'/'yfpo-seed0'/'model', ready/'results'/'training'
     before = files(model), files(log)
@@ -69,24 +70,27 @@ def test_an_arm_that_is_not_finite_leaves_the_earlier_one_and_a_mark(ready, proc
     train()
     assert not failed_mark(ready, 'yfpo', 0).exists() and files(model).keys() == before[0].keys()
 
-def test_the_stage_is_not_done_when_an_arm_is_not_finite(ready, monkeypatch):
-    "The cells of the stage as they are: one arm fails, the other is trained and kept, and the stage ends with the sentence"
-    monkeypatch.setenv('YFPO_STEP', 'train-seed0-key')
-    stage = json.loads((ROOT/'nbs'/'paper'/'stage_train.ipynb').read_text())
-    cells = [''.join(c['source']) for c in stage['cells'] if c['cell_type'] == 'code']
-    own = dict(PARAMETERS, run_dir=str(ready), arms=['yfpo', 'dpo'])
-    space = {}
-    exec(cells[0], space)
-    space.update(own)
-    def train_one(run, recipe, arm, seed, **kw):
-        return train_arm(run, recipe, arm, seed, **{**kw, 'learning_rate': 1e7 if arm == 'yfpo' else 1e-3})
-    with pytest.raises(NotFiniteError, match=r'^yfpo, seed 0: the .* at step \d'):
-        for c in cells[1:]:
-            exec(c, space)
-            if 'train_arm' in c.split('def')[0]: space['train_arm'] = train_one
-    assert failed_mark(ready, 'yfpo', 0).exists() and not failed_mark(ready, 'dpo', 0).exists()
-    assert [p.name for p in (ready/'partial').rglob('*.pickle')] == ['dpo.pickle']
+def test_the_stage_is_not_done_when_its_arm_is_not_finite(ready):
+    "The cells of the stage as they are end with the sentence, and leave a mark and no log"
+    with pytest.raises(NotFiniteError, match=r'^the .* at step \d'):
+        run_here(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', run_dir=str(ready), arm='yfpo', train={**TRAIN, 'learning_rate': 1e7}, precision='float32')
+    assert failed_mark(ready, 'yfpo', 0).exists() and not (ready/'results'/'training').exists()
+    run_here(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', run_dir=str(ready), arm='dpo', train=TRAIN, precision='float32')
     assert [p.name for p in (ready/'results'/'training').iterdir()] == ['dpo-seed0.csv']
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='looks at /proc')
+def test_the_processes_of_an_arm_die_with_its_step(ready):
+    "kill -9 of the kernel, and nothing goes on writing into the run"
+    code = f"from yfpo.lab.launch import launch_arm; launch_arm(2, {str(ready)!r}, 'smoke', 'yfpo', 0, train=dict(num_train_epochs=1000.))"
+    p = subprocess.Popen([sys.executable, '-c', code], env={**os.environ, 'YFPO_STEP': 'train/k', 'OMP_NUM_THREADS': '1'})
+    def workers(): return subprocess.run(['pgrep', '-f', f'yfpo.lab.launch --spec {ready}'], capture_output=True, text=True).stdout.split()
+    deadline = time.time() + 120
+    while len(workers()) < 3 and time.time() < deadline and p.poll() is None: time.sleep(.2)
+    assert len(workers()) >= 3, 'the launcher and its two processes'
+    p.kill(); p.wait()
+    deadline = time.time() + 20
+    while workers() and time.time() < deadline: time.sleep(.2)
+    assert not workers()
 
 def test_by_hand_from_a_recipe(ready):
     def launch(*args):
@@ -97,11 +101,11 @@ def test_by_hand_from_a_recipe(ready):
     assert (ready/'train'/'yfpo-seed0'/'model'/'config.json').exists()
     assert [Path(l).name for l in (ready/'writes').read_text().splitlines()] == ['model', 'yfpo-seed0.csv']
     r = launch('--seed', '7')
-    assert r.returncode == 1 and 'trains no seed 7' in r.stderr and 'Traceback' not in r.stderr
+    assert r.returncode == 1 and 'trains no yfpo at seed 7' in r.stderr and 'Traceback' not in r.stderr
 
 def test_uneven_shares_are_refused(ready, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
-    with pytest.raises(ValueError, match='4 processes cannot share'): train_arm(ready, 'smoke', 'dpo', 0, batch_size=6)
+    with pytest.raises(ValueError, match='4 processes cannot share'): train_arm(ready, 'smoke', 'dpo', 0, dict(per_device_train_batch_size=6))
 
 SMALL = dict(k=.1, per_layer=.2, max_new_tokens=12, max_length=512, n_samples=2, ks=[1, 2], processes=2, train_set='templates',
              test_sets=['templates'],
@@ -109,17 +113,17 @@ SMALL = dict(k=.1, per_layer=.2, max_new_tokens=12, max_length=512, n_samples=2,
 
 def test_the_paper_recipe_on_the_tiny_model(tmp_path):
     "The recipe for one GPU and more, scaled down: the same stages and parameters, two processes of accelerate launch, its estimate first"
-    import yaml
-    from yfpo.lab.run import read_recipe
-    r = read_recipe('paper')
+    r = read_recipe('paper').model_dump(exclude_none=True)
     kept = ('problems', 'sft', 'responses', 'pairs', 'neurons', 'train', 'evaluate', 'browse', 'compare')      # smoke runs the others
     def small(k, v): return SMALL[k] if k in SMALL else min(v, 6) if type(v) is int else v
-    r |= dict(name='scaled', shared=dict(model='tiny', data_dir='', seed=0), arms=['yfpo', 'yfpo-dynamic'], seeds=[0], jobs=2,
+    train = dict(learning_rate=1e-3, num_train_epochs=1., per_device_train_batch_size=4)
+    r |= dict(name='scaled', shared=dict(model='tiny', data_dir='', seed=0, train=train), arms=['yfpo', 'yfpo-dynamic'], seeds=[0], jobs=2,
               outputs=dict(tables=['main']),
               stages={s: {k: small(k, v) for k, v in p.items()} for s, p in r['stages'].items() if s in kept})
+    r['stages']['train'] = dict(processes=2, moves=dict(per_layer=.2, n_select=6))
     r['stages']['compare'] = dict(family=['yfpo-dynamic - yfpo'], outcome=['templates', 'nll_gold'])
     f = tmp_path/'scaled.yaml'
-    f.write_text(yaml.safe_dump(r, sort_keys=False))
+    f.write_text(json.dumps(r))                                # JSON is YAML
     done = subprocess.run([Path(sys.executable).parent/'yfpo', 'run', str(f), '--run-dir', str(tmp_path/'run')], capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,8 @@ from conftest import ROOT
 from yfpo.lm import machine
 from yfpo.lab.pace import Ticking, in_words, makespan, scaled
 from yfpo.lm.progress import read_progress, track
-from yfpo.lab.run import cost_text, estimate_text, read_recipe
+from yfpo.lab.forecast import cost_text, estimate_text
+from yfpo.lab.recipes import read_recipe
 
 RECIPES = sorted(f.stem for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml'))
 
@@ -14,9 +15,9 @@ RECIPES = sorted(f.stem for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml'))
 def test_no_recipe_names_what_suits_one_machine(recipe):
     text = (ROOT/'nbs'/'paper'/'recipes'/f'{recipe}.yaml').read_text()
     assert not re.search(r'bfloat16|float16|float32|precision|dtype|^jobs', text, re.M)
-    for stage in ('responses', 'evaluate'): assert not (read_recipe(recipe)['stages'].get(stage) or {}).get('batch_size')
+    for stage in ('responses', 'evaluate'): assert not (read_recipe(recipe).stages.get(stage) or {}).get('batch_size')
 
-@pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'paper').glob('stage_*.ipynb')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'paper'/'stages').glob('*.ipynb')), ids=lambda p: p.stem)
 def test_a_stage_takes_the_faster_format_by_default(path):
     cell = next(c for c in json.loads(path.read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))
     for kind, default in re.findall(r"^(precision|dtype):str = '(\w+)'", ''.join(cell['source']), re.M): assert default == 'auto', kind

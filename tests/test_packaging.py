@@ -27,7 +27,7 @@ def test_metadata_is_settings_ini(wheel):
     assert sorted(required) == sorted(CFG['requirements'].split())
     assert meta.get_all('Provides-Extra') == [*EXTRAS] == 'lab peft harness math lxt vllm docs dev'.split()
     for k in EXTRAS: assert sorted(r.split(';')[0] for r in meta.get_all('Requires-Dist') if f'extra == "{k}"' in r) == sorted(EXTRAS[k])
-    assert 'yfpo = yfpo.lab.run:main' in points and 'yfpo = yfpo._modidx:d' in points
+    assert 'yfpo = yfpo.lab.cli:main' in points and 'yfpo = yfpo._modidx:d' in points
 
 def test_the_wheel_carries_texts_and_pages(wheel):
     own = {str(f.relative_to(ROOT)) for d in ('texts', 'assets') for f in (ROOT/'yfpo'/'data'/d).iterdir()}

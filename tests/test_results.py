@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.lab.run import run_here
+from yfpo.lab.publish import run_here
 
 ALL = sorted(p.parent.name for p in (ROOT/'nbs'/'paper'/'results').glob('*/manifest.json'))
 RECIPES = [r for r in ALL if (ROOT/'nbs'/'paper'/'results'/r/'main.csv').exists()]     # bench trains nothing
@@ -25,7 +25,7 @@ def test_main_result_and_manifest(recipe):
 
 def test_tolerances_come_from_two_kinds_of_processor():
     "agreement.json is of the committed numbers, of two number formats, and each limit has room for half as much again as was seen"
-    from yfpo.lab.run import _maker, tolerances
+    from yfpo.lab.publish import _maker, tolerances
     two, limits = json.loads((ROOT/'nbs'/'paper'/'agreement.json').read_text())['cpu'], tolerances()
     assert two['committed']['numbers'] == _maker(ROOT/'nbs'/'paper'/'results'/'cpu')['numbers'] != two['rerun']['numbers']
     assert [two[k]['chosen']['training'].split(':')[0] for k in ('committed', 'rerun')] == ['bfloat16', 'float32']
@@ -87,9 +87,9 @@ def test_what_is_asked_for_by_name_must_be_there(notebook, only, says, tmp_path)
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     "Every arm has every seed; what the recipe declared is what is corrected, and the numbers follow from the per-question files"
     from yfpo.data.files import read_jsonl
-    from yfpo.lab.run import read_recipe
+    from yfpo.lab.recipes import read_recipe
     from yfpo.lab.statistics import over_seeds
-    folder, declared = ROOT/'nbs'/'paper'/'results'/recipe, read_recipe(recipe)['stages']['compare']
+    folder, declared = ROOT/'nbs'/'paper'/'results'/recipe, read_recipe(recipe).stages['compare']
     main, table = pd.read_csv(folder/'main.csv'), pd.read_csv(folder/'contrasts.csv')
     trained = main[~main.arm.isin(['base', 'sft'])].groupby('arm').seed.nunique()
     assert (trained >= seeds).all() and json.loads((folder/'manifest.json').read_text())['seeds'] == list(range(trained.max()))
@@ -128,11 +128,11 @@ def test_how_many_test_questions_were_dev_questions_of_study():
     from yfpo.data.sources import load_problems
     from yfpo.data.answers import strip_annotations
     from yfpo.data.files import read_jsonl
-    from yfpo.lab.run import read_recipe
+    from yfpo.lab.recipes import read_recipe
     from yfpo.lab.statistics import over_seeds
     def splits(recipe):
         r = read_recipe(recipe)
-        p, seed = r['stages']['problems'], r['shared']['seed']
+        p, seed = r.stages['problems'], r.shared['seed']
         sizes = {k: p[f'n_{k}'] for k in ('select', 'sft', 'pairs', 'dev', 'test')}
         pool = load_problems('templates', None, 2*sum(sizes.values()), seed, difficulty=p.get('difficulty'))
         most = p.get('max_chars') or 10**9
@@ -142,7 +142,7 @@ def test_how_many_test_questions_were_dev_questions_of_study():
     shared = {r: len(x) for r, x in ids.items()}
     assert shared == {'cpu': 0, 'templates': 4, 'one-step': 0}
     for recipe in ('cpu', 'templates'):
-        folder, seeds = ROOT/'nbs'/'paper'/'results'/recipe, read_recipe(recipe)['seeds']
+        folder, seeds = ROOT/'nbs'/'paper'/'results'/recipe, read_recipe(recipe).seeds
         def nll(arm, seed):
             return {x['id']: x['nll_gold'] for x in read_jsonl(folder/'samples'/f'{arm}-seed{seed}.jsonl')
                     if x['set'] == 'templates' and 'nll_gold' in x and x['id'] not in ids[recipe]}
@@ -158,7 +158,7 @@ def test_how_many_test_questions_were_dev_questions_of_study():
 
 def test_a_rerun_of_itself_is_the_same(tmp_path):
     "Every metric of the committed recipes has a tolerance, and a number that moved too far is seen"
-    from yfpo.lab.run import agreement_text
+    from yfpo.lab.publish import agreement_text
     for recipe in ('cpu', 'one-step', 'templates', 'gsm8k-cpu'):
         folder = ROOT/'nbs'/'paper'/'results'/recipe
         text, same = agreement_text(recipe, folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
-from yfpo.lab.run import run_here
+from yfpo.lab.publish import run_here
 
 YFPO = str(Path(sys.executable).parent/'yfpo')
 
@@ -20,7 +20,7 @@ def smoke(tmp_path_factory):
 
 def test_tables_figures_manifest(smoke):
     run, out = smoke
-    assert 'SMOKE RUN, NOT A RESULT' in out and 'figures' in out and '[1/28] problems' in out
+    assert 'SMOKE RUN, NOT A RESULT' in out and 'figures' in out and '[1/34] problems' in out
     main = pd.read_csv(run/'results'/'main.csv')
     assert list(main.columns) == ['arm', 'seed', 'set', 'n', 'metric', 'value', 'low', 'high']
     assert set(main.arm) == {'base', 'sft', 'dpo', 'yfpo', 'yfpo-random', 'yfpo-dynamic'}
@@ -28,7 +28,7 @@ def test_tables_figures_manifest(smoke):
     main = main.dropna(subset=["low", "high"])                  # one question has no interval
     assert len(main) and (main.low <= main.value + 1e-9).all() and (main.value <= main.high + 1e-9).all()
     m = json.loads((run/'results'/'manifest.json').read_text())
-    assert m['recipe'] == 'smoke' and len(m['stages']) == 28 and m['versions']['torch']
+    assert m['recipe'] == 'smoke' and len(m['stages']) == 34 and m['versions']['torch']
     assert all(s['peak_memory_mb'] > 0 for s in m['stages'].values())
     assert str(run) not in json.dumps(m)
     for t in m['tests'].values():                              # pairs compares questions with them and refuses overlaps
@@ -52,7 +52,7 @@ def test_only_what_is_missing_runs_again(smoke):
     run, _ = smoke
     (run/'results'/'tables'/'audit.md').unlink()
     out = yfpo('run', 'smoke', '--run-dir', run).stdout
-    assert out.count('up to date') == 27 and 'tables ... up to date' not in out
+    assert out.count('up to date') == 33 and 'tables ... up to date' not in out
 
 def test_report_gives_the_same_bytes(smoke):
     run, _ = smoke
@@ -69,17 +69,17 @@ def test_plain_papermill_from_anywhere(smoke, tmp_path):
     r = subprocess.run([exe, str(ROOT/'nbs/paper/tables.ipynb'), 'out.ipynb', '-p', 'recipe', 'smoke', '-p', 'only', 'audit', '-f',
                         'p.yaml', '--no-progress-bar'], cwd=tmp_path, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
-    r = subprocess.run([exe, '--help-notebook', str(ROOT/'nbs/paper/stage_train.ipynb')], cwd=tmp_path, capture_output=True, text=True)
-    assert 'neuron_weight: float (default 0.1)' in r.stdout and 'Unknown type' not in r.stdout
+    r = subprocess.run([exe, '--help-notebook', str(ROOT/'nbs/paper/stages/train.ipynb')], cwd=tmp_path, capture_output=True, text=True)
+    assert 'processes: int (default 1)' in r.stdout and 'Unknown type' not in r.stdout
 
 @pytest.mark.parametrize('stage,given,says', [
-    ('stage_problems', ['recpie', 'cpu'], "no parameter 'recpie': did you mean 'recipe'?"),
-    ('stage_problems', ['n_test', '-5'], 'n_test is -5'),
-    ('stage_problems', ['recipe', '3'], 'recipe is 3, an int, but must be of type str'),
+    ('stages/problems', ['recpie', 'cpu'], "no parameter 'recpie': did you mean 'recipe'?"),
+    ('stages/problems', ['n_test', '-5'], 'n_test is -5'),
+    ('stages/problems', ['recipe', '3'], 'recipe is 3, an int, but must be of type str'),
     ('tables', ['results', 'x'], "did you mean 'results_dir'?"), ('tables', ['only', 'mian'], "only names 'mian': did you mean 'main'?"),
     ('figures', ['only', 'method margin'], "only names 'margin': did you mean 'margins'?"),
     ('figures', ['only', 'breakage'], 'gsm8k-cpu/breakage.csv is missing'),
-    ('stage_train', ['learning_rate', 'nan'], 'learning_rate is nan'), ('experiments', ['nosuch', '1'], "no parameter 'nosuch'")])
+    ('stages/sft', ['learning_rate', 'nan'], 'learning_rate is nan'), ('experiments', ['nosuch', '1'], "no parameter 'nosuch'")])
 def test_plain_papermill_refuses_what_the_notebook_does_not_know(tmp_path, stage, given, says):
     exe = str(Path(sys.executable).parent/'papermill')
     r = subprocess.run([exe, str(ROOT/f'nbs/paper/{stage}.ipynb'), 'o.ipynb', '-p', *given, '--no-progress-bar'], cwd=tmp_path,
@@ -88,16 +88,16 @@ def test_plain_papermill_refuses_what_the_notebook_does_not_know(tmp_path, stage
 
 def test_an_unknown_kind_of_rejected_response_is_refused(tmp_path):
     with pytest.raises(ValueError, match="rejected is 'x': there are other, corrupted"):
-        run_here(ROOT/'nbs'/'paper'/'stage_bench_step.ipynb', run_dir=str(tmp_path), rejected=['x'])
+        run_here(ROOT/'nbs'/'paper'/'stages'/'bench_step.ipynb', run_dir=str(tmp_path), rejected=['x'])
 
 def test_missing_upstream_names_the_command(tmp_path):
     exe = str(Path(sys.executable).parent/'papermill')
-    r = subprocess.run([exe, str(ROOT/'nbs/paper/stage_sft.ipynb'), 'o.ipynb', '-p', 'run_dir', str(tmp_path/'r'), '--no-progress-bar'],
+    r = subprocess.run([exe, str(ROOT/'nbs/paper/stages/sft.ipynb'), 'o.ipynb', '-p', 'run_dir', str(tmp_path/'r'), '--no-progress-bar'],
                        cwd=tmp_path, capture_output=True, text=True)
     assert r.returncode and 'yfpo run smoke --until problems' in r.stderr
 
 @pytest.mark.parametrize('args,says', [
-    (['run', 'smok'], "did you mean 'smoke'?"), (['run', 'smoke', '-p', 'neuron_wieght', '0.2'], "did you mean 'neuron_weight'?"),
+    (['run', 'smok'], "did you mean 'smoke'?"), (['run', 'smoke', '-p', 'neuron_wieght', '0.2'], "did you mean 'train.neuron_weight'?"),
     (['run', 'smoke', '-p', 'batch_size', 'eight'], 'must be of type int'), (['run', 'smoke', '--until', 'trian'], "did you mean 'train'?"),
     (['run', 'gsm8k-cpu', '--data-dir', '/nowhere'], '/nowhere'), (['check', 'cpu'], 'main.csv is missing')])
 def test_bad_input_is_one_sentence(args, says, tmp_path):

@@ -5,11 +5,11 @@ import pytest
 from conftest import ROOT
 from yfpo.data.templates import make_problems
 from yfpo.data.files import read_jsonl, write_jsonl
-from yfpo.lab.run import run_here
+from yfpo.lab.publish import run_here
 
 CPU = ROOT/'nbs'/'paper'/'results'/'cpu'
 
-def stage(name, run, **params): return run_here(ROOT/'nbs'/'paper'/f'stage_{name}.ipynb', run_dir=str(run), **params)
+def stage(name, run, **params): return run_here(ROOT/'nbs'/'paper'/'stages'/f'{name}.ipynb', run_dir=str(run), **params)
 
 def refused(says, name, run, **params):
     with pytest.raises((ValueError, FileNotFoundError), match=says): stage(name, run, **params)
@@ -89,7 +89,7 @@ def test_pairs_need_their_questions(run):
 @pytest.mark.parametrize('name', ['breakage', 'grid', 'overoptimisation', 'zoo'])
 def test_parts_are_named_by_all_digits(name):
     "Two learning rates that differ in the seventh digit are two parts"
-    assert ':g}' not in (ROOT/'nbs'/'paper'/f'stage_{name}.ipynb').read_text()
+    assert ':g}' not in (ROOT/'nbs'/'paper'/'stages'/f'{name}.ipynb').read_text()
 
 def test_a_recipe_that_is_not_there_leaves_no_gap_among_the_experiments():
     with pytest.raises(FileNotFoundError, match='results/nosuch is missing; make it with `yfpo run nosuch`'):

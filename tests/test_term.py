@@ -231,7 +231,7 @@ def test_a_note_of_another_training_is_refused_and_none_is_taken(tmp_path):
 
 # --- those that call it
 
-CALLS = [(p.stem, ast.unparse(n), n) for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if p.stem.startswith('stage_') or 'launch' in p.stem
+CALLS = [(p.stem, ast.unparse(n), n) for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if p.parent.name == 'stages' or 'launch' in p.stem
          for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code' and 'train_' in ''.join(c['source'])
          for n in ast.walk(ast.parse(''.join(c['source']))) if isinstance(n, ast.Call) and getattr(n.func, 'id', '') in DOORS]
 

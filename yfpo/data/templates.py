@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_texts', 'ProblemTemplate', 'all_templates', 'check_asked', 'make_problems', 'make_ood', 'general_texts',
-           'agreement_texts']
+           'prose_to_select', 'prose_to_judge', 'agreement_texts']
 
 # %% ../../nbs/data/04_templates.ipynb #templates-002
 import functools, hashlib, itertools, json, random, re
@@ -136,6 +136,15 @@ def general_texts(n:int, seed:int=0,
         seen.add(text)
         res.append(text)
     raise ValueError(f'only {len(res)} of {n} different paragraphs of {words[0]} to {words[1]} words could be made; ask for fewer')
+
+# %% ../../nbs/data/04_templates.ipynb #prose-sets
+def prose_to_select(n:int, seed:int=0) -> list: # paragraphs, see `general_texts`
+    "Paragraphs of the nine themes that neurons are selected on"
+    return general_texts(n, seed=seed, themes=range(9))
+
+def prose_to_judge(n:int, seed:int=0) -> list:
+    "Paragraphs of the nine other themes, which no selection has seen: for judging what is lost"
+    return general_texts(n, seed=seed, themes=range(9, 18))
 
 # %% ../../nbs/data/04_templates.ipynb #00-probl-083
 def agreement_texts(n:int, seed:int=0) -> list: # dicts

