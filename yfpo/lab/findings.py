@@ -252,7 +252,7 @@ def _moves_finding(moves):
                    *({'seed': str(s), 'still in the set (%)': percent(k)} for s, k in kept.items()))
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-128
-HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of stage_compare if a recipe sets none
+HARM = dict(nll_text=.05, choice_accuracy=.05)                 # margins of the stage compare if a recipe sets none
 
 def _narrow(r):
     "The 90 % interval of a difference, which belongs to two one-sided tests at 5 %"

@@ -21,8 +21,11 @@ WORK = dict(train=6, read=2, relevance=4, write=2)             # operations a pa
 def _passes(own):
     "Passes over the pairs of a stage that trains"
     if 'train' not in own: return own.get('epochs', 1)
-    default = fields_of('YFPOConfig', 'cost')['num_train_epochs']['default']
-    return own['train'].get('num_train_epochs', default)
+    return _with_defaults('YFPOConfig', own['train'])['num_train_epochs']
+
+def _with_defaults(kind, given):
+    "Fields of a configuration class, those that are not given at their defaults"
+    return {**{k: f['default'] for k, f in fields_of(kind, 'cost').items()}, **given}
 
 def _tokens(stage, st, arms, seeds, q, s): # st(name): parameters of a stage
     "Tokens of each kind of work in one stage"
@@ -31,7 +34,7 @@ def _tokens(stage, st, arms, seeds, q, s): # st(name): parameters of a stage
     asked = (pr['n_pairs'] + pr['n_dev'])*own.get('n_samples', 0)
     n_test, dev, trained = pr['n_test']*len(pr['test_sets']), pr['n_dev']*(q + 2*s), len(arms)*len(seeds)
     drawn = own.get('n_draws', 0)*own.get('n_texts', 0)*(q + s)
-    moves, passes = own.get('moves', {}), _passes(own)
+    moves, passes = _with_defaults('Moving', own.get('moves', {})), _passes(own)
     again = ('yfpo-dynamic' in arms)*len(seeds)/max(moves.get('every', 1), 1e-9)
     study = own.get('n_train', 0)*(q + 2*s)*passes*dict(
         grid=len(own.get('weights', ()))*(6 + own.get('controls', 0)) + len(own.get('readouts', ())) + len(own.get('sizes', ())), dynamic=5,

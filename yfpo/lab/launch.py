@@ -52,7 +52,7 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
     if arm == 'dpo': settings['neuron_weight'] = 0.
     with marked(run, arm, seed):
         trainer = train_yfpo(net, tokenizer, pairs, neurons, run/'train'/f'{arm}-seed{seed}'/'trainer', precision,
-                             follow if arm == 'yfpo-dynamic' else None, seed=seed, per_device_train_batch_size=_share(size),
+                             prepare=follow if arm == 'yfpo-dynamic' else None, seed=seed, per_device_train_batch_size=_share(size),
                              **{'reference_dir': str(run/'train'/'reference'), **settings})
         _save(trainer, tokenizer, run/'train'/f'{arm}-seed{seed}'/'model')
     return _logged(run, arm, seed, trainer, moving)

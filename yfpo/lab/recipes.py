@@ -144,7 +144,9 @@ def check_recipe(found, path):
     if not isinstance(found, dict) or not found.get('name') or not found.get('stages'):
         raise ValueError(f'{path} is no recipe: it needs at least `name` and `stages`')
     try: res = Recipe.model_validate(found)
-    except ValidationError as e: raise ValueError(f'{path}: {_sentence(e.errors()[0])}') from None
+    except ValidationError as e:
+        first = sorted(e.errors(), key=lambda x: x['type'] != 'extra_forbidden')[0]            # a misspelt key is also missing
+        raise ValueError(f'{path}: {_sentence(first)}') from None
     if res.name != Path(path).stem:
         raise ValueError(f"{path} calls itself {short(res.name)}: name and file must agree, because folders are named after it")
     for k in res.stages:

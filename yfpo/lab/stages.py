@@ -170,7 +170,8 @@ def _sets(source):
     "Names that a cell sets at its top level"
     try: body = ast.parse(source).body
     except SyntaxError: return set()
-    return {t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+    targets = [t for n in body if isinstance(n, ast.Assign) for t in n.targets]
+    return {t.id for x in targets for t in (x.elts if isinstance(x, ast.Tuple) else [x]) if isinstance(t, ast.Name)}
 
 def _files_cell(cells, where):
     "The source of the cell that sets `reads` and `writes`"

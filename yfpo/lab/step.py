@@ -248,7 +248,7 @@ def a_template():
     "The runner's template, or one of its own where the runner is on another machine"
     given = os.environ.get('YFPO_TEMPLATE', '')
     path, _, jupyter = given.partition('|')
-    if path and Path(path).exists(): yield Borrowed(path, jupyter)
+    if path and Path(path).parent.is_dir(): yield Borrowed(path, jupyter)                  # it may still be importing
     else:
         with template(['papermill', 'ipykernel.kernelapp', 'IPython']) as t: yield t
 

@@ -84,7 +84,7 @@ def _fork(door, own):
     _become(request)
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-012
-def _reap(own):
+def _reap(own, ended=()): # ended: process ids of copies that the template itself has killed
     "Report every copy that has ended: its exit code, and its peak memory, which also goes into the step's notes"
     while own:
         pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -99,6 +99,11 @@ def _reap(own):
         conn.close()
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-013
+def _asks(conn):
+    "Whether the client wants its copy interrupted; a client that is gone wants nothing"
+    try: return bool(conn.recv(1))
+    except OSError: return False
+
 def serve(path, # of the socket to listen on
           modules=()): # to import beforehand
     "The template: import, then fork a copy for each request, until standard input ends"
@@ -112,8 +117,10 @@ def serve(path, # of the socket to listen on
             if sys.stdin in heard: break
             if door in heard: _fork(door, own)
             for pid, (conn, _) in list(own.items()):
-                if conn in heard: os.kill(pid, signal.SIGINT if conn.recv(1) else signal.SIGKILL)      # the client is gone
-            _reap(own)
+                if conn not in heard: continue
+                if _asks(conn): os.kill(pid, signal.SIGINT); continue
+                ended.add(pid); os.kill(pid, signal.SIGKILL)   # the client is gone
+            _reap(own, ended)
     for pid in own: os.kill(pid, signal.SIGKILL)
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-015

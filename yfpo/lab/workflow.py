@@ -76,8 +76,9 @@ def rule_of(step, recipe):
                 threads=step['threads'], priority=step['priority'], resources=resources_of(recipe, step), command=_command(step['run'], step['label']))
 
 def _command(run, label):
+    "What runs one step; braces would be Snakemake's wildcards, so they are doubled"
     import shlex
-    return shlex.join([sys.executable, '-m', 'yfpo.lab.step', str(run), label])
+    return shlex.join([sys.executable, '-m', 'yfpo.lab.step', str(run), label]).replace('{', '{{').replace('}', '}}')
 
 def write_steps(recipe, todo, run):
     "steps.json: the steps to run, in the order of their priority, with all that running one takes"
