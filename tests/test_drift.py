@@ -64,6 +64,22 @@ def test_imports_stand_in_cells_of_their_own(path):
         odd = [n.lineno for n in tree.body if not isinstance(n, (*kinds, ast.Expr))]
         assert odd == [], f'move the imports of {c["id"]} to a cell above'
 
+def test_the_schema_is_of_these_recipes_and_settings():
+    from yfpo.lab.schema import recipe_schema
+    from yfpo.lab.stages import schema_path
+    assert json.loads(schema_path().read_text()) == json.loads(json.dumps(recipe_schema())), 'run `yfpo schema`'
+    for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml'): assert f.read_text().startswith('# yaml-language-server: $schema=recipe.schema.json'), f
+
+@pytest.mark.parametrize('recipe', sorted(f.stem for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml')))
+def test_the_schema_accepts_the_recipes(recipe):
+    jsonschema = pytest.importorskip('jsonschema')
+    from yfpo.lab.recipes import read_yaml
+    from yfpo.lab.stages import schema_path
+    text = (ROOT/'nbs'/'paper'/'recipes'/f'{recipe}.yaml').read_text()
+    schema, found = json.loads(schema_path().read_text()), read_yaml(text, recipe)
+    jsonschema.validate(found, schema)
+    with pytest.raises(jsonschema.ValidationError): jsonschema.validate({**found, 'sedes': [0]}, schema)
+
 def test_readme_is_the_index():
     assert (ROOT/'README.md').read_text() == readme_text(), 'run `yfpo readme`'
 
@@ -101,4 +117,4 @@ def test_library_notebook_form(path):
 @pytest.mark.parametrize('recipe', sorted(f.stem for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml')))
 def test_recipe_is_valid(recipe, tmp_path):
     steps = plan(read_recipe(recipe), run_dir=str(tmp_path))
-    assert read_recipe(recipe)['name'] == recipe and len(steps) > dict(bench=5, study=10, limits=7, neurons=9).get(recipe, 15)
+    assert read_recipe(recipe).name == recipe and len(steps) > dict(bench=5, study=10, limits=7, neurons=9).get(recipe, 15)

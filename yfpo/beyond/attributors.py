@@ -106,6 +106,18 @@ def integrated_gradients(model, batch, seed:str='centred', digits=None, steps:in
     return R, R.abs()*A, A
 
 # %% ../../nbs/beyond/02_attributors.ipynb #05-attri-022
+def _around_mlps(model, batch, blocks, at): # at: rows and positions, one of each text
+    "Three dicts by layer at these positions: activations (B, F), what the MLP writes (B, D), and the stream after it (B, D)"
+    acts, outs, ends = {}, {}, {}
+    def keep(to, i):
+        def hook(m, args, y): to[i] = (y[0] if isinstance(y, tuple) else y)[at].float()
+        return hook
+    hooks = [m.register_forward_hook(keep(to, i)) for i, b in enumerate(blocks) for m, to in ((b.mlp, outs), (b, ends))]
+    try: _forward(model, batch, lambda i, a: acts.update({i: a[at].float()}))
+    finally:
+        for h in hooks: h.remove()
+    return acts, outs, ends
+
 @torch.no_grad()
 def logprob_increase(model, batch, digits=None, chunk:int=128):
     "Log-probability increase of the first answer digit (or the last token, without `digits`) by each neuron alone"
@@ -115,15 +127,7 @@ def logprob_increase(model, batch, digits=None, chunk:int=128):
     at = answer_mask(batch, digits) if digits is not None else batch['response_mask']
     t = at.long().argmax(1) if digits is not None else at.shape[1] - 1 - at.flip(1).long().argmax(1)
     rows = torch.arange(len(t), device=t.device)
-    pos, word = t - 1, batch['input_ids'][rows, t]
-    acts, outs, ends = {}, {}, {}
-    def keep(to, i):
-        def hook(m, args, y): to[i] = (y[0] if isinstance(y, tuple) else y)[rows, pos].float()
-        return hook
-    hooks = [m.register_forward_hook(keep(to, i)) for i, b in enumerate(blocks) for m, to in ((b.mlp, outs), (b, ends))]
-    try: _forward(model, batch, lambda i, a: acts.update({i: a[rows, pos].float()}))
-    finally:
-        for h in hooks: h.remove()
+    word, (acts, outs, ends) = batch['input_ids'][rows, t], _around_mlps(model, batch, blocks, (rows, t - 1))
     centre = (lambda x: x - x.mean(-1, keepdim=True)) if family.norm == 'layer' else (lambda x: x)
     eps, gain, D = getattr(final, 'variance_epsilon', getattr(final, 'eps', 0)), final.weight.float(), final.weight.shape[0]
     E = head.weight.float()

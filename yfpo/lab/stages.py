@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TYPES', 'FORMS', 'SETS', 'CHOICES', 'MOST', 'JSON_TYPES', 'cells_of', 'parameters_in', 'notebook_parameters',
            'schema_path', 'fields_of', 'check_parameter', 'check_together', 'stage_files', 'overlap', 'run_folder',
-           'results_folder', 'need', 'open_run', 'stages_folder', 'stage_notebook', 'data_folder', 'plan']
+           'results_folder', 'need', 'stages_folder', 'open_run', 'stage_notebook', 'data_folder', 'plan']
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-002
 import ast, functools, json, math, os, re, sys
@@ -257,6 +257,8 @@ def need(path, recipe:str, stage:str):
     raise FileNotFoundError(f"{path} is missing; make it with `yfpo run {recipe} --until {stage}`{own}")
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-015
+def stages_folder(): return root()/'nbs'/'paper'/'stages'
+
 def _writer(path):
     "The stage that writes `path` by default, to name in an error"
     for nb in sorted(stages_folder().glob('*.ipynb')):
@@ -284,8 +286,6 @@ def _known(run, path):
     return False
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-017
-def stages_folder(): return root()/'nbs'/'paper'/'stages'
-
 def stage_notebook(stage, recipe):
     "The notebook of a stage, or the one that draws"
     nb = root()/'nbs'/'paper'/f'{stage}.ipynb' if stage in DRAWN else stages_folder()/f'{stage}.ipynb'
