@@ -68,7 +68,8 @@ def test_the_schema_is_of_these_recipes_and_settings():
     from yfpo.lab.schema import recipe_schema
     from yfpo.lab.stages import schema_path
     assert json.loads(schema_path().read_text()) == json.loads(json.dumps(recipe_schema())), 'run `yfpo schema`'
-    for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml'): assert f.read_text().startswith('# yaml-language-server: $schema=recipe.schema.json'), f
+    for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml'): 
+        assert f.read_text().startswith('# yaml-language-server: $schema=recipe.schema.json'), f
 
 @pytest.mark.parametrize('recipe', sorted(f.stem for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml')))
 def test_the_schema_accepts_the_recipes(recipe):

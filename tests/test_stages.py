@@ -60,6 +60,7 @@ def run(tmp_path):
     for name, own in (('pairs', ps[:5]), ('dev', ps[5:])): write_jsonl(tmp_path/'problems'/f'{name}.jsonl', [asdict(p) for p in own])
     write_jsonl(tmp_path/'responses'/'responses.jsonl', [dict(id=p.id, sample=s, text='#### 4', n_tokens=3, finished=True)
                                                          for p in ps for s in (0, 1)])
+    (tmp_path/'sft'/'model').mkdir(parents=True)
     return tmp_path
 
 @pytest.mark.parametrize('change,says', [
@@ -111,6 +112,7 @@ def selected(tmp_path_factory, tiny):
     s.save(run/'neurons'/'selected')
     for name, ps in (('dev', make_problems(4, seed=3)), ('select', make_problems(4, seed=4)), ('test-templates', make_problems(3, seed=5))):
         write_jsonl(run/'problems'/f'{name}.jsonl', [asdict(p) for p in ps])
+    for name in ('train', 'dev'): write_jsonl(run/'pairs'/f'{name}.jsonl', [])
     return run
 
 def meta(change):

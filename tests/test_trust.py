@@ -2,7 +2,7 @@
 import json, os, pickle, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
-from test_run import HEAD, RECIPE, SFT, SFT_FILES, TABLE, alive, make, notebook, recipe, yfpo
+from test_run import SFT, SFT_FILES, TRAIN, alive, make, notebook, recipe, yfpo
 from yfpo.lab.keys import all_keys, outside, step_key, used_versions
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.stages import plan
@@ -49,7 +49,7 @@ def test_a_helper_that_changes_reruns_what_uses_it_and_no_more(toy, tmp_path, mo
     "Two stages, one of which imports a module of the library"
     copy = shutil.copytree(Path(sys.modules['yfpo'].__file__).parent, tmp_path/'yfpo', ignore=shutil.ignore_patterns('__pycache__'))
     monkeypatch.setattr('yfpo.lab.keys.package', lambda: copy)
-    notebook(toy/'nbs'/'paper'/'stages'/'train.ipynb', HEAD + "run_dir:str = '' # run\narm:str = 'dpo' # arm\nseed:int = 0 # seed\nbeta:float = 0.1 # strength",
+    notebook(toy/'nbs'/'paper'/'stages'/'train.ipynb', TRAIN[0],
              'from yfpo.loss import OBJECTIVES', "reads, writes = ['sft/model.txt'], ['results/main.csv']")
     steps = plan(read_recipe('toy'))
     before = all_keys(steps)
@@ -61,9 +61,10 @@ def test_a_helper_that_changes_reruns_what_uses_it_and_no_more(toy, tmp_path, mo
 def test_threads_are_recorded_and_asked_for_again(again):
     run = again/'runs'/'toy'
     record = json.loads((run/'done'/'train-dpo-seed0.json').read_text())
-    assert record['threads'] == max(1, os.cpu_count()//2) and json.loads((run/'results'/'manifest.json').read_text())['stages']['sft']['threads']
+    assert record['threads'] == max(1, os.cpu_count()//2)
+    assert json.loads((run/'results'/'manifest.json').read_text())['stages']['sft']['threads']
     yfpo(again, 'run', 'toy', '--force', 'train', '--jobs', '1')
-    assert json.loads((run/'done'/'train-dpo-seed0.json').read_text())['threads'] == record['threads'], 'though one job could have all cores'
+    assert json.loads((run/'done'/'train-dpo-seed0.json').read_text())['threads'] == record['threads'], 'not all cores'
 
 # --- what changed under a finished step ---
 
@@ -85,14 +86,15 @@ def test_a_notebook_that_is_edited_while_it_runs_is_not_taken_for_what_ran(toy):
     assert p.returncode == 1 and 'was edited while it ran; run it again' in err and not (toy/'runs/toy/done/sft.json').exists()
 
 def test_a_leftover_of_another_run_is_not_read(toy):
-    notebook(toy/'nbs'/'paper'/'stages'/'train.ipynb', HEAD + "run_dir:str = '' # run\narm:str = 'dpo' # arm\nseed:int = 0 # seed\nbeta:float = 0.1 # strength",
+    notebook(toy/'nbs'/'paper'/'stages'/'train.ipynb', TRAIN[0],
              'from yfpo.lab.stages import open_run\nopen_run(recipe, run_dir, reads)', "reads, writes = ['sft/model.txt'], []")
     notebook(toy/'nbs'/'paper'/'stages'/'sft.ipynb', SFT[0], 'pass', "reads, writes = [], ['sft']")
     (toy/'runs'/'toy'/'sft').mkdir(parents=True); (toy/'runs'/'toy'/'sft'/'model.txt').write_text('old')
     r = yfpo(toy, 'run', 'toy')
     assert r.returncode == 1 and 'is left from another run: no finished step of toy wrote it' in r.stderr
 
-@pytest.mark.parametrize('files, says', [("reads, writes = [], ['sft/model.txt']", 'wrote sft/pid, which the `writes` of its notebook does not name'),
+@pytest.mark.parametrize('files, says', [
+    ("reads, writes = [], ['sft/model.txt']", 'wrote sft/pid, which the `writes` of its notebook does not name'),
                                          ("reads, writes = [], ['sft', 'results/x.csv']", 'did not write results/x.csv')])
 def test_a_stage_writes_what_it_declares(toy, files, says):
     code = SFT[1].replace("Path(run_dir)/'sft'", "Path(run_dir)/'sft'").replace("'model.txt'", "'model.txt'")
@@ -103,7 +105,8 @@ def test_a_stage_writes_what_it_declares(toy, files, says):
 
 # --- names and files that mean harm ---
 
-@pytest.mark.parametrize('old, new', [('name: toy', "name: '..'"), ('[main]', '[/tmp/x/evil]'), ('  sft:', '  /tmp/x/evil:'), ('[main]', "['..']"),
+@pytest.mark.parametrize('old, new', [('name: toy', "name: '..'"), ('[main]', '[/tmp/x/evil]'), ('  sft:', '  /tmp/x/evil:'),
+                                      ('[main]', "['..']"),
                                       ('about: toys', 'extends: ../toy')])
 def test_names_are_plain_names(toy, old, new):
     recipe(toy, old, new)
@@ -127,13 +130,15 @@ def test_a_planted_part_runs_no_code(tmp_path, monkeypatch):
     evil = Evil(); evil.path = tmp_path/'ran'
     part = tmp_path/'partial'/'a'/'k'/'x.safetensors'
     part.parent.mkdir(parents=True)
-    for planted in (pickle.dumps(evil), b'', bytes(8), (2**40).to_bytes(8, 'little') + b'{}', json.dumps({'class': ['os', 'system']}).encode()):
+    for planted in (
+            pickle.dumps(evil), b'', bytes(8), (2**40).to_bytes(8, 'little') + b'{}', json.dumps({'class': ['os', 'system']}).encode()):
         part.write_bytes(planted)
         assert load_part(part) is None
         monkeypatch.setenv('YFPO_STEP', 'a/k')
         assert kept(tmp_path, 'x', lambda: 3) == 3 and load_part(part) == (3,), 'made anew'
     assert not (tmp_path/'ran').exists()
-    assert not [f for f in (Path(__file__).parent.parent/'yfpo').rglob('*.py') if re.search(r'^\s*(import|from) .*\b(pickle|joblib|dill)\b', f.read_text(), re.M)]
+    pickles = re.compile(r'^\s*(import|from) .*\b(pickle|joblib|dill)\b', re.M)
+    assert not [f for f in (Path(__file__).parent.parent/'yfpo').rglob('*.py') if pickles.search(f.read_text())]
 
 # --- killed ---
 

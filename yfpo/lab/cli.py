@@ -9,17 +9,17 @@ __all__ = ['recipe_names', 'main']
 import json, os, sys
 from pathlib import Path
 from ..data.extras import needs
-from .recipes import json_of, merged, read_recipe, read_yaml, recipes_folder, root, short
-from .stages import results_folder, run_folder
 
 # %% ../../nbs/lab/24_cli.ipynb #cli-005
 def _value(text):
     "A command-line value as YAML reads it"
+    from yfpo.lab.recipes import read_yaml, short
     try: return read_yaml(text, 'it')
     except ValueError as e: raise ValueError(f'{short(text)} is not a YAML value; quote it, or close its brackets ({e})') from None
 
 def _values(given):
     "{name: value} of what `-p` gave, each name once; `train.beta` is the field `beta` of the parameter `train`"
+    from yfpo.lab.recipes import merged, short
     names, res = [k for k, _ in given or []], {}
     for k in names:
         if names.count(k) > 1: raise ValueError(f'-p gives {short(k)} twice; give it once')
@@ -32,12 +32,15 @@ def _folder(path): return str(Path(os.path.expanduser(path)).resolve()) if path 
 
 def _committed(recipe, run):
     "The recipe's name, if its committed results were made with the very settings of this run"
+    from yfpo.lab.recipes import json_of, read_recipe
+    from yfpo.lab.stages import results_folder
     try: of = [json_of(d/'manifest.json', 'recipe', 'recipe_sha') for d in (run/'results', results_folder(read_recipe(recipe).name))]
     except FileNotFoundError: return None
     return of[0]['recipe'] if of[0]['recipe_sha'] == of[1]['recipe_sha'] and (run/'results'/'contrasts.csv').exists() else None
 
 def recipe_names(incomplete:str=''):
     "Names of the recipes, for completion in a shell"
+    from yfpo.lab.recipes import recipes_folder
     return [f.stem for f in sorted(recipes_folder().glob('*.yaml')) if f.stem.startswith(incomplete)]
 
 # %% ../../nbs/lab/24_cli.ipynb #cli-006
@@ -67,7 +70,8 @@ def _app():
     @option('--only', multiple=True, metavar='STAGE', help='Run this stage alone, or tables or figures, on what an earlier run left.')
     @option('--force', multiple=True, metavar='STAGE', help='Run this stage, or all, and what follows from it again.')
     @option('--jobs', type=int, default=0, help='Steps beside each other; default what the recipe says, or what suits the machine.')
-    @option('-p', nargs=2, multiple=True, metavar='NAME VALUE', help='Set a parameter in every stage that has it; train.beta is a field of train.')
+    @option('-p', nargs=2, multiple=True, metavar='NAME VALUE',
+            help='Set a parameter in every stage that has it; train.beta is a field of train.')
     @option('--profile', default='', help='Snakemake profile, such as slurm, to run the steps elsewhere.')
     def run(**given):
         "Run what is not yet done of a recipe."
@@ -76,6 +80,7 @@ def _app():
     @app.command('list')
     def list_():
         "List the recipes."
+        from yfpo.lab.recipes import read_recipe
         for n in recipe_names(): print(f'{n:12s} {read_recipe(n).about}')
 
     _add_result_commands(click, app)
@@ -120,6 +125,7 @@ def _add_other_commands(click, app):
     def cost(recipe):
         "Estimate what a recipe will take, before it runs."
         from yfpo.lab.forecast import cost_text, estimate_text
+        from yfpo.lab.recipes import read_recipe
         r = read_recipe(recipe)
         print(estimate_text(r) if r.cost else cost_text(r))
 
@@ -134,6 +140,7 @@ def _add_other_commands(click, app):
     def readme():
         "Make README.md from nbs/index.ipynb."
         from yfpo.lab.readme import readme_text
+        from yfpo.lab.recipes import root
         (root()/'README.md').write_text(readme_text(), encoding='utf-8')
 
     @app.command()
@@ -158,6 +165,8 @@ def _run(recipe, run_dir, given): # given: the options of `yfpo run`, by name
 
 def _check(recipe, run_dir, save):
     from yfpo.lab.publish import agreement_text, save_agreement
+    from yfpo.lab.recipes import read_recipe
+    from yfpo.lab.stages import run_folder
     name = read_recipe(recipe).name
     results = run_folder(name, run_dir, make=False)/'results'
     text, same = agreement_text(name, results)

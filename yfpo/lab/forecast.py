@@ -10,7 +10,7 @@ __all__ = ['WORK', 'estimate', 'estimate_text', 'noted_speed', 'note_speed', 'co
 import math, subprocess, sys
 from pathlib import Path
 from .pace import START, in_words, makespan, most_awaited, scaled
-from .recipes import json_of, root
+from .recipes import Cost, json_of, root
 from .recipes import DRAWN
 from .stages import fields_of, notebook_parameters, plan, run_folder, stages_folder
 from .step import finished, read_record, record_path, write_json
@@ -57,8 +57,9 @@ def _tokens(stage, st, arms, seeds, q, s): # st(name): parameters of a stage
 def estimate(recipe): # a `Recipe`, with `cost`
     "Rows `stage, tokens, pflop, hours` of what a recipe will take, an order of magnitude before anything has run"
     c = recipe.cost
-    if not c: raise ValueError(f"recipe {recipe.name!r} has no `cost`: name there parameters, question_tokens, solution_tokens, device, tflops, "
-                               'writing_tflops')
+    if not c:
+        needed = ', '.join(k for k, f in Cost.model_fields.items() if f.is_required())
+        raise ValueError(f'recipe {recipe.name!r} has no `cost`: name there {needed}')
     params = {s['stage']: s['params'] for s in plan(recipe)}   # checked, with what is shared
     def st(stage): return {**{k: v[1] for k, v in notebook_parameters(stages_folder()/f'{stage}.ipynb').items()}, **params.get(stage, {})}
     rows = []
@@ -103,7 +104,8 @@ def committed_manifest(recipe):
 
 def expected(recipe, steps, run, speed=None): # billions of operations a second of this machine; None leaves committed times as they are
     "({label: seconds}, where they come from): of this run's own earlier steps, else of the committed ones, scaled to this machine"
-    own = {s['label']: m['seconds'] for s in steps if (m := read_record(record_path(run, s['label']).with_suffix('.old')) or finished(run, s))}
+    own = {s['label']: m['seconds'] for s in steps if (m := read_record(record_path(run, s['label']).with_suffix('.old')) or finished(run,
+                                                                                                                                      s))}
     m = committed_manifest(recipe)
     if not m: return (own, 'earlier runs here') if len(own) == len(steps) else ({}, '')
     ratio = m['speed']/speed if speed and m.get('speed') else 1.

@@ -80,7 +80,8 @@ def used_versions(code, modules, params):
     "{package: version} of what a step imports, itself or through the library, and of the package that holds its model"
     named = {m for s in [*code, *modules.values()] for m in re.findall(r'^\s*(?:from|import) (\w+)', s, re.M)}
     known = _distributions()
-    packages = {known[m][0] for m in named if m in known and m != 'yfpo'} | {WEIGHTS[v] for v in params.values() if isinstance(v, str) and v in WEIGHTS}
+    packages = {known[m][0] for m in named if m in known and m != 'yfpo'} | {WEIGHTS[v] for v in params.values() if isinstance(v, str)
+                                                                             and v in WEIGHTS}
     return {p: version(p) for p in sorted(packages)}
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-012
@@ -119,7 +120,8 @@ def step_key(step, keys): # {label: key} of the steps before it
     "Content hash of a step: its code, the library and packages it uses, its parameters, its data, and the keys of what it reads"
     code, modules = sources(step['notebook'])
     defaults = portable({k: v[1] for k, v in notebook_parameters(step['notebook']).items()})
-    parts = [[_code(c) for c in code], [(m, _code(s)) for m, s in sorted(modules.items())], _texts(modules), {**defaults, **portable(step['params'])},
+    parts = [[_code(c) for c in code], [(m, _code(s)) for m, s in sorted(modules.items())], _texts(modules),
+             {**defaults, **portable(step['params'])},
              outside(step['params']), used_versions(code, modules, step['params']), [keys[n] for n in step['needs']]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

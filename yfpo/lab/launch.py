@@ -108,11 +108,12 @@ def marked(run, arm:str, seed:int):
         raise
 
 # %% ../../nbs/lab/09_launch.ipynb #23-launch-009
-_LAUNCHER = """import runpy, sys
+_LAUNCHER = """import os, runpy, sys
 from yfpo.lab.warm import die_with_parent
-die_with_parent()
+die_with_parent(int(sys.argv.pop(1)))
+os.environ['YFPO_LAUNCHER'] = str(os.getpid())
 sys.argv[0] = 'accelerate-launch'
-runpy.run_module('accelerate.commands.launch', run_name='__main__')
+runpy.run_module(sys.argv.pop(1), run_name='__main__')
 """
 
 def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
@@ -126,7 +127,8 @@ def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
     with atomic_write(folder/'launch.json') as tmp:
         tmp.write_text(json.dumps(dict(run=str(run), recipe=recipe, arm=arm, seed=seed, **params), indent=1) + '\n')
     many = ['--multi_gpu', '--num_machines', '1'] if processes > 1 else []                   # on CPUs too, or accelerate starts one process
-    command = [sys.executable, '-c', _LAUNCHER, *many, '--num_processes', str(processes), '--mixed_precision', 'no',
+    command = [sys.executable, '-c', _LAUNCHER, str(os.getpid()), 'accelerate.commands.launch', *many, '--num_processes', str(processes),
+               '--mixed_precision', 'no',
                '--dynamo_backend', 'no', '--main_process_port', '0', *options,
                '--module', 'yfpo.lab.launch', '--spec', str(folder/'launch.json')]
     r = subprocess.run(command, capture_output=True, text=True)
@@ -140,7 +142,7 @@ def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
 # %% ../../nbs/lab/09_launch.ipynb #23-launch-011
 def main(argv=None):
     "`python -m yfpo.lab.launch`: one arm, from a recipe or from a specification written by `launch_arm`"
-    if os.environ.get('YFPO_STEP'): die_with_parent()          # the launcher, which ends with the step
+    if launcher := os.environ.get('YFPO_LAUNCHER'): die_with_parent(int(launcher))         # which ends with the step
     p = argparse.ArgumentParser('yfpo.lab.launch', description='Train one arm of a recipe; meant for accelerate launch.')
     p.add_argument('--spec', help='JSON file with all parameters; then nothing else is needed')
     p.add_argument('--recipe', default='', help='name of a recipe, or path of a YAML file')
@@ -168,6 +170,7 @@ def arm_parameters(recipe:str, arm:str, seed:int, run_dir:str=''):
     step = next((s for s in plan(r, run_dir) if s['label'] == f'train-{arm}-seed{seed}'), None)
     if step is None: raise ValueError(f"recipe {r.name!r} trains no {arm} at seed {seed}: its arms are {r.arms} and its seeds {r.seeds}")
     params = {**{k: v[1] for k, v in notebook_parameters(step['notebook']).items()}, **step['params']}
-    return dict(run=str(run_folder(r.name, run_dir)), recipe=r.name, arm=arm, seed=seed, **{k: params[k] for k in ('train', 'moves', 'precision')})
+    return dict(run=str(run_folder(r.name, run_dir)), recipe=r.name, arm=arm, seed=seed,
+                **{k: params[k] for k in ('train', 'moves', 'precision')})
 
 if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'ipykernel' not in sys.modules: main()

@@ -11,8 +11,8 @@ __all__ = ['ARMS', 'DRAWN', 'Name', 'Names', 'DEEP', 'LETTERS', 'root', 'a_type'
 import collections, difflib, importlib.util, json, math, os, re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ..data.extras import needs
+with needs('lab', 'a recipe'): from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 # %% ../../nbs/lab/01_recipes.ipynb #18_run-005
 def root():

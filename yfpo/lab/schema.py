@@ -46,7 +46,8 @@ def _stage_schema(nb):
     def one(kind, default, help):
         own = dict(type=kinds[kind], default=default, description=help)
         return {**own, 'allOf': [{'$ref': f"#/$defs/{help.split()[2].strip(',;')}"}]} if kind == 'dict' else own
-    return dict(type=['object', 'null'], properties={k: one(*v) for k, v in notebook_parameters(nb).items() if k not in ('recipe', 'run_dir')},
+    return dict(type=['object', 'null'], properties={k: one(*v) for k, v in notebook_parameters(nb).items() if k not in ('recipe',
+                                                                                                                         'run_dir')},
                 additionalProperties=False)
 
 def recipe_schema():

@@ -133,7 +133,8 @@ def _check_fields(name, value, help, where):
         kinds = [JSON_TYPES[t] for t in ([kinds] if isinstance(kinds, str) else kinds)]
         if float in kinds and type(v) is int: v = float(v)
         if kinds and type(v) not in kinds:
-            raise ValueError(f"{where}: {name}, {k} is {short(v)}, {a_type(v)}, but must be of type {' or '.join(t.__name__ for t in kinds)}")
+            wanted = ' or '.join(t.__name__ for t in kinds)
+            raise ValueError(f'{where}: {name}, {k} is {short(v)}, {a_type(v)}, but must be of type {wanted}')
         if type(v) is float and not math.isfinite(v): raise ValueError(f'{where}: {name}, {k} is {v}, but must be finite')
         res[k] = v
     return res
@@ -274,7 +275,8 @@ def open_run(recipe:str, # name of the recipe
     for x in reads:
         need(run/x, recipe, _writer(x) if not (run/x).exists() else '')
         if (label := os.environ.get('YFPO_STEP')) and not _known(run, x):
-            raise ValueError(f"{run/x} is left from another run: no finished step of {recipe} wrote it; put its stage before {label.split('/')[0]}")
+            raise ValueError(f'{run/x} is left from another run: no finished step of {recipe} wrote it; '
+                             f"put its stage before {label.split('/')[0]}")
     return run
 
 def _known(run, path):
@@ -291,7 +293,8 @@ def stage_notebook(stage, recipe):
     nb = root()/'nbs'/'paper'/f'{stage}.ipynb' if stage in DRAWN else stages_folder()/f'{stage}.ipynb'
     if nb.exists(): return nb
     there = [f.stem for f in sorted(stages_folder().glob('*.ipynb'))]
-    raise ValueError(f"recipe {recipe.name!r} names {stage!r}, but there is no notebook {nb.parent.name}/{nb.name}: {nearest(stage, there)}")
+    raise ValueError(f'recipe {recipe.name!r} names {stage!r}, but there is no notebook {nb.parent.name}/{nb.name}: '
+                     f'{nearest(stage, there)}')
 
 def _over_seeds(stage, known, recipe):
     "(label, extra parameters) of each step of a stage that trains or looks at what was trained"
@@ -306,7 +309,8 @@ def _instances(recipe):
         known = notebook_parameters(nb)
         if 'arms' in known: yield stage, f'{stage}-reference', nb, dict(arms=['base', 'sft'], seed=recipe.seeds[0])
         if {'arm', 'arms'} & set(known): yield from ((stage, label, nb, extra) for label, extra in _over_seeds(stage, known, recipe))
-        else: yield stage, stage, nb, dict(train_seed=recipe.seeds[0]) if 'train_seed' in known and 'train_seed' not in (given or {}) else {}
+        else: yield stage, stage, nb, dict(train_seed=recipe.seeds[0]) if 'train_seed' in known and 'train_seed' not in (given
+                                                                                                                         or {}) else {}
     for o, names in recipe.outputs:
         if names is not None: yield o, o, stage_notebook(o, recipe), dict(only=' '.join(names)) if names else {}
 
@@ -350,7 +354,8 @@ def _needs(step, before):
     for x in step['reads']:
         if any(overlap(x, w) for s in [*before, step] for w in s['writes']): continue
         by = _writer(x)
-        raise ValueError(f"step {step['label']} reads {x}, which no step before it writes: {f'put stage {by} before it' if by else 'no stage does'}")
+        mend = f'put stage {by} before it' if by else 'no stage does'
+        raise ValueError(f"step {step['label']} reads {x}, which no step before it writes: {mend}")
     return [s['label'] for s in before if any(overlap(x, w) for x in step['reads'] for w in s['writes'])]
 
 def plan(recipe, # a `Recipe`
@@ -368,7 +373,8 @@ def plan(recipe, # a `Recipe`
         steps.append(dict(step, needs=_needs(step, steps)))
         used |= set(known)
     for k in [*recipe.shared, *overrides]:
-        if k not in used: raise ValueError(f"no stage of recipe {recipe.name!r} has a parameter {short(k)}: {nearest(k, _with_fields(used))}")
+        if k in used: continue
+        raise ValueError(f'no stage of recipe {recipe.name!r} has a parameter {short(k)}: {nearest(k, _with_fields(used))}')
     return steps
 
 def _with_fields(names):

@@ -30,7 +30,8 @@ def _coded(x, tensors):
     import numpy as np, torch
     if isinstance(x, np.generic): return _coded(x.item(), tensors)
     if not isinstance(x, (torch.Tensor, np.ndarray)) or getattr(x, 'dtype', None) == object:
-        raise TypeError(f'a part of a stage returns {type(x).__name__}, which is not kept: return numbers, texts, tensors, lists, tuples or dicts of them')
+        raise TypeError(f'a part of a stage returns {type(x).__name__}, which is not kept: '
+                        'return numbers, texts, tensors, lists, tuples or dicts of them')
     array = isinstance(x, np.ndarray)
     tensors[str(len(tensors))] = (torch.from_numpy(np.ascontiguousarray(x)) if array else x.detach().cpu()).contiguous().clone()
     return {'array' if array else 'tensor': len(tensors) - 1}
@@ -125,7 +126,8 @@ def set_aside(run, label):
     if path.exists(): path.replace(path.with_suffix('.old'))
 
 # %% ../../nbs/lab/05_step.ipynb #step-013
-def _lines(log): return Path(log).read_text(encoding='utf-8', errors='replace').splitlines() if Path(log).exists() else []   # a kill may cut a letter
+def _lines(log): return Path(log).read_text(encoding='utf-8',
+                                            errors='replace').splitlines() if Path(log).exists() else []   # a kill may cut a letter
 
 def _questions_read(log):
     "Names of the files of questions, under problems/, that were opened for reading; what a step also wrote is not news to it"
@@ -191,7 +193,8 @@ def execute(step, run, warm): # warm: a `Template`
     memory, chosen, _ = _noted(own['notes'])
     files = _files_written(run, own['writes'])
     _check_written(run, step, files)
-    return dict(seconds=round(time.time() - start, 1), peak_memory_mb=round(memory), files=files, reads=_questions_read(own['writes']), chosen=chosen)
+    return dict(seconds=round(time.time() - start, 1), peak_memory_mb=round(memory), files=files, reads=_questions_read(own['writes']),
+                chosen=chosen)
 
 # %% ../../nbs/lab/05_step.ipynb #step-017
 def git(*args):
@@ -220,7 +223,8 @@ def run_step(step, run, warm):
     for f in before.get('files', ()):
         if f.startswith('results/') and f not in m['files']: (run/f).unlink(missing_ok=True)
     write_json(path, dict(m, key=key, needs=step['needs_keys'], params=portable(step['params']), resumed=resumed, threads=step['threads'],
-        runs=1 + before.get('runs', 1)*bool(before), finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), git=git('rev-parse', 'HEAD')))
+        runs=1 + before.get('runs', 1)*bool(before), finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+        git=git('rev-parse', 'HEAD')))
     old.unlink(missing_ok=True)
     return f"{m['seconds']:.0f} s{', going on from a killed run' if resumed else ''}"
 

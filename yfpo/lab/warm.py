@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-004b
-def die_with_parent():
+def die_with_parent(parent:int=0): # its process id, where it may have ended already
     "Have the system kill this process when its parent ends, however that ends; where it can, which is Linux"
     if sys.platform != 'linux': return
     import ctypes
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if parent and os.getppid() != parent: os.kill(os.getpid(), signal.SIGKILL)
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-005
 def _papermill(request):

@@ -73,12 +73,13 @@ def locked(run):
 def rule_of(step, recipe):
     "What Snakemake needs to know of a step: a dict of the kind that the Snakefile reads"
     return dict(label=step['label'], key=step['key'], output=f"done/{step['label']}.json", inputs=[f'done/{n}.json' for n in step['waits']],
-                threads=step['threads'], priority=step['priority'], resources=resources_of(recipe, step), command=_command(step['run'], step['label']))
+                threads=step['threads'], priority=step['priority'], resources=resources_of(recipe, step), command=_command(step['run'],
+                                                                                                                           step['label']))
 
 def _command(run, label):
-    "What runs one step; braces would be Snakemake's wildcards, so they are doubled"
+    "What runs one step, as a shell reads it"
     import shlex
-    return shlex.join([sys.executable, '-m', 'yfpo.lab.step', str(run), label]).replace('{', '{{').replace('}', '}}')
+    return shlex.join([sys.executable, '-m', 'yfpo.lab.step', str(run), label])
 
 def write_steps(recipe, todo, run):
     "steps.json: the steps to run, in the order of their priority, with all that running one takes"
@@ -90,7 +91,8 @@ def snakefile(): return Path(str(files('yfpo.lab').joinpath('texts', 'Snakefile'
 def profile_folder(name):
     "A Snakemake profile by name: one of nbs/paper/profiles, a folder, or one that Snakemake finds itself"
     own = root()/'nbs'/'paper'/'profiles'/name
-    return str(own) if (own/'config.yaml').is_file() else str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
+    given = Path(name).expanduser()
+    return str(own) if (own/'config.yaml').is_file() else str(given.resolve()) if given.is_dir() else name
 
 def _arguments(run, cores, profile):
     "Snakemake's command line"
@@ -114,7 +116,8 @@ def _state(run, label, since):
 
 class Follow:
     "Shows what the steps are at, from the files in which they say it"
-    def __init__(self, todo, run, board): self.todo, self.run, self.board, self.since, self.at, self.failed = todo, run, board, time.time(), {}, None
+    def __init__(self, todo, run, board):
+        self.todo, self.run, self.board, self.since, self.at, self.failed = todo, run, board, time.time(), {}, None
 
     def look(self):
         "Show what has changed; returns the steps that have ended well"
@@ -198,7 +201,8 @@ def write_manifest(recipe, steps, run):
     "results/manifest.json: what was run, with which settings and versions, on what, for how long"
     done = {s['label']: m for s in steps if (m := finished(run, s))}
     kept = ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'threads', 'finished', 'resumed', 'reads', 'runs', 'chosen')
-    said = {k: v for k, v in recipe.model_dump().items() if k not in ('outputs', 'extends', 'without')}       # what is drawn changes no number
+    said = {k: v for k, v in recipe.model_dump().items() if k not in ('outputs', 'extends',
+                                                                      'without')}       # what is drawn changes no number
     text = json.dumps({**said, 'shared': portable(recipe.shared)}, sort_keys=True)
     write_json(run/'results'/'manifest.json',
                dict(recipe=recipe.name, about=recipe.about, recipe_sha=hashlib.sha256(text.encode()).hexdigest()[:16],
@@ -235,7 +239,8 @@ def _prepared(recipe, everything, steps, keys, again, run, jobs):
     threads, todo = _threads(everything, jobs, run), []
     for i, s in enumerate(steps):
         key = keys[s['label']] = step_key(s, keys)
-        s.update(key=key, line=f"[{i+1}/{len(steps)}] {s['label']}", threads=threads[s['label']], run=str(run), sources=sources_hash(s['notebook']),
+        s.update(key=key, line=f"[{i+1}/{len(steps)}] {s['label']}", threads=threads[s['label']], run=str(run),
+                 sources=sources_hash(s['notebook']),
                  needs_keys={n: keys[n] for n in s['needs']}, afresh=s['label'] in again)
         if s['label'] in again or not is_done(run, s, key): todo.append(s)
     open_ = {s['label'] for s in todo}
