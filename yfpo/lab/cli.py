@@ -122,14 +122,13 @@ def _add_bundle(click, app):
     @option('--part-size', default='', metavar='SIZE', help='Largest file, such as 60M or 1G; default no parts.')
     @option('--platform', default='manylinux_2_28_x86_64', show_default=True, metavar='TAG', help="Wheels' tag of the other machine.")
     @option('--python', default='3.11', show_default=True, metavar='VERSION', help='Its Python.')
-    @option('--installed', default='', metavar='FILE', help='What it has: its `pip freeze`, or names of packages; left out where the version fits.')
-    @option('--extra', multiple=True, metavar='NAME', help='Extra of settings.ini to bring, beside lab.')
+    @option('--installed', default='', metavar='FILE', help='What it has: its `pip freeze`, or names; left out if the version fits.')
     @option('--data-dir', default='', help='Folder with gsm8k/*.jsonl and svamp/SVAMP.json.')
     def bundle(**given):
         "Write all that a machine without network needs to run a recipe."
         from yfpo.lab.bundle import Target, bundle, read_installed
         installed = read_installed(_folder(given['installed'])) if given['installed'] else {}
-        target = Target(given['platform'], given['python'], installed, given['extra'])
+        target = Target(given['platform'], given['python'], installed)
         bundle(given['recipe'], _folder(given['to']), _folder(given['data_dir']), given['part_size'], target)
 
 def _add_other_commands(click, app):
