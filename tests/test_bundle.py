@@ -10,7 +10,8 @@ from yfpo.lab.stages import plan
 
 SITE = Path(sysconfig.get_paths()['purelib'])
 EVERYTHING = {B._plain_name(d.metadata['Name']): d.version for d in importlib.metadata.distributions()}
-CLOSED = dict(http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9', PIP_NO_INDEX='1')       # nobody listens there
+CLOSED = dict(http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9', PIP_NO_INDEX='1',       # nobody listens there
+              PIP_TARGET='/nowhere')                           # run.sh does not listen to pip's own settings
 OFFLINE = {k: v for k, v in os.environ.items() if not k.lower().startswith(('pip_', 'yfpo_', 'http', 'https', 'pythonpath'))} | CLOSED
 
 def here(): return '.'.join(map(str, sys.version_info[:2]))
