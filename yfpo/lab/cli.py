@@ -84,6 +84,7 @@ def _app():
         for n in recipe_names(): print(f'{n:12s} {read_recipe(n).about}')
 
     _add_result_commands(click, app)
+    _add_bundle(click, app)
     _add_other_commands(click, app)
     return app
 
@@ -115,6 +116,25 @@ def _add_result_commands(click, app):
     def check(recipe, run_dir, save):
         "Compare a run with the committed results, within nbs/paper/tolerances.yaml."
         _check(recipe, _folder(run_dir), save)
+
+def _add_bundle(click, app):
+    "The command that packs a run for a machine without any network"
+    (recipe, _), option = _options(click), click.option
+
+    @app.command(epilog='Example: yfpo bundle gsm8k-cpu --to out --part-size 60M --installed freeze.txt --data-dir data; there: sh run.sh')
+    @recipe
+    @option('--to', required=True, metavar='FOLDER', help='New folder for the bundle.')
+    @option('--part-size', default='', metavar='SIZE', help='Largest file, such as 60M or 1G; default no parts.')
+    @option('--platform', default='manylinux_2_28_x86_64', show_default=True, metavar='TAG', help="Wheels' tag of the other machine.")
+    @option('--python', default='3.11', show_default=True, metavar='VERSION', help='Its Python.')
+    @option('--installed', default='', metavar='FILE', help='What it has: its `pip freeze`, or names; left out if the version fits.')
+    @option('--data-dir', default='', help='Folder with gsm8k/*.jsonl and svamp/SVAMP.json.')
+    def bundle(**given):
+        "Write all that a machine without network needs to run a recipe."
+        from yfpo.lab.bundle import Target, bundle, read_installed
+        installed = read_installed(_folder(given['installed'])) if given['installed'] else {}
+        target = Target(given['platform'], given['python'], installed)
+        bundle(given['recipe'], _folder(given['to']), _folder(given['data_dir']), given['part_size'], target)
 
 def _add_other_commands(click, app):
     "Commands on recipes, the machine and the repository"
