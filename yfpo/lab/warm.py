@@ -23,8 +23,8 @@ def _papermill(request):
     "Run one notebook; if it fails, the last line of the log is its error"
     import papermill
     spec = request['spec']
-    out = spec['out'].replace('{', '{{').replace('}', '}}')    # braces in a path are papermill's templates
-    try: papermill.execute_notebook(spec['notebook'], out, spec['params'], kernel_name='python3', progress_bar=False, cwd=spec['cwd'])
+    notebook, out = (spec[k].replace('{', '{{').replace('}', '}}') for k in ('notebook', 'out'))     # braces are papermill's templates
+    try: papermill.execute_notebook(notebook, out, spec['params'], kernel_name='python3', progress_bar=False, cwd=spec['cwd'])
     except papermill.exceptions.PapermillExecutionError as e: sys.exit(f'{e.ename}: {e.evalue}')
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-006
