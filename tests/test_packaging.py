@@ -44,7 +44,7 @@ def test_wheel_alone(wheel, tmp_path):
                        capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()
     assert float(r[0]) < 0.5 and r[1:] == ['False', '0.1.0']
     import click
-    shutil.copytree(Path(click.__file__).parent, tmp_path/'base'/'click')                      # of what the base brings, the command needs this
+    shutil.copytree(Path(click.__file__).parent, tmp_path/'base'/'click')                      # all of the base that the command needs
     def yfpo(*args): return subprocess.run([tmp_path/'v'/'bin'/'yfpo', *args], capture_output=True, text=True, cwd=tmp_path,
                                            env={**os.environ, 'PYTHONPATH': str(tmp_path/'base')})
     assert yfpo('--help').returncode == 0 and 'report' in yfpo('--help').stdout
