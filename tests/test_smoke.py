@@ -1,5 +1,5 @@
 "The whole chain on the tiny model, through the command line and papermill."
-import json, subprocess, sys, time
+import json, os, subprocess, sys
 from pathlib import Path
 import pandas as pd
 import pytest
@@ -44,9 +44,9 @@ def test_training_starts_at_ln2(smoke):
 
 def test_second_run_does_nothing(smoke):
     run, _ = smoke
-    start = time.time()
+    start = os.times().children_user                           # seconds of the processor: whatever else runs takes none of them
     r = yfpo('run', 'smoke', '--run-dir', run)
-    assert 'nothing to do' in r.stdout and '[1/' not in r.stdout and time.time() - start < 5
+    assert 'nothing to do' in r.stdout and '[1/' not in r.stdout and os.times().children_user - start < 5
 
 def test_only_what_is_missing_runs_again(smoke):
     run, _ = smoke
@@ -97,7 +97,7 @@ def test_missing_upstream_names_the_command(tmp_path):
     assert r.returncode and 'yfpo run smoke --until problems' in r.stderr
 
 @pytest.mark.parametrize('args,says', [
-    (['run', 'smok'], "did you mean 'smoke'?"), (['run', 'smoke', '-p', 'neuron_wieght', '0.2'], "did you mean 'train.neuron_weight'?"),
+    (['run', 'smok'], "did you mean 'smoke'?"), (['run', 'smoke', '-p', 'neuron_wieght', '0.2'], "did you mean 'neuron_weight'?"),
     (['run', 'smoke', '-p', 'batch_size', 'eight'], 'must be of type int'), (['run', 'smoke', '--until', 'trian'], "did you mean 'train'?"),
     (['run', 'gsm8k-cpu', '--data-dir', '/nowhere'], '/nowhere'), (['check', 'cpu'], 'main.csv is missing')])
 def test_bad_input_is_one_sentence(args, says, tmp_path):
