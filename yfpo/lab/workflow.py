@@ -240,11 +240,10 @@ def _prepared(recipe, everything, steps, keys, again, run, jobs):
     for i, s in enumerate(steps):
         key = keys[s['label']] = step_key(s, keys)
         s.update(key=key, line=f"[{i+1}/{len(steps)}] {s['label']}", threads=threads[s['label']], run=str(run),
-                 sources=sources_hash(s['notebook']),
                  needs_keys={n: keys[n] for n in s['needs']}, afresh=s['label'] in again)
         if s['label'] in again or not is_done(run, s, key): todo.append(s)
     open_ = {s['label'] for s in todo}
-    for s in todo: s['waits'] = [n for n in s['needs'] if n in open_]
+    for s in todo: s.update(waits=[n for n in s['needs'] if n in open_], sources=sources_hash(s['notebook']))
     return todo
 
 def run_recipe(name, data_dir:str='', overrides=None, run_dir:str='', jobs:int=0, say=print,
