@@ -104,6 +104,24 @@ def test_by_hand_from_a_recipe(ready):
     r = launch('--seed', '7')
     assert r.returncode == 1 and 'trains no yfpo at seed 7' in r.stderr and 'Traceback' not in r.stderr
 
+CONFIGS = ROOT/'nbs'/'paper'/'profiles'/'accelerate'
+
+@pytest.mark.parametrize('name, processes', [('one-gpu', 1), ('several-gpus', 2)])
+def test_the_configurations_of_accelerate(ready, name, processes):
+    "As one types it, on processes of the CPU in place of GPUs: the losses of one process"
+    one = train_arm(ready, 'smoke', 'yfpo', 0, **SETTINGS)
+    spec = ready/'spec.json'
+    spec.write_text(json.dumps(dict(run=str(ready), recipe='smoke', arm='yfpo', seed=0, **SETTINGS)))
+    command = [sys.executable, '-m', 'accelerate.commands.launch', '--config_file', str(CONFIGS/f'{name}.yaml'), '--main_process_port', '0',
+               '--module', 'yfpo.lab.launch', '--spec', str(spec)]
+    r = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'})
+    assert r.returncode == 0, r.stderr[-1500:]
+    seen = pd.read_csv(ready/'results'/'training'/'yfpo-seed0.csv')
+    assert seen.loss.tolist() == pytest.approx([x['loss'] for x in one], abs=2e-4)
+    spec.write_text(json.dumps(dict(run=str(ready), recipe='smoke', arm='yfpo', seed=0, train={**TRAIN, 'per_device_train_batch_size': 3})))
+    r = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'})
+    assert ('3 pairs, which 2 processes cannot share' in r.stderr) == (processes == 2), r.stderr[-1500:]
+
 def test_uneven_shares_are_refused(ready, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
     with pytest.raises(ValueError, match='4 processes cannot share'): train_arm(ready, 'smoke', 'dpo', 0,

@@ -587,6 +587,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'yfpo.lab.keys._hash_once': ('lab/keys.html#_hash_once', 'yfpo/lab/keys.py'),
                                'yfpo.lab.keys._imported': ('lab/keys.html#_imported', 'yfpo/lab/keys.py'),
                                'yfpo.lab.keys._module_sources': ('lab/keys.html#_module_sources', 'yfpo/lab/keys.py'),
+                               'yfpo.lab.keys._packages_in': ('lab/keys.html#_packages_in', 'yfpo/lab/keys.py'),
                                'yfpo.lab.keys._texts': ('lab/keys.html#_texts', 'yfpo/lab/keys.py'),
                                'yfpo.lab.keys.all_keys': ('lab/keys.html#all_keys', 'yfpo/lab/keys.py'),
                                'yfpo.lab.keys.file_hash': ('lab/keys.html#file_hash', 'yfpo/lab/keys.py'),

