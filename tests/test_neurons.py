@@ -1,5 +1,5 @@
 "Selection, controls, ablation and read-out against naive formulations, and what each refuses."
-import contextlib, copy, inspect, json, re, struct, warnings
+import contextlib, copy, inspect, itertools, json, re, struct, warnings
 from dataclasses import fields
 import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -8,8 +8,8 @@ from yfpo.interventions import Trial, ablate, activation_bank, delta_nll, score_
 from yfpo.lm.models import load_model, save_model, tiny_model
 from yfpo.loss import dpo_loss, objective
 from yfpo.beyond.attributors import response_means
-from yfpo.neurons import (NeuronSet, Selection, as_set, contrast_set, layer_matched, model_signature, norm_matched, outside, random_neurons,
-                          select_neurons, set_from_scores, split_half, stability, top_neurons)
+from yfpo.neurons import (NeuronSet, Selection, activation_matched, as_set, contrast_set, layer_matched, model_signature, norm_matched,
+                          outside, random_neurons, select_neurons, set_from_scores, split_half, stability, top_neurons)
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.relevance import Relevance, Scoring, Tally, accumulate, attribute, digit_ids
 from yfpo.lm.responses import collate, encode, format_prompt, hidden_states, text_items
@@ -54,6 +54,26 @@ def test_controls(make, neurons):
         assert len(set(members)) == len(neurons) and not chosen & set(members) and d.weight.sum() == pytest.approx(1, abs=1e-5)
     assert len({tuple(d.index.tolist()) for d in draws}) > 20
     if make is layer_matched: assert all(torch.equal(d.layer, neurons.layer) for d in draws)
+
+def _activation_matched(neurons, seed, **how):
+    return activation_matched(neurons, torch.rand(2, 64, generator=torch.Generator().manual_seed(0)), seed, **how)
+
+@pytest.mark.parametrize('make', [layer_matched, _activation_matched])
+def test_a_control_that_differs_in_one_thing(make, neurons):
+    "Identity, direction and weight one by one: what is not asked to differ is the selected set's, by its own rule"
+    helps = torch.randn(2, 64, generator=torch.Generator().manual_seed(1))
+    helps[0, :5] = 0                                           # the selected set's rule gives these direction 1
+    plain = make(neurons, 7)
+    for directions, weights in itertools.product(('random', 'copied', 'relevance'), ('shuffled', 'copied')):
+        c = make(neurons, 7, directions=directions, weights=weights, relevance=helps)
+        assert torch.equal(c.layer, neurons.layer) and torch.equal(c.index, plain.index), 'the draw does not depend on them'
+        expected = dict(random=plain.direction, copied=neurons.direction,
+                        relevance=torch.tensor([-1. if helps[l, i] < 0 else 1. for l, i in zip(c.layer, c.index)]))[directions]
+        assert torch.equal(c.direction, expected) and torch.equal(c.weight, neurons.weight if weights == 'copied' else plain.weight)
+    with pytest.raises(ValueError, match='needs relevance='): make(neurons, 7, directions='relevance')
+    with pytest.raises(ValueError, match='2 layers of 64 neurons'): make(neurons, 7, directions='relevance', relevance=helps[:1])
+    with pytest.raises(ValueError, match="directions.*copied"): make(neurons, 7, directions='copies')
+    with pytest.raises(ValueError, match='weights'): make(neurons, 7, weights='random')
 
 def test_round_trip_and_refusals(neurons, tiny, tmp_path):
     assert NeuronSet.load(neurons.save(tmp_path/'s')) == neurons

@@ -1242,6 +1242,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'yfpo.neurons._meta_text': ('neurons.html#_meta_text', 'yfpo/neurons.py'),
                               'yfpo.neurons._origin': ('neurons.html#_origin', 'yfpo/neurons.py'),
                               'yfpo.neurons._over': ('neurons.html#_over', 'yfpo/neurons.py'),
+                              'yfpo.neurons._signs': ('neurons.html#_signs', 'yfpo/neurons.py'),
                               'yfpo.neurons._trouble': ('neurons.html#_trouble', 'yfpo/neurons.py'),
                               'yfpo.neurons._weights_of': ('neurons.html#_weights_of', 'yfpo/neurons.py'),
                               'yfpo.neurons._why': ('neurons.html#_why', 'yfpo/neurons.py'),
