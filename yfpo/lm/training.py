@@ -71,7 +71,7 @@ class NotFiniteError(ValueError):
 class FiniteSteps:
     "A mixin before a TRL trainer: stops at the first loss, gradient norm or trained weight that is not finite"
     def __init__(self, *args, **kwargs):
-        self.batches = []                                      # of the current optimiser step
+        self.batches, self.norm = [], math.nan                 # of the current optimiser step; its gradient's norm before it is clipped
         super().__init__(*args, **kwargs)
         self.args.logging_nan_inf_filter = False               # it would log the loss as 0 and continue
 
@@ -85,7 +85,7 @@ class FiniteSteps:
         norm = super()._get_grad_norm(model, grad_norm)
         scaled = self.accelerator.scaler is not None           # float16 skips such a step itself, and lowers its scale
         if norm is not None and not scaled and not math.isfinite(norm): self.stop('gradient norm', norm, self.batches)
-        self.batches = []
+        self.batches, self.norm = [], math.nan if norm is None else float(norm)
         return norm
 
     def train(self, *args, **kwargs):
