@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN', 'given_rows', 'as_dataset', 'without_prompt', 'preference_dataset', 'completion_dataset', 'each_set', 'Turns',
-           'spoken_mask', 'spoken_example', 'turn_spans', 'turns_read', 'special_ids', 'tokens_read', 'ReadCollator',
-           'say_lost']
+           'spoken_mask', 'spoken_example', 'turn_spans', 'turns_read', 'spoken_lengths', 'places', 'divergent',
+           'divergent_examples', 'special_ids', 'tokens_read', 'ReadCollator', 'say_lost']
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-002
 import json, os, re, warnings
@@ -295,6 +295,45 @@ def _marks_turns(template):
     "Whether a chat template says itself which tokens are the assistant's"
     template = template['default'] if isinstance(template, dict) else template
     return re.search(r'\{%-?\s*generation\s*-?%\}', template) is not None
+
+# %% ../../nbs/lm/06_rows.ipynb #30-rows-051
+def _is_read(e):
+    "For each token, whether it is read; all True for a plain response, which is read from its start on"
+    if not isinstance(e, Turns): return [True]*len(e.ids)
+    at = set(e.read)
+    return [t in at for t in range(len(e.ids))]
+
+def _read_from(e, first):
+    "`e`, read from the token `first` on, or its last token where nothing is left"
+    if isinstance(e, Turns): return Turns(e.ids, e.start, tuple(t for t in e.read if t >= first) or e.read[-1:])
+    return type(e)(e.ids, min(max(e.start, first), len(e.ids) - 1))
+
+def spoken_lengths(examples):
+    "Response tokens of chosen and rejected (n, 2)"
+    return torch.tensor([float(len(e.read) if isinstance(e, Turns) else len(e.ids) - e.start) for e in examples]).view(2, -1).T
+
+# %% ../../nbs/lm/06_rows.ipynb #10_rewar-015
+def places(e, unread:int=0): # tokens at the end that are left out
+    "Where the neurons of an `Example` are read: a slice, or indices"
+    return list(e.read[:len(e.read) - unread]) if isinstance(e, Turns) else slice(e.start, len(e.ids) - unread)
+
+def divergent(ids, # token ids (2B, T): B chosen, then their B rejected
+              mask): # true on response tokens (2B, T)
+    "`mask` from the first difference of each pair on; a response that has ended by then keeps its last token"
+    n, mask = len(ids)//2, mask.bool()
+    differ = (ids[:n] != ids[n:]) | (mask[:n] != mask[n:])
+    left = mask & (differ.cumsum(1) > 0).repeat(2, 1)
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return torch.where(left.any(1, keepdim=True), left, last)
+
+def divergent_examples(examples): # 2n `Example`s: n chosen, then their n rejected
+    "The same for texts: the shared beginning counts as prompt"
+    n, out = len(examples)//2, list(examples)
+    for i in range(n):
+        a, b = (list(zip(e.ids, _is_read(e))) for e in (examples[i], examples[n+i]))
+        first = next((t for t, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+        for j, e in ((i, examples[i]), (n+i, examples[n+i])): out[j] = _read_from(e, first)
+    return out
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-032
 def special_ids(tok):
