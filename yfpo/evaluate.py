@@ -152,7 +152,7 @@ METRICS = dict(
     **{f'{x}_{k}': f'{x}_{k}' for x in ('pass', 'majority') for k in (1, 2, 4, 8, 16, 32, 64)})
 CONTINUOUS = {'nll_gold', 'nll_text', 'choice_margin', *(m for m in METRICS if m.startswith(('pass_', 'majority_')))}
 
-def _value(row, metric):
+def _measured(row, metric):
     get = METRICS[metric]
     try: v = float(get(row) if callable(get) else row[get])
     except (KeyError, TypeError): return None
@@ -170,7 +170,7 @@ def by_question(rows): # rows of `evaluate_model` and `pair_accuracy`
                                         if r.get('difficulty') is not None else [])
         for set_, metrics in sets:
             for m in metrics:
-                if (v := _value(r, m)) is None: continue
+                if (v := _measured(r, m)) is None: continue
                 values = out.setdefault((r['arm'], r['seed'], set_, m), {})
                 if r['id'] in values:
                     raise ValueError(f"question {r['id']!r} stands twice under arm {r['arm']!r}, seed {r['seed']}, "
@@ -213,6 +213,7 @@ def _check_sample(r, alike, where): # alike: the columns of the same question in
     more = sorted({*r} - alike[r['set'], r['id']])
     if more: raise ValueError(f'{where} has the column {more[0]}, which the same question lacks in another file: evaluate all arms again')
 
+# %% ../nbs/07_evaluate.ipynb #07-evalu-070
 def read_samples(folder): # `results/samples` of a run, a file an arm and seed
     "All rows, each checked, with the same columns for the same question in every file"
     rows, alike, seen = [], {}, set()
@@ -232,7 +233,7 @@ def read_samples(folder): # `results/samples` of a run, a file an arm and seed
 @documented
 @dataclass
 class HeldOut:
-    "What models are measured on that were trained on none of it"
+    "Held-out data: no model that is measured on it was trained on it"
     pairs: list                 # preference pairs
     problems: list              # `Problem`s with gold solutions
     prose: list                 # plain texts
@@ -241,7 +242,7 @@ class HeldOut:
     batch_size: int = 8         # texts in one pass
 
 def outcome(model, tokenizer, held): # a `HeldOut`
-    "What training has done, item by item: pairs told apart, log-probability margin, NLL of solutions and of prose, neuron margin"
+    "What training has done, item by item: pairs ranked right, difference of log-probabilities, NLL of solutions and prose, neuron margin"
     from yfpo.lm.responses import encode, response_logprobs
     from yfpo.reward import pair_items, read_examples
     n, size, logps = len(held.pairs), held.batch_size, {}

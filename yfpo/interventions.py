@@ -15,8 +15,8 @@ from .data.checks import documented, settings_in, taken, takes
 from .lm.decoding import Edit
 from .lm.models import unwrap
 from .lm.packing import shared_logprobs
-from .relevance import TextReading, down_projs, explained
-from .lm.responses import batches, collate, encode, hidden_states
+from .relevance import down_projs, explained
+from .lm.responses import TextReading, batches, collate, encode, hidden_states
 from .lm.progress import track
 
 # %% ../nbs/06_interventions.ipynb #08_inter-060
@@ -236,7 +236,7 @@ def draw_rank(value, draws):
 @takes(Trial)
 def score_card(model, tokenizer, neurons, controls, # a set, and matched random draws of it
                math, general, # items to score, used for no selection
-               **kwargs): # fields of `Trial`; `base` is that of an earlier card of the same texts, by the names of the two
+               **kwargs): # fields of `Trial`; its `base` is a dict here, with the keys math and general, from an earlier card
     "What ablating a set does, as one row"
     how = taken(score_card, kwargs)
     base = how.base or {name: how.nll(model, tokenizer, t) for name, t in (('math', math), ('general', general))}

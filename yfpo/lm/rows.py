@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OWN', 'given_rows', 'as_dataset', 'without_prompt', 'preference_dataset', 'completion_dataset', 'each_set', 'Turns',
            'spoken_mask', 'spoken_example', 'turn_spans', 'turns_read', 'spoken_lengths', 'places', 'divergent',
-           'divergent_examples', 'special_ids', 'tokens_read', 'ReadCollator', 'say_lost']
+           'divergent_examples', 'special_ids', 'tokens_read', 'numbered', 'with_places', 'ReadCollator', 'trl_inputs',
+           'say_lost']
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-002
 import json, os, re, warnings
@@ -38,11 +39,11 @@ def as_dataset(rows, columns, name='train_dataset'):
     for i, row in enumerate([dict.fromkeys(rows.column_names)] if isinstance(rows, Dataset) else rows):
         missing = [c for c in columns if c not in row]
         if missing: raise ValueError(f'row {i} of {name} has no {missing[0]!r} column: every row needs {", ".join(columns)}')
-    if isinstance(rows, Dataset): return _told(rows, name)
+    if isinstance(rows, Dataset): return _with_settings(rows, name)
     return Dataset.from_list([{**{c: r[c] for c in columns}, **e} for r, e in zip(rows, _extras(rows, name))])
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-007
-def _told(data, name):
+def _with_settings(data, name):
     "`data`, if every row has its settings for the chat template; without that column, if no row has"
     said = data['chat_template_kwargs'] if 'chat_template_kwargs' in data.column_names else ()
     none = [i for i, x in enumerate(said) if x is None]
@@ -112,7 +113,7 @@ def _cleaned(x, what):
     if _kind(x, what) == 'text': return _letters(x, what)
     return [{**{k: v for k, v in m.items() if v is not None}, 'content': _words(m, what)} for m in x]
 
-def _said(x):
+def _answer_in(x):
     "The assistant's answer in a response given as a text or as messages: text, or a call of a tool"
     if isinstance(x, str): return x.strip()
     return ''.join((m['content'] or '') + str(m.get('tool_calls') or '') for m in x if m['role'] == 'assistant').strip()
@@ -165,7 +166,7 @@ def _checked(row, where):
     "`row` as `_apart` returns it, if its two responses differ"
     new = _apart(row, where)
     for k in ('chosen', 'rejected'):
-        if _said(new[k]): continue
+        if _answer_in(new[k]): continue
         roles = sorted({m['role'] for m in new[k]} - {'assistant'}) if not isinstance(new[k], str) else ()
         why = f': it has messages of role {", ".join(roles)} alone' if roles and all(m['role'] != 'assistant' for m in new[k]) else ''
         raise ValueError(f'{where} has an empty {k} response{why}: drop the pair')
@@ -232,7 +233,7 @@ def completion_dataset(rows, name='rows'):
     data = _uniform(rows, columns, name)
     new = [_whole_row(row, columns, f'row {i} of {name}') for i, row in enumerate(data)]
     for i, row in enumerate(new):
-        if not _said(row['completion']): raise ValueError(f'row {i} of {name} has an empty completion: drop the row')
+        if not _answer_in(row['completion']): raise ValueError(f'row {i} of {name} has an empty completion: drop the row')
     return data if all(row[k] == n[k] for row, n in zip(data, new) for k in columns) else _replaced(data, new)
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-022
@@ -359,6 +360,20 @@ def tokens_read(tok, row):
         out.append([int(x) for x in read])
     return out
 
+# %% ../../nbs/lm/06_rows.ipynb #30-rows-053
+def numbered(data, tokenizer):
+    "Pairs with the column `pair_row`, before the tokenizer reads them"
+    if tokenizer.eos_token is None:
+        raise ValueError('the tokenizer has no end-of-text token, which TRL puts after a response: set its eos_token')
+    return data if 'pair_row' in data.column_names else data.add_column('pair_row', list(range(len(data))))
+
+def with_places(data, tokenizer):
+    "Tokenised pairs with the columns `chosen_read` and `rejected_read`: where neurons are read"
+    if 'chosen_read' in data.column_names: return data
+    read = [tokens_read(tokenizer, row) for row in data]
+    for k, mask in zip(('chosen_read', 'rejected_read'), zip(*read)): data = data.add_column(k, list(mask))
+    return data
+
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-035
 class ReadCollator:
     "A trainer's `collator`, plus `ref_row` (B,), each pair's row in the reference table, and `read_mask` (2B, T), where it is read"
@@ -374,6 +389,8 @@ class ReadCollator:
             mask &= batch['completion_mask'].bool()            # not where TRL cut
             mask[:, 0] = False
         return batch
+
+def trl_inputs(batch): return {k: x for k, x in batch.items() if k not in ('ref_row', 'read_mask')}      # without what is ours
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-037
 def say_lost(data, rows, cut, name):
