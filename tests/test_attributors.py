@@ -5,11 +5,11 @@ from test_relevance import PUBLIC, random_model, relative
 from yfpo.beyond.attributors import integrated_gradients, logprob_increase
 from yfpo.relevance import ATTRIBUTORS, attribute
 from yfpo.beyond.cards import cards_html, neuron_cards
-from yfpo.interventions import (ablate, delta_nll, draw_rank, faithfulness, hiding_curve, patch, patch_from, record, selectivity,
-                                single_effects)
+from yfpo.beyond.controls import activation_matched, bottom_neurons, norm_matched
+from yfpo.beyond.effects import faithfulness, hiding_curve
+from yfpo.interventions import ablate, delta_nll, draw_rank, patch, patch_from, record, selectivity, single_effects
 from yfpo.lm.models import load_model
-from yfpo.neurons import (NeuronSet, activation_matched, bottom_neurons, capability_relevance, contrast_set, jaccard, model_signature,
-                          norm_matched, select_neurons, spearman)
+from yfpo.neurons import NeuronSet, capability_relevance, contrast_set, jaccard, model_signature, select_neurons, spearman
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.relevance import down_projs, explained, width, write_matrix
 from yfpo.lm.responses import Example, collate, format_prompt, generate, hidden_states

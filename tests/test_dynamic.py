@@ -226,7 +226,7 @@ def spoil(model): model.model.layers[0].mlp.down_proj.weight.data[0, 0] = nan
 
 @pytest.mark.parametrize('name', ['sft', 'simpo', 'cpo', 'orpo', 'kto'])
 def test_a_method_refuses_what_it_cannot_train(name, tiny, tmp_path):
-    from yfpo.trainer import NotFiniteError
+    from yfpo.lm.training import NotFiniteError
     with pytest.raises(ValueError, match='no weight of the model can be trained'): built(name, tiny, tmp_path, change=freeze)
     with pytest.raises(NotFiniteError, match='weights that are not finite, in model.layers.0.mlp.down_proj'):
         built(name, tiny, tmp_path, change=spoil)

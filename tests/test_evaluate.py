@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from yfpo.evaluate import (by_question, choice_rows, evaluate_model, majority_at_k, mean_interval, pair_accuracy, pass_at_k, proportion,
-                           repeats, sample_rows, score_answers, summarise, text_rows)
+from yfpo.beyond.votes import majority_at_k, pass_at_k, sample_rows
+from yfpo.evaluate import (by_question, choice_rows, evaluate_model, mean_interval, pair_accuracy, proportion, repeats, score_answers,
+                           summarise, text_rows)
 from yfpo.data.templates import make_problems
 
 def row(arm, i, right, seed=0, **kw):

@@ -12,7 +12,7 @@ from yfpo.lm.models import load_model, save_model
 from yfpo.data.pairs import pairs_from_corruption, save_pairs
 from yfpo.data.templates import make_problems
 from yfpo.data.files import write_jsonl
-from yfpo.trainer import NotFiniteError
+from yfpo.lm.training import NotFiniteError
 from test_trainer import some_neurons
 
 TRAIN = dict(neuron_weight=.5, learning_rate=1e-3, num_train_epochs=1., per_device_train_batch_size=2)

@@ -8,8 +8,9 @@ from yfpo.interventions import Trial, ablate, activation_bank, delta_nll, score_
 from yfpo.lm.models import load_model, save_model, tiny_model
 from yfpo.loss import dpo_loss, objective
 from yfpo.beyond.attributors import response_means
-from yfpo.neurons import (NeuronSet, Selection, activation_matched, as_set, contrast_set, layer_matched, model_signature, norm_matched,
-                          outside, random_neurons, select_neurons, set_from_scores, split_half, stability, top_neurons)
+from yfpo.beyond.controls import activation_matched, norm_matched, stability
+from yfpo.neurons import (NeuronSet, Selection, as_set, contrast_set, layer_matched, model_signature, outside, random_neurons,
+                          select_neurons, set_from_scores, split_half, top_neurons)
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.relevance import Relevance, Scoring, Tally, accumulate, attribute, digit_ids
 from yfpo.lm.responses import collate, encode, format_prompt, hidden_states, text_items

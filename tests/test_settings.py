@@ -8,7 +8,8 @@ from yfpo.beyond.methods import NeuronReward
 from yfpo.beyond.protocols import protocol_rows
 from yfpo.data.pairs import PairSettings, pairs_from_corruption, pairs_from_samples
 from yfpo.data.templates import make_problems
-from yfpo.evaluate import Evaluation, Repeated, evaluate_model, sample_rows
+from yfpo.beyond.votes import Repeated, sample_rows
+from yfpo.evaluate import Evaluation, evaluate_model
 from yfpo.lm.decoding import completions
 from yfpo.lm.responses import generate
 from yfpo.lm.sampling import Decoding, Sampling

@@ -239,8 +239,7 @@ CALLS = [(p.stem, ast.unparse(n), n) for p in sorted((ROOT/'nbs').rglob('*.ipynb
 def test_stages_name_settings_that_there_are(where, text, call):
     f, cls = DOORS[call.func.id]
     given = inspect.signature(f).bind(*call.args, **{k.arg: k.value for k in call.keywords if k.arg}).arguments
-    named = {k: v for k, v in given['settings'].items() if k != 'prepare'}
-    own, passed_on = known_settings(cls, named), any(k.arg is None for k in call.keywords)       # `**settings` of the caller
+    own, passed_on = known_settings(cls, given['settings']), any(k.arg is None for k in call.keywords)       # `**settings` of the caller
     assert passed_on or own.keys() >= {'learning_rate', 'num_train_epochs', 'seed', 'max_length'}, text
 
 def test_the_stages_that_train_are_found(): assert len(CALLS) >= 8

@@ -325,8 +325,9 @@ def test_one_reference_folder_serves_every_seed_and_weight(tiny, tmp_path, monke
     own = [run(tiny, tmp_path/f'own{s}', neuron_weight=0.5, seed=s, data_seed=s) for s in (0, 1)]
     first = run(tiny, tmp_path/'0', neuron_weight=0.5, seed=0, data_seed=0, reference_dir=shared)
     from yfpo import trainer
+    from yfpo.lm import tables
     def fail(*args, **kw): raise AssertionError('the reference was read again')
-    for name in ('fit_and_read', 'shared_logprobs'): monkeypatch.setattr(trainer, name, fail)
+    for module, name in ((trainer, 'fit_and_read'), (tables, 'shared_logprobs')): monkeypatch.setattr(module, name, fail)
     second = run(tiny, tmp_path/'1', neuron_weight=0.5, seed=1, data_seed=1, reference_dir=shared)
     for a, b in zip(own, (first, second)): assert column(a, 'loss') == column(b, 'loss') and equal_weights(a, b)
     assert column(first, 'loss') != column(second, 'loss')

@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['RULES', 'METRICS', 'CONTINUOUS', 'COLUMNS', 'score_answers', 'gold_nll', 'Labelled', 'Evaluation', 'evaluate_model',
-           'check_k', 'pass_at_k', 'majority_at_k', 'Repeated', 'sample_rows', 'pair_rows', 'pair_accuracy',
-           'text_rows', 'choice_rows', 'repeats', 'proportion', 'mean_interval', 'by_question', 'summarise',
-           'read_samples', 'HeldOut', 'outcome', 'against']
+           'pair_rows', 'pair_accuracy', 'text_rows', 'choice_rows', 'repeats', 'proportion', 'mean_interval',
+           'by_question', 'summarise', 'read_samples', 'HeldOut', 'outcome', 'against']
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-002
-import itertools, math, random
-from collections import Counter
+import math
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from .data.checks import as_list, documented, settings_in, taken, takes
+from .data.checks import documented, settings_in, taken, takes
 from .data.answers import extract_flexible, extract_number, extract_strict, is_correct, strip_annotations
 from .data.files import read_jsonl
 from .lm.sampling import Sampling
@@ -74,58 +72,6 @@ def evaluate_model(model, tokenizer, problems, # `Problem`s
     return score_answers([dict(arm=how.arm, seed=how.seed, set=how.set, id=p.id, answer=p.answer, text=made[p.id]['text'],
                                n_tokens=made[p.id]['n_tokens'], finished=made[p.id]['finished'],
                                **nll.get(p.id, {}), **level(p)) for p in problems], how.rules)
-
-# %% ../nbs/07_evaluate.ipynb #16_evalu-056
-def check_k(k, n:int, what:str='pass'):
-    "A ValueError if `k` samples cannot be drawn from `n`"
-    if type(k) is not int or not 1 <= k <= n: raise ValueError(f'{what}@{k} cannot be read off {n} samples: k must be from 1 to {n}')
-
-def pass_at_k(right:int, n:int, k:int):
-    "Chance that at least one of `k` answers is right, unbiased from `n` samples of which `right` are (Chen et al. 2021, arXiv 2107.03374)"
-    check_k(k, n)
-    if not 0 <= right <= n: raise ValueError(f'{right} of {n} samples are right: give 0 to {n}')
-    return 1. if n - right < k else 1. - math.comb(n - right, k)/math.comb(n, k)
-
-def majority_at_k(answers, # what each sample answered; None counts as no vote
-                  gold:str, k:int, most:int=5000, seed:int=0): # at most so many subsets, drawn at random if there are more
-    "Chance that the most common answer of `k` samples is right, ties shared; unbiased, as a mean over subsets of the samples"
-    n = len(answers)
-    check_k(k, n, 'majority')
-    rng, every = random.Random(seed), math.comb(n, k) <= most
-    subsets = itertools.combinations(answers, k) if every else (rng.sample(answers, k) for _ in range(most))
-    total = count = 0
-    for s in subsets:
-        votes = Counter(x for x in s if x is not None)
-        best = [x for x, v in votes.items() if v == max(votes.values())]
-        total, count = total + (gold in best)/max(1, len(best)), count + 1
-    return total/count
-
-@documented
-@dataclass
-class Repeated(Labelled):
-    "How `sample_rows` asks: `Labelled`, with several answers to each question"
-    n: int = 8                  # answers to each question
-    temperature: float = .8     # above 0, or they would all be the same
-    ks: tuple = (1, 4, 8)       # how many of them are looked at together
-
-    def __post_init__(self):
-        super().__post_init__()
-        for k in as_list(self.ks, 'ks', 'numbers of samples'): check_k(k, self.n)        # before hours of writing
-
-@takes(Repeated, but=('ids',))
-def sample_rows(model, tokenizer, problems, # `Problem`s
-                path=None, restart:bool=False, # as in `evaluate_model`
-                **kwargs): # fields of `Repeated`
-    "One row per question: `pass_k` and `majority_k` for each k, from `n` samples under the numeric rule"
-    from yfpo.lm.responses import generate
-    how, by, rows = taken(sample_rows, kwargs), {}, []
-    if not len(problems): raise ValueError(f'there are no questions in the set {how.set!r}: nothing to evaluate')
-    for r in generate(model, tokenizer, problems, path, restart, **settings_in(how, Sampling)): by.setdefault(r['id'], []).append(r['text'])
-    for p in problems:
-        right, said = sum(is_correct(t, p.answer, 'numeric') for t in by[p.id]), [extract_number(t) for t in by[p.id]]
-        rows.append(dict(arm=how.arm, seed=how.seed, set=how.set, id=p.id, **{f'pass_{k}': pass_at_k(right, how.n, k) for k in how.ks},
-                         **{f'majority_{k}': majority_at_k(said, p.answer, k) for k in how.ks}))
-    return rows
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-015
 def pair_rows(pairs, # rows with TRL's `prompt`, `chosen`, `rejected`
@@ -206,7 +152,7 @@ METRICS = dict(
     **{f'{x}_{k}': f'{x}_{k}' for x in ('pass', 'majority') for k in (1, 2, 4, 8, 16, 32, 64)})
 CONTINUOUS = {'nll_gold', 'nll_text', 'choice_margin', *(m for m in METRICS if m.startswith(('pass_', 'majority_')))}
 
-def _value(row, metric):
+def _measured(row, metric):
     get = METRICS[metric]
     try: v = float(get(row) if callable(get) else row[get])
     except (KeyError, TypeError): return None
@@ -224,7 +170,7 @@ def by_question(rows): # rows of `evaluate_model` and `pair_accuracy`
                                         if r.get('difficulty') is not None else [])
         for set_, metrics in sets:
             for m in metrics:
-                if (v := _value(r, m)) is None: continue
+                if (v := _measured(r, m)) is None: continue
                 values = out.setdefault((r['arm'], r['seed'], set_, m), {})
                 if r['id'] in values:
                     raise ValueError(f"question {r['id']!r} stands twice under arm {r['arm']!r}, seed {r['seed']}, "
@@ -267,6 +213,7 @@ def _check_sample(r, alike, where): # alike: the columns of the same question in
     more = sorted({*r} - alike[r['set'], r['id']])
     if more: raise ValueError(f'{where} has the column {more[0]}, which the same question lacks in another file: evaluate all arms again')
 
+# %% ../nbs/07_evaluate.ipynb #07-evalu-070
 def read_samples(folder): # `results/samples` of a run, a file an arm and seed
     "All rows, each checked, with the same columns for the same question in every file"
     rows, alike, seen = [], {}, set()
@@ -286,7 +233,7 @@ def read_samples(folder): # `results/samples` of a run, a file an arm and seed
 @documented
 @dataclass
 class HeldOut:
-    "What models are measured on that were trained on none of it"
+    "Held-out data: no model that is measured on it was trained on it"
     pairs: list                 # preference pairs
     problems: list              # `Problem`s with gold solutions
     prose: list                 # plain texts
@@ -295,7 +242,7 @@ class HeldOut:
     batch_size: int = 8         # texts in one pass
 
 def outcome(model, tokenizer, held): # a `HeldOut`
-    "What training has done, item by item: pairs told apart, log-probability margin, NLL of solutions and of prose, neuron margin"
+    "What training has done, item by item: pairs ranked right, difference of log-probabilities, NLL of solutions and prose, neuron margin"
     from yfpo.lm.responses import encode, response_logprobs
     from yfpo.reward import pair_items, read_examples
     n, size, logps = len(held.pairs), held.batch_size, {}

@@ -112,7 +112,7 @@ def _check_slope(kappa):
 def add_logistic(loss:torch.Tensor, # preference loss of each pair (B,)
                  delta_phi:torch.Tensor, # reference-relative, scaled neuron margin of each pair (B,)
                  weight:float, # lambda >= 0; 0 is `loss` itself
-                 kappa:float=1., margin:float=0.): # slope and target margin m
+                 kappa:float=1., margin:float=0.): # slope, and target m of kappa times the neuron margin
     "Y2: `loss` plus a weighted logistic loss of the neuron margin (B,)"
     check_shapes(loss=loss, delta_phi=delta_phi)
     weight = check_number('weight', weight, 0)
@@ -174,7 +174,7 @@ SIDES = dict(both=(True, True), chosen=(True, False), rejected=(False, True), no
 
 def route(phi_chosen:torch.Tensor, phi_rejected:torch.Tensor, # read-outs (B,)
           grad_to:str='both'): # a key of `SIDES`
-    "The read-outs, detached on the sides that shall get no gradient"
+    "The read-outs, detached on the sides that get no gradient"
     check_shapes(phi_chosen=phi_chosen, phi_rejected=phi_rejected)
     check_name('grad_to', grad_to, SIDES)
     return tuple(x if live else x.detach() for x, live in zip((phi_chosen, phi_rejected), SIDES[grad_to]))
@@ -202,6 +202,7 @@ def objective(name:str): # a key of `OBJECTIVES`
     reach activations. An unknown name gives a ValueError with the nearest one."""
     return OBJECTIVES[check_name('objective', name, OBJECTIVES)]
 
+# %% ../nbs/04_loss.ipynb #04-loss-070
 def check_objective(name:str, # a key of `OBJECTIVES`
                     weight:float=0.1, grad_to:str='both', kappa:float=1., margin:float=0., loss_types=('sigmoid',)):
     "The `Objective`; a ValueError if the settings contradict each other"

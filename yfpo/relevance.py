@@ -5,35 +5,28 @@
 # %% auto #0
 __all__ = ['FACTORS', 'MULTIPLIERS', 'FAMILIES', 'LRP_RULES', 'Attended', 'SEEDS', 'ATTRIBUTORS', 'scale_gradient', 'held_norm',
            'Family', 'family_of', 'blocks_of', 'down_projs', 'write_matrix', 'width', 'attnlrp', 'digit_ids',
-           'answer_mask', 'seed_gradient', 'explained', 'explaining', 'rule_scope', 'explain', 'split_prompt',
-           'read_on', 'neuron_relevance', 'token_relevance', 'residual_relevance', 'relevance_flows', 'Reading',
-           'TextReading', 'Scoring', 'Tally', 'Relevance', 'accumulate', 'relevance_sums', 'Attributor', 'attributor',
-           'option_names', 'attribute']
+           'answer_mask', 'seed_gradient', 'explaining', 'rule_scope', 'explained', 'explain', 'read_on',
+           'neuron_relevance', 'relevance_sums', 'token_relevance', 'residual_relevance', 'relevance_flows',
+           'Attributor', 'attributor', 'Scoring', 'option_names', 'attribute']
 
 # %% ../nbs/01_relevance.ipynb #04-relev-002
-import hashlib, math
+import math
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable
 import torch
 from fastcore.meta import delegates
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from transformers import DynamicCache
-from .lm.decoding import check_tokens
+from .data.checks import documented, refuse_name, settings_of
+from .lm.averages import Relevance, Tally, accumulate
 from .lm.models import own_attention, unwrap
-from .data.files import atomic_write
-from .lm.responses import Example, batches, collate, fingerprint, hidden_states
-from .lm.progress import track
-from .data.checks import check_count, documented, refuse_name, settings_of, taken, takes
+from .lm.responses import TextReading, hidden_states, split_prompt, states_behind_prompt
 
 # %% ../nbs/01_relevance.ipynb #04-relev-007
 FACTORS = dict(query=1/4, key=1/4, value=1/2, gate=1/2)   # the uniform rule's shares
 
 class _Scale(torch.autograd.Function):
-    "Forward x; backward the gradient times the factor"
+    "Forward: x. Backward: the gradient times the factor"
     @staticmethod
     def forward(ctx, x, factor): ctx.factor = factor; return x.view_as(x)
     @staticmethod
@@ -52,7 +45,7 @@ MULTIPLIERS = dict(SiLUActivation=torch.sigmoid, SiLU=torch.sigmoid, GELUActivat
                    ReLU=lambda x: (x > 0).to(x.dtype))    # class of the activation module -> m, with f(x) = x m(x)
 
 class _Gated(torch.autograd.Function):
-    "Forward act(gate)*up, or act(gate) without `up`; backward the identity rule through act and the uniform rule at the product"
+    "Forward: act(gate)*up, or act(gate) without `up`. Backward: the identity rule through act, the uniform rule at the product"
     @staticmethod
     def forward(ctx, gate, up, act, multiplier):
         ctx.save_for_backward(gate, up); ctx.multiplier = multiplier
@@ -67,7 +60,7 @@ class _Gated(torch.autograd.Function):
 
 # %% ../nbs/01_relevance.ipynb #04-relev-015
 class _Held(torch.autograd.Function):
-    "Forward `out`; backward the gradient of w*r*x, or of w*r*(x - mean x) if `centred`, with r and w constant"
+    "Forward: `out`. Backward: the gradient of w*r*x, or of w*r*(x - mean x) if `centred`, with r and w constant"
     @staticmethod
     def forward(ctx, x, out, r, w, centred):
         ctx.save_for_backward(r, w); ctx.centred = centred
@@ -237,7 +230,7 @@ def answer_mask(batch, digits):
 def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
                   ids, # (N,) the tokens
                   seed:str='centred', digits=None, chunk:int=512):
-    "The explained number of each token (N,), and its gradient with respect to `h` (N, D), float32; relevance passes through a capped head"
+    "The explained number of each token (N,), and its gradient with respect to `h` (N, D), float32; a cap on the logits counts as an activation"
     if seed not in SEEDS: raise ValueError(f"seed {seed!r} is unknown: use one of {', '.join(SEEDS)}")
     head, cap = model.get_output_embeddings(), getattr(unwrap(model).config, 'final_logit_softcapping', None)
     W, bias, h = head.weight, head.bias, h.float()
@@ -265,28 +258,6 @@ def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
         ys.append(torch.log_softmax(z, -1)[rows, y] if seed == 'logprob' else (s*z).sum(-1))
         cs.append((s*m)@W.float())
     return torch.cat(ys), torch.cat(cs)
-
-def _behind_prompt(model, batch):
-    "Hidden states that predict each response token, (B, Q, D), for a batch from `split_prompt`: the prompt is read once, without a graph"
-    base, P, mask = unwrap(model).base_model, batch['prompt_ids'].shape[1], batch['attention_mask']
-    pos, cache = (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache()
-    with torch.no_grad():
-        last = base(input_ids=batch['prompt_ids'], attention_mask=mask[:, :P], position_ids=pos[:, :P], past_key_values=cache,
-                    use_cache=True).last_hidden_state[:, -1:]
-    h = base(input_ids=batch['input_ids'], attention_mask=mask, position_ids=pos[:, P:], past_key_values=cache,
-             use_cache=True).last_hidden_state
-    return torch.cat([last, h[:, :-1]], 1)
-
-def explained(model, batch, seed:str='centred', digits=None):
-    "What a seed explains, summed over each response: (B,), differentiable in everything before the output head"
-    if seed in ('answer', 'contrast') and digits is None:
-        raise ValueError(f'seed {seed!r} needs the digit tokens: give digits=digit_ids(tokenizer)')
-    mask = answer_mask(batch, digits) if seed in ('answer', 'contrast') else batch['response_mask']
-    b, t = mask.nonzero(as_tuple=True)
-    h = _behind_prompt(model, batch)[b, t] if 'prompt_ids' in batch else hidden_states(model, batch)[b, t-1]   # (N, D)
-    y, c = seed_gradient(model, h.detach(), batch['input_ids'][b, t], seed, digits)
-    y = y + ((h.float() - h.detach().float())*c).sum(-1)      # the value y, the gradient c
-    return torch.zeros(len(batch['input_ids']), device=h.device).index_add(0, b, y)
 
 # %% ../nbs/01_relevance.ipynb #04-relev-038
 @contextmanager
@@ -322,6 +293,18 @@ def rule_scope(model, rule):
         raise ValueError(f'rule {rule!r} was asked for inside a scope of {scope.rule!r}: leave that scope first')
     return nullcontext() if scope or rule == 'gradient' else attnlrp(model, rule)
 
+# %% ../nbs/01_relevance.ipynb #01-relev-070
+def explained(model, batch, seed:str='centred', digits=None):
+    "What a seed explains, summed over each response: (B,), differentiable in everything before the output head"
+    if seed in ('answer', 'contrast') and digits is None:
+        raise ValueError(f'seed {seed!r} needs the digit tokens: give digits=digit_ids(tokenizer)')
+    mask = answer_mask(batch, digits) if seed in ('answer', 'contrast') else batch['response_mask']
+    b, t = mask.nonzero(as_tuple=True)
+    h = states_behind_prompt(model, batch)[b, t] if 'prompt_ids' in batch else hidden_states(model, batch)[b, t-1]   # (N, D)
+    y, c = seed_gradient(model, h.detach(), batch['input_ids'][b, t], seed, digits)
+    y = y + ((h.float() - h.detach().float())*c).sum(-1)      # the value y, the gradient c
+    return torch.zeros(len(batch['input_ids']), device=h.device).index_add(0, b, y)
+
 def explain(model, batch, modules, rule, read, seed='centred', digits=None):
     "One forward and one backward: `read(i, activation, gradient)` sees the input of each of `modules`; returns the explained numbers (B,)"
     longest = getattr(unwrap(model).config, 'max_position_embeddings', None)
@@ -334,22 +317,7 @@ def explain(model, batch, modules, rule, read, seed='centred', digits=None):
         torch.autograd.grad(y.sum(), start[-1:])
     return y.detach()
 
-# %% ../nbs/01_relevance.ipynb #04-relev-040
-def split_prompt(batch):
-    "The batch split in two: prompt_ids (B, P) padded left, the response (B, Q) padded right; attention_mask is (B, P + Q)"
-    if 'prompt_ids' in batch: return batch
-    ids, att, resp = batch['input_ids'], batch['attention_mask'].bool(), batch['response_mask']
-    if not resp.any(1).all(): raise ValueError('a response mask is empty: every row needs at least one response token')
-    starts, ends = resp.long().argmax(1).tolist(), (resp.shape[1] - resp.flip(1).long().argmax(1)).tolist()
-    prompts = [row[a][:n] for row, a, n in zip(ids, att, (a[:s].sum() for a, s in zip(att, starts)))]
-    P, Q = max(map(len, prompts)), max(e - s for s, e in zip(starts, ends))
-    out = dict(prompt_ids=ids.new_zeros(len(ids), P), input_ids=ids.new_zeros(len(ids), Q), attention_mask=ids.new_zeros(len(ids), P + Q),
-               response_mask=resp.new_zeros(len(ids), Q))
-    for i, (p, s, e) in enumerate(zip(prompts, starts, ends)):
-        out['prompt_ids'][i, P-len(p):], out['input_ids'][i, :e-s] = p, ids[i, s:e]
-        out['attention_mask'][i, P-len(p):P+e-s], out['response_mask'][i, :e-s] = 1, resp[i, s:e]
-    return out
-
+# %% ../nbs/01_relevance.ipynb #04-relev-042
 def read_on(batch, # from `collate` or `split_prompt`
             on:str='response'): # 'response', or 'text' for every token but the first
     "The batch ready for one pass, and the mask (B, T) of the tokens whose neurons are summed"
@@ -358,7 +326,6 @@ def read_on(batch, # from `collate` or `split_prompt`
     if 'prompt_ids' in batch: raise ValueError("the prompts of this batch are apart: for on='text' give it as `collate` made it")
     return batch, (batch['attention_mask']*(batch['attention_mask'].cumsum(1) > 1)).float()
 
-# %% ../nbs/01_relevance.ipynb #04-relev-042
 def neuron_relevance(model, # a causal LM of a supported family
                      batch, # from `collate`: input_ids, attention_mask, response_mask, each (B, T)
                      rule:str='attnlrp', # 'attnlrp', 'cp-lrp', or 'gradient' (activation times plain gradient)
@@ -377,6 +344,18 @@ def neuron_relevance(model, # a causal LM of a supported family
     def read(i, a, g): R[i] = torch.einsum('btf,bt->bf', (a*g).float(), m)
     explain(model, batch, downs, rule, read, seed, digits)
     return torch.stack(R, 1)
+
+# %% ../nbs/01_relevance.ipynb #01-relev-071
+def relevance_sums(model, batch, rule:str='attnlrp', seed:str='centred', digits=None, on:str='response'):
+    "Relevance, relevance-weighted activation and mean activation over response tokens, each (B, layers, neurons), from one backward pass"
+    downs, (batch, m) = down_projs(model), read_on(batch, on)
+    R, W, A = (torch.zeros(len(m), len(downs), width(model), device=m.device) for _ in range(3))
+    def read(i, a, g):
+        a, r = a.float(), (a*g).float()
+        R[:, i], W[:, i] = torch.einsum('btf,bt->bf', r, m), torch.einsum('btf,btf,bt->bf', r, a, m)
+        A[:, i] = torch.einsum('btf,bt->bf', a, m/m.sum(1, keepdim=True))
+    explain(model, batch, downs, rule, read, seed, digits)
+    return R, W, A
 
 def token_relevance(model, batch, layer, index, rule:str='attnlrp', seed:str='centred', digits=None):
     "Relevance of the neurons at (`layer`, `index`), each (K,), together, at every token: (B, T)"
@@ -433,138 +412,6 @@ def relevance_flows(model, batch, rule:str='attnlrp', taps=_Taps):
             for h in hooks: h.remove()
     return flows
 
-# %% ../nbs/01_relevance.ipynb #04-relev-090
-@documented
-@dataclass
-class Reading:
-    "How texts are read"
-    batch_size: int = 8      # texts in one pass
-    progress: bool = False   # show a bar
-
-    def __post_init__(self): check_count('batch_size', self.batch_size)
-
-@documented
-@dataclass
-class TextReading(Reading):
-    "How texts are tokenised and read"
-    max_length: int = 1024   # tokens read of a text
-
-@documented
-@dataclass
-class Scoring(TextReading):
-    "How the neurons are scored on texts"
-    method: str = 'attnlrp'  # name of the attributor
-
-@documented
-@dataclass
-class Tally(Reading):
-    "How scores are added up over `Example`s"
-    path: str = None         # file of running sums: a killed run goes on from it
-    every: int = 16          # batches between two writes of it
-
-# %% ../nbs/01_relevance.ipynb #04-relev-077
-@dataclass
-class Relevance:
-    "Averages over texts, each (layers, neurons)"
-    mean: torch.Tensor       # relevance, each text scaled to sum |R| = 1 first
-    halves: torch.Tensor     # the same over even and odd texts: (2, layers, neurons)
-    weighted: torch.Tensor   # relevance-weighted activation: its sign is the neuron's direction
-    activation: torch.Tensor # mean activation over response tokens
-    n: int                   # number of texts
-
-    def save(self, path):
-        "Write a safetensors file"
-        with atomic_write(path) as tmp:
-            save_file({k: getattr(self, k).contiguous() for k in ('mean', 'halves', 'weighted', 'activation')}, str(tmp),
-                      {'n': str(self.n)})
-
-    @staticmethod
-    def load(path):
-        "Read what `save` wrote"
-        if not Path(path).exists(): raise FileNotFoundError(f'{path} does not exist: give a file written by `Relevance.save`')
-        again = 'select the neurons again'
-        try:
-            with safe_open(path, 'pt') as f: found, n = {k: f.get_tensor(k) for k in f.keys()}, int((f.metadata() or {}).get('n', 0))
-        except (SafetensorError, ValueError) as e: raise ValueError(f'{path} is cut or damaged ({str(e).splitlines()[0]}): {again}') from e
-        odd = sorted(found.keys() ^ {'mean', 'halves', 'weighted', 'activation'})
-        if odd: raise ValueError(f"{path} {'holds' if odd[0] in found else 'lacks'} {odd[0]}: {again}")
-        if n < 1: raise ValueError(f'{path} does not say of how many texts it is: {again}')
-        shapes = {tuple(v.shape[k == 'halves':]) for k, v in found.items()}
-        if len(shapes) > 1: raise ValueError(f'{path} holds averages over different neurons: {again}')
-        return Relevance(**found, n=n)
-
-# %% ../nbs/01_relevance.ipynb #04-relev-078
-class _Sums:
-    "Running sums over texts: scaled relevance of even and of odd texts, relevance-weighted activation, activation; saved at `path`"
-    def __init__(self, shape, path, key):
-        self.path, self.key, self.done = path, key, 0
-        self.sums = dict(halves=torch.zeros(2, *shape), weighted=torch.zeros(shape), activation=torch.zeros(shape))
-        if path and Path(path).exists():
-            with safe_open(path, 'pt') as f:
-                if f.metadata().get('key') != key:
-                    raise ValueError(f'{path} holds relevance of another model, other texts or other settings: '
-                                     'delete it, or give another path')
-                self.done, self.sums = int(f.metadata()['done']), {k: f.get_tensor(k) for k in f.keys()}
-
-    def add(self, R, W, A, even):
-        scale = R.abs().sum((1, 2), keepdim=True).clamp(min=1e-30)
-        R, W = (R/scale).cpu(), (W/scale).cpu()
-        for i, own in enumerate((even, ~even)): self.sums['halves'][i] += R[own].sum(0)
-        self.sums['weighted'] += W.sum(0); self.sums['activation'] += A.cpu().sum(0)
-        self.done += 1
-
-    def write(self):
-        if not self.path: return
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.path) as tmp: save_file(self.sums, str(tmp), dict(key=self.key, done=str(self.done)))
-
-def _checked_examples(examples):
-    "The `Example`s as a list, or a ValueError that says what they are instead"
-    examples = [] if examples is None else list(examples)
-    odd = [e for e in examples if not isinstance(e, Example)]
-    if odd: raise ValueError(f'{odd[0]!r:.60} is no Example: tokenise texts with `encode` first')
-    if not examples: raise ValueError('no texts to attribute: the list is empty')
-    return examples
-
-@takes(Tally)
-def accumulate(model, examples, # `Example`s, from `encode`
-               pad_id:int, per_batch, # function of a batch that gives score, score-weighted activation and mean activation, each (B, L, F)
-               desc:str='relevance', about=(), # for the bar; what else the numbers depend on
-               **kwargs) -> Relevance: # fields of `Tally`
-    "Averages over texts of what `per_batch` returns, each text scaled to the same total score"
-    how, examples = taken(accumulate, kwargs), _checked_examples(examples)
-    check_tokens(model, [e.ids for e in examples])
-    n, shape = len(examples), (len(down_projs(model)), width(model))
-    key = hashlib.sha256(repr((fingerprint(model), examples, how.batch_size, desc, about)).encode()).hexdigest() if how.path else ''
-    sums, todo = _Sums(shape, how.path, key), batches(examples, how.batch_size, lambda e: 3*len(e.ids) - 2*e.start)  # prompts: once
-    bar = track(todo, desc=desc, unit='batches', disable=not how.progress, initial=sums.done)
-    for ix in todo[sums.done:]:
-        R, W, A = per_batch(collate([examples[i] for i in ix], pad_id, device=model.device))
-        lengths = torch.tensor([len(examples[i].ids) - examples[i].start for i in ix], device=R.device)
-        if not torch.isfinite(R).all():
-            raise ValueError('the relevance is NaN or infinite: the weights are broken, or half precision overflows; '
-                             'load the model in float32')
-        if not (R.flatten(1).any(1) | (lengths > 1)).all():
-            raise ValueError("a text whose response is a single token has no relevance there, because that token is predicted before it: "
-                             "sum over the whole text with on='text'")
-        sums.add(R, W, A, torch.tensor(ix) % 2 == 0)
-        bar.update()
-        if sums.done % how.every == 0: sums.write()
-    bar.close(); sums.write()
-    halves, counts = sums.sums['halves'], torch.tensor([(n+1)//2, max(n//2, 1)]).view(2, 1, 1)
-    return Relevance(halves.sum(0)/n, halves/counts, sums.sums['weighted']/n, sums.sums['activation']/n, n)
-
-def relevance_sums(model, batch, rule:str='attnlrp', seed:str='centred', digits=None, on:str='response'):
-    "Relevance, relevance-weighted activation and mean activation over response tokens, each (B, layers, neurons), from one backward pass"
-    downs, (batch, m) = down_projs(model), read_on(batch, on)
-    R, W, A = (torch.zeros(len(m), len(downs), width(model), device=m.device) for _ in range(3))
-    def read(i, a, g):
-        a, r = a.float(), (a*g).float()
-        R[:, i], W[:, i] = torch.einsum('btf,bt->bf', r, m), torch.einsum('btf,btf,bt->bf', r, a, m)
-        A[:, i] = torch.einsum('btf,bt->bf', a, m/m.sum(1, keepdim=True))
-    explain(model, batch, downs, rule, read, seed, digits)
-    return R, W, A
-
 # %% ../nbs/01_relevance.ipynb #04-relev-083
 @dataclass(frozen=True)
 class Attributor:
@@ -589,6 +436,13 @@ def attributor(method):
     if isinstance(method, str) and method in ATTRIBUTORS: return ATTRIBUTORS[method]
     more = [] if 'wanda' in ATTRIBUTORS else ['more after `import yfpo.beyond.attributors`']
     refuse_name('attributor', method, [*ATTRIBUTORS, *more])
+
+# %% ../nbs/01_relevance.ipynb #01-relev-073
+@documented
+@dataclass
+class Scoring(TextReading):
+    "How the neurons are scored on texts"
+    method: str = 'attnlrp'  # name of the attributor
 
 def option_names(): return sorted({k for a in ATTRIBUTORS.values() for k in a.options})
 

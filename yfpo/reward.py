@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'TENSORS', 'NOTES', 'FLOOR', 'KINDS_OF_READING', 'write_norms', 'NeuronReader', 'ReadOut', 'RewardStats',
-           'contributions', 'standardise', 'readout', 'clipped_share', 'relative_margin', 'places', 'divergent',
-           'divergent_examples', 'NeuronReading', 'Fitting', 'fit_moments', 'checked_pairs', 'pair_items', 'strongest',
-           'read_examples', 'spoken_lengths', 'check_spread', 'check_margins', 'fit_margins', 'fit_and_read',
-           'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'Audit', 'set_readouts', 'reward_audit']
+           'contributions', 'standardise', 'readout', 'clipped_share', 'relative_margin', 'NeuronReading', 'Fitting',
+           'fit_moments', 'checked_pairs', 'pair_items', 'read_examples', 'check_spread', 'fit_margins',
+           'check_margins', 'fit_and_read', 'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'Audit',
+           'set_readouts', 'reward_audit']
 
 # %% ../nbs/03_reward.ipynb #10_rewar-002
 import hashlib, itertools, json, math, numbers
@@ -18,12 +18,12 @@ from fastcore.basics import patch
 from .data.checks import documented, taken, takes
 from safetensors.torch import save_file
 from .lm.decoding import check_tokens
-from .neurons import FIELDS, NeuronSet, as_set, json_of, tensors_of
-from .data.files import atomic_write
-from .relevance import Reading, TextReading, digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
+from .neurons import MEMBER, NeuronSet, as_set
+from .data.files import atomic_write, saved_json, saved_tensors
+from .relevance import digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
 from .lm.packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
-from .lm.responses import batches, collate, encode, hidden_states, odd_item, token_logprobs
-from .lm.rows import Turns
+from .lm.responses import Reading, TextReading, batches, collate, encode, hidden_states, odd_item, token_logprobs
+from .lm.rows import Turns, divergent_examples, places, spoken_lengths
 from .lm.progress import track
 
 # %% ../nbs/03_reward.ipynb #10_rewar-005
@@ -79,10 +79,10 @@ class ReadOut:
     "How the activations on a response become a number"
     kind: str = 'standardised'   # 'standardised' (c, then z), 'contribution' (c alone), or 'raw': the plain mean activation
     clip: float = 3.0            # standardised values stay between plus and minus this
-    ref_relative: bool = True    # subtract the reference model's margin and divide by its spread
+    ref_relative: bool = True    # subtract the reference's neuron margin and divide by its spread
     squash: str = 'clip'         # how they are limited: 'clip', or 'tanh', whose gradient never vanishes
     over: str = 'response'       # tokens: the 'response', or 'divergent', from the pair's first difference on
-    length_free: bool = False    # remove the part of the margin that the difference in length explains
+    length_free: bool = False    # remove the part of the neuron margin that the difference in length explains
 
     def __post_init__(self):
         known = dict(kind=('standardised', 'contribution', 'raw'), squash=('clip', 'tanh'), over=('response', 'divergent'))
@@ -107,16 +107,16 @@ class RewardStats:
 
     mean, std: moments of each neuron's contribution c over response tokens (K,), float; std above 0
     wnorm: write norms of the reference (K,), at least 0
-    scale: s, the spread of the reference's margins over the training pairs, above 0; default 1
-    slope: how much the reference's margin grows with the difference in length, per token; default 0
+    scale: s, the spread of the reference's neuron margins over the training pairs, above 0; default 1
+    slope: how much the reference's neuron margin grows with each token of difference in length; default 0
     readout, neurons: name of the read-out, and hash of the set, that they belong to; '' where unknown
 
     `save(folder)` and `RewardStats.load(folder)` keep it on disk; what is damaged is a ValueError."""
     mean: torch.Tensor   # (K,) mean of c over response tokens
     std: torch.Tensor    # (K,) its standard deviation, floored
     wnorm: torch.Tensor  # (K,) write norms of the reference
-    scale: float = 1.0   # s, spread of the reference margin over training pairs
-    slope: float = 0.0   # growth of the reference margin with the difference in length, for `length_free`
+    scale: float = 1.0   # s, spread of the reference's neuron margins over the training pairs
+    slope: float = 0.0   # growth of the reference's neuron margin with the difference in length, for `length_free`
     readout: str = ''    # the read-out they were fitted for, and a hash of the set; '' where unknown
     neurons: str = ''
 
@@ -134,7 +134,7 @@ class RewardStats:
 def _readout_name(ro): return next((k for k, v in READOUTS.items() if v == ro), repr(ro))
 
 def _known_set(neurons):
-    return hashlib.sha256(repr([getattr(neurons, k).tolist() for k in FIELDS]).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([getattr(neurons, k).tolist() for k in MEMBER]).encode()).hexdigest()[:16]
 
 # %% ../nbs/03_reward.ipynb #10_rewar-042
 TENSORS, NOTES = ('mean', 'std', 'wnorm'), ('scale', 'slope', 'readout', 'neurons')
@@ -157,6 +157,7 @@ def _no_number(k, x, low):
     if not math.isfinite(x): return f'{name}, which is not finite'
     return None if x > low else f'{name}, which is no spread'
 
+# %% ../nbs/03_reward.ipynb #03-reward-070
 @patch(static_method=True)
 def given(stats:RewardStats, neurons, readout=''): # the name of the read-out they are to be used with
     "`stats`, if None or fitted for `neurons` and `readout`; else a ValueError"
@@ -177,7 +178,7 @@ def load(cls:RewardStats, folder):
     folder = Path(folder).expanduser()
     for name in ('reward.safetensors', 'reward.json'):
         if not (folder/name).is_file(): raise FileNotFoundError(f'{folder} holds no reward statistics ({name}): fit them with `fit_stats`')
-    found, told = tensors_of(folder/'reward.safetensors'), json_of(folder/'reward.json')
+    found, told = saved_tensors(folder/'reward.safetensors'), saved_json(folder/'reward.json')
     for name, x, need, may in (('reward.safetensors', found, TENSORS, TENSORS), ('reward.json', told, ('scale',), NOTES)):
         if not isinstance(x, dict): raise ValueError(f'{folder/name} holds a {type(x).__name__}, and no dict: save or copy it again')
         odd = [f'lacks {k!r}' for k in need if k not in x] + [f'holds {k!r}' for k in x if k not in may]
@@ -218,42 +219,8 @@ def clipped_share(a, mask, neurons, stats, ro:ReadOut=ReadOut(), norms=None):
     return (z.abs() >= ro.clip)[mask.bool()].float().mean()
 
 def relative_margin(delta, ref_delta, stats, ro:ReadOut=ReadOut()):
-    "The margin that enters the loss: relative to the reference and scaled, or unchanged"
+    "The neuron margin that enters the loss: relative to the reference and scaled, or unchanged"
     return (delta - ref_delta)/stats.scale if ro.ref_relative else delta
-
-# %% ../nbs/03_reward.ipynb #10_rewar-015
-def places(e, unread:int=0): # tokens at the end that are left out
-    "Where the neurons of an `Example` are read: a slice, or indices"
-    return list(e.read[:len(e.read) - unread]) if isinstance(e, Turns) else slice(e.start, len(e.ids) - unread)
-
-def divergent(ids, # token ids (2B, T): B chosen, then their B rejected
-              mask): # true on response tokens (2B, T)
-    "`mask` from the first difference of each pair on; a response that has ended by then keeps its last token"
-    n, mask = len(ids)//2, mask.bool()
-    differ = (ids[:n] != ids[n:]) | (mask[:n] != mask[n:])
-    left = mask & (differ.cumsum(1) > 0).repeat(2, 1)
-    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-    return torch.where(left.any(1, keepdim=True), left, last)
-
-def divergent_examples(examples): # 2n `Example`s: n chosen, then their n rejected
-    "The same for texts: the shared beginning counts as prompt"
-    n, out = len(examples)//2, list(examples)
-    for i in range(n):
-        a, b = (list(zip(e.ids, _is_read(e))) for e in (examples[i], examples[n+i]))
-        first = next((t for t, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-        for j, e in ((i, examples[i]), (n+i, examples[n+i])): out[j] = _read_from(e, first)
-    return out
-
-def _is_read(e):
-    "For each token, whether it is read; all True for a plain response, which is read from its start on"
-    if not isinstance(e, Turns): return [True]*len(e.ids)
-    at = set(e.read)
-    return [t in at for t in range(len(e.ids))]
-
-def _read_from(e, first):
-    "`e`, read from the token `first` on, or its last token where nothing is left"
-    if isinstance(e, Turns): return Turns(e.ids, e.start, tuple(t for t in e.read if t >= first) or e.read[-1:])
-    return type(e)(e.ids, min(max(e.start, first), len(e.ids) - 1))
 
 # %% ../nbs/03_reward.ipynb #10_rewar-019
 @documented
@@ -331,17 +298,6 @@ def pair_items(pairs):
 def _phi(a, neurons, stats, ro, norms): # activations (T, K) of one response
     return readout(a[None], torch.ones(1, len(a), device=a.device), neurons, stats, ro, norms)[0].item()
 
-def strongest(model, examples, pad_id:int, neurons, stats, top:int=6, # neurons to name
-              batch_size:int=NeuronReading.batch_size):
-    "Rows (layer, index, z) of the `top` members that wrote most in each example's response: mean standardised contribution, largest first"
-    with NeuronReader(model, neurons) as reader: norms = reader.norms()
-    out = [None]*len(examples)
-    for i, a in _activations_of(model, examples, pad_id, neurons, NeuronReading(batch_size)):
-        z = standardise(a, neurons, stats, norms).mean(0)
-        best = z.topk(min(top, len(neurons))).indices.tolist()
-        out[i] = [(int(neurons.layer[k]), int(neurons.index[k]), round(z[k].item(), 2)) for k in best]
-    return out
-
 @takes(NeuronReading)
 def read_examples(model, examples, # `Example`s, from `encode`
                   pad_id:int, neurons, stats, ro:ReadOut=ReadOut(),
@@ -354,10 +310,6 @@ def read_examples(model, examples, # `Example`s, from `encode`
     return out
 
 # %% ../nbs/03_reward.ipynb #10_rewar-024
-def spoken_lengths(examples):
-    "Response tokens of chosen and rejected (n, 2)"
-    return torch.tensor([float(len(e.read) if isinstance(e, Turns) else len(e.ids) - e.start) for e in examples]).view(2, -1).T
-
 FLOOR = 1e-6                                                   # a spread below it is rounding
 
 def check_spread(x, what:str, # read-outs or margins; their name
@@ -369,6 +321,18 @@ def check_spread(x, what:str, # read-outs or margins; their name
                          'give more texts that differ, or neurons that differ on them')
     return max(s, FLOOR) if s == s else FLOOR
 
+def fit_margins(phi, # read-outs (n, 2) of the reference, with slope 0
+                lengths, # response tokens (n, 2)
+                ro:ReadOut=ReadOut()):
+    "`phi`, less what length explains if `ro` says so; the spread s of its neuron margins; the slope on length"
+    slope, (margin, longer) = 0., (x[:, 0] - x[:, 1] for x in (phi, lengths))
+    if ro.length_free and len(phi) > 2 and longer.std() > 0:
+        l = longer - longer.mean()
+        slope = ((l @ margin)/(l @ l)).item()
+    phi = phi - slope*lengths
+    return phi.contiguous(), check_spread(phi[:, 0] - phi[:, 1], 'margins', False), slope
+
+# %% ../nbs/03_reward.ipynb #03-reward-071
 def check_margins(phi, # read-outs (n, 2) of the reference on chosen and rejected
                   stats, ro:ReadOut=ReadOut(), examples=None): # what was read: n chosen, then n rejected
     "Refuse read-outs that nothing can be trained on: not finite, the same on both responses of every pair, or without spread"
@@ -391,17 +355,6 @@ def _why_equal(phi, examples):
     if ids and ids[:n] == ids[n:]: return 'the tokens that are read are the same in both: raise max_length, or look at the chat template'
     if phi.unique().numel() == 1: return 'these neurons write the same in every text: select others'
     return 'these neurons write the same in both: select others'
-
-def fit_margins(phi, # read-outs (n, 2) of the reference, with slope 0
-                lengths, # response tokens (n, 2)
-                ro:ReadOut=ReadOut()):
-    "`phi`, without what length explains where `ro` asks for that; the spread s of its margin; the slope on length"
-    slope, (margin, longer) = 0., (x[:, 0] - x[:, 1] for x in (phi, lengths))
-    if ro.length_free and len(phi) > 2 and longer.std() > 0:
-        l = longer - longer.mean()
-        slope = ((l @ margin)/(l @ l)).item()
-    phi = phi - slope*lengths
-    return phi.contiguous(), check_spread(phi[:, 0] - phi[:, 1], 'margins', False), slope
 
 # %% ../nbs/03_reward.ipynb #10_rewar-025
 @takes(Fitting)
@@ -465,7 +418,7 @@ def margin_auc(margin):
 
 def audit_row(signal, kind, margin, length, groups=None, # question of each pair; None when every pair has its own
               n_boot=2000, seed=0):
-    "AUC of one signal with its 95 % bootstrap interval over questions, and its correlation with the length difference"
+    "AUC of one signal with its 95 % bootstrap interval over questions, and its correlation with the difference in length"
     m, l = np.asarray(margin, dtype=float), np.asarray(length, dtype=float)
     if not np.isfinite(m).all(): raise ValueError(f'the signal {signal!r} is not a number on {int((~np.isfinite(m)).sum())} pairs')
     g = np.unique(range(len(m)) if groups is None else groups, return_inverse=True)[1]

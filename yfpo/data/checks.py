@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['check_number', 'check_positive', 'check_count', 'check_steps', 'refuse_name', 'check_name', 'field_names',
-           'refuse_setting', 'known_settings', 'settings_of', 'documented', 'takes', 'taken', 'settings_in', 'odd_text',
-           'check_text', 'as_list', 'as_path']
+           'refuse_setting', 'known_settings', 'settings_of', 'documented', 'takes', 'taken', 'settings_in',
+           'tell_fields', 'says', 'odd_text', 'check_text', 'as_list', 'as_path']
 
 # %% ../../nbs/data/00_checks.ipynb #checks-002
 import difflib, errno, math, numbers, os, re
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from fastcore.docments import docments
@@ -113,6 +113,16 @@ def taken(f, kwargs):
 def settings_in(how, cls):
     "{field of the dataclass `cls`: its value in `how`}, for a function that takes these alone"
     return {f.name: getattr(how, f.name) for f in fields(cls)}
+
+# %% ../../nbs/data/00_checks.ipynb #settings-021
+def tell_fields(cls):
+    "`cls` with its own fields listed in its docstring: type, default and meaning"
+    own = [f for f in fields(cls) if f.name in vars(cls)]
+    said = [f'{f.name}: {getattr(f.type, "__name__", f.type)} = {f.default!r}\n    {f.metadata["help"]}' for f in own]
+    cls.__doc__ = '\n\n'.join([cls.__doc__, *said])
+    return cls
+
+def says(default, help:str): return field(default=default, metadata=dict(help=help))
 
 # %% ../../nbs/data/00_checks.ipynb #00-probl-093
 def odd_text(x):

@@ -41,7 +41,7 @@ def all_templates() -> list:
 
 
 # %% ../../nbs/data/04_templates.ipynb #00-probl-059
-def _fill(line, env):
+def _filled_in(line, env):
     "Fill words and numbers into one line; each step is calculated, annotated and put into `env`"
     def step(m):
         expr = re.sub(r'[a-z]', lambda v: str(env[v[0]]), m[3])
@@ -60,7 +60,7 @@ def _one_problem(t, rng):
         A,B,C = rng.sample(words['names'], 3)
         env = {k: rng.choice(v) for k,v in t.numbers.items()} | dict(A=A, B=B, C=C, item=rng.choice(words['items']),
                                                               place=rng.choice(words['places']))
-        try: lines = [_fill(l, env) for l in t.lines]
+        try: lines = [_filled_in(l, env) for l in t.lines]
         except ValueError: continue
         return t.question.format(**env), '\n'.join(lines + [f'#### {env["r"]}']), env['r']
     raise ValueError(f'template {t.name!r} found no numbers that make every step whole; widen its ranges')

@@ -23,7 +23,7 @@ from .recipes import read_recipe
 from .warm import die_with_parent
 from .stages import need, notebook_parameters, plan, run_folder
 from ..trainer import YFPOConfig, train_yfpo
-from ..lm.training import NotFiniteError
+from ..lm.training import NotFiniteError, use_bf16
 
 # %% ../../nbs/lab/09_launch.ipynb #23-launch-005
 @dataclass
@@ -39,7 +39,7 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
               recipe:str, arm:str, seed:int, # seed of the order of the pairs and of the random neurons
               train=None, # fields of `YFPOConfig`; the batch size is of all processes together
               moves=None, # of yfpo-dynamic: fields of `Moving`
-              precision:str='auto'): # as in `train_yfpo`
+              precision:str='auto'): # see `use_bf16`
     "Train one arm and write its model, log and re-selections into `run`; returns the log, rows of losses and metrics"
     check_name('arm', arm, ARMS)
     run, settings, moving = Path(run), dict(train or {}), []
@@ -51,9 +51,9 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
     if arm == 'yfpo-random': neurons = layer_matched(neurons, seed)
     if arm == 'dpo': settings['neuron_weight'] = 0.
     with marked(run, arm, seed):
-        trainer = train_yfpo(net, tokenizer, pairs, neurons, run/'train'/f'{arm}-seed{seed}'/'trainer', precision,
+        trainer = train_yfpo(net, tokenizer, pairs, neurons, run/'train'/f'{arm}-seed{seed}'/'trainer',
                              prepare=follow if arm == 'yfpo-dynamic' else None, seed=seed, per_device_train_batch_size=_share(size),
-                             **{'reference_dir': str(run/'train'/'reference'), **settings})
+                             **{'bf16': use_bf16(precision, net), 'reference_dir': str(run/'train'/'reference'), **settings})
         _save(trainer, tokenizer, run/'train'/f'{arm}-seed{seed}'/'model')
     return _logged(run, arm, seed, trainer, moving)
 

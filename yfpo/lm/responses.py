@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROW', 'written', 'format_prompt', 'Example', 'text_items', 'odd_item', 'encode', 'collate', 'batches',
-           'hidden_states', 'token_logprobs', 'response_logprobs', 'example_logprobs', 'generate', 'read_responses']
+           'hidden_states', 'token_logprobs', 'response_logprobs', 'example_logprobs', 'split_prompt',
+           'states_behind_prompt', 'Reading', 'TextReading', 'generate', 'read_responses']
 
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-002
 import hashlib, json, os
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from jinja2 import TemplateError
+from transformers import DynamicCache
 from .decoding import check_tokens, completions, text_ids
 from .models import check_model, check_tokenizer, fingerprint, head_logits, unwrap
 from .sampling import Decoding, Sampling
-from ..data.checks import as_list, as_path, check_count, check_text, odd_text, settings_in, taken, takes
+from ..data.checks import as_list, as_path, check_count, check_text, documented, odd_text, settings_in, taken, takes
 from ..data.problems import INSTRUCTION, prompt_messages
 from ..data.files import atomic_write, parse_json, read_jsonl
 from .progress import track
@@ -42,7 +44,7 @@ class Example:
     ids: list
     start: int
 
-def _texts(tokenizer, item):
+def _two_texts(tokenizer, item):
     "Prompt text and response text of an item"
     if isinstance(item, str): return '', item
     p, r = (item['prompt'], item['completion']) if isinstance(item, dict) else item
@@ -99,7 +101,7 @@ def encode(tokenizer, items, # each a text, a (prompt, response) pair, or a dict
     out = []
     for item in as_list(items, 'items', 'texts, or of dicts with prompt and completion'):
         if why := odd_item(item): raise ValueError(f'item {len(out)} {why}: give a text, a (prompt, completion) pair, or a dict of the two')
-        p, r = _texts(tokenizer, item)
+        p, r = _two_texts(tokenizer, item)
         whole = text_ids(tokenizer, r) if isinstance(item, str) else text_ids(tokenizer, p)
         a, b = (whole[:1], whole[1:]) if isinstance(item, str) else (whole, text_ids(tokenizer, r, continues=True))
         ids = (a + b + ([tokenizer.eos_token_id] if eos else []))[:max_length]
@@ -166,6 +168,49 @@ def example_logprobs(model, examples, pad_id:int, batch_size:int=8, progress:boo
         lp, b, _ = token_logprobs(model, collate([examples[i] for i in ix], pad_id, device=model.device))
         for j, i in enumerate(ix): out[i] = lp[b == j].cpu()
     return out
+
+# %% ../../nbs/lm/04_responses.ipynb #responses-041
+def split_prompt(batch):
+    "The batch split in two: prompt_ids (B, P) padded left, the response (B, Q) padded right; attention_mask is (B, P + Q)"
+    if 'prompt_ids' in batch: return batch
+    ids, att, resp = batch['input_ids'], batch['attention_mask'].bool(), batch['response_mask']
+    if not resp.any(1).all(): raise ValueError('a response mask is empty: every row needs at least one response token')
+    starts, ends = resp.long().argmax(1).tolist(), (resp.shape[1] - resp.flip(1).long().argmax(1)).tolist()
+    prompts = [row[a][:n] for row, a, n in zip(ids, att, (a[:s].sum() for a, s in zip(att, starts)))]
+    P, Q = max(map(len, prompts)), max(e - s for s, e in zip(starts, ends))
+    out = dict(prompt_ids=ids.new_zeros(len(ids), P), input_ids=ids.new_zeros(len(ids), Q), attention_mask=ids.new_zeros(len(ids), P + Q),
+               response_mask=resp.new_zeros(len(ids), Q))
+    for i, (p, s, e) in enumerate(zip(prompts, starts, ends)):
+        out['prompt_ids'][i, P-len(p):], out['input_ids'][i, :e-s] = p, ids[i, s:e]
+        out['attention_mask'][i, P-len(p):P+e-s], out['response_mask'][i, :e-s] = 1, resp[i, s:e]
+    return out
+
+def states_behind_prompt(model, batch):
+    "Hidden states that predict each response token, (B, Q, D), for a batch from `split_prompt`: the prompt is read once, without a graph"
+    base, P, mask = unwrap(model).base_model, batch['prompt_ids'].shape[1], batch['attention_mask']
+    pos, cache = (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache()
+    with torch.no_grad():
+        last = base(input_ids=batch['prompt_ids'], attention_mask=mask[:, :P], position_ids=pos[:, :P], past_key_values=cache,
+                    use_cache=True).last_hidden_state[:, -1:]
+    h = base(input_ids=batch['input_ids'], attention_mask=mask, position_ids=pos[:, P:], past_key_values=cache,
+             use_cache=True).last_hidden_state
+    return torch.cat([last, h[:, :-1]], 1)
+
+# %% ../../nbs/lm/04_responses.ipynb #responses-044
+@documented
+@dataclass
+class Reading:
+    "How texts are read"
+    batch_size: int = 8      # texts in one pass
+    progress: bool = False   # show a bar
+
+    def __post_init__(self): check_count('batch_size', self.batch_size)
+
+@documented
+@dataclass
+class TextReading(Reading):
+    "How texts are tokenised and read"
+    max_length: int = 1024   # tokens read of a text
 
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-032
 ROW = dict(id=str, sample=int, text=str, n_tokens=int, finished=bool, run=str, prompt=str)        # of a file of responses, beside `ids`

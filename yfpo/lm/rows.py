@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN', 'given_rows', 'as_dataset', 'without_prompt', 'preference_dataset', 'completion_dataset', 'each_set', 'Turns',
-           'spoken_mask', 'spoken_example', 'turn_spans', 'turns_read', 'special_ids', 'tokens_read', 'ReadCollator',
+           'spoken_mask', 'spoken_example', 'turn_spans', 'turns_read', 'spoken_lengths', 'places', 'divergent',
+           'divergent_examples', 'special_ids', 'tokens_read', 'numbered', 'with_places', 'ReadCollator', 'trl_inputs',
            'say_lost']
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-002
@@ -38,11 +39,11 @@ def as_dataset(rows, columns, name='train_dataset'):
     for i, row in enumerate([dict.fromkeys(rows.column_names)] if isinstance(rows, Dataset) else rows):
         missing = [c for c in columns if c not in row]
         if missing: raise ValueError(f'row {i} of {name} has no {missing[0]!r} column: every row needs {", ".join(columns)}')
-    if isinstance(rows, Dataset): return _told(rows, name)
+    if isinstance(rows, Dataset): return _with_settings(rows, name)
     return Dataset.from_list([{**{c: r[c] for c in columns}, **e} for r, e in zip(rows, _extras(rows, name))])
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-007
-def _told(data, name):
+def _with_settings(data, name):
     "`data`, if every row has its settings for the chat template; without that column, if no row has"
     said = data['chat_template_kwargs'] if 'chat_template_kwargs' in data.column_names else ()
     none = [i for i, x in enumerate(said) if x is None]
@@ -112,7 +113,7 @@ def _cleaned(x, what):
     if _kind(x, what) == 'text': return _letters(x, what)
     return [{**{k: v for k, v in m.items() if v is not None}, 'content': _words(m, what)} for m in x]
 
-def _said(x):
+def _answer_in(x):
     "The assistant's answer in a response given as a text or as messages: text, or a call of a tool"
     if isinstance(x, str): return x.strip()
     return ''.join((m['content'] or '') + str(m.get('tool_calls') or '') for m in x if m['role'] == 'assistant').strip()
@@ -165,7 +166,7 @@ def _checked(row, where):
     "`row` as `_apart` returns it, if its two responses differ"
     new = _apart(row, where)
     for k in ('chosen', 'rejected'):
-        if _said(new[k]): continue
+        if _answer_in(new[k]): continue
         roles = sorted({m['role'] for m in new[k]} - {'assistant'}) if not isinstance(new[k], str) else ()
         why = f': it has messages of role {", ".join(roles)} alone' if roles and all(m['role'] != 'assistant' for m in new[k]) else ''
         raise ValueError(f'{where} has an empty {k} response{why}: drop the pair')
@@ -232,7 +233,7 @@ def completion_dataset(rows, name='rows'):
     data = _uniform(rows, columns, name)
     new = [_whole_row(row, columns, f'row {i} of {name}') for i, row in enumerate(data)]
     for i, row in enumerate(new):
-        if not _said(row['completion']): raise ValueError(f'row {i} of {name} has an empty completion: drop the row')
+        if not _answer_in(row['completion']): raise ValueError(f'row {i} of {name} has an empty completion: drop the row')
     return data if all(row[k] == n[k] for row, n in zip(data, new) for k in columns) else _replaced(data, new)
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-022
@@ -296,6 +297,45 @@ def _marks_turns(template):
     template = template['default'] if isinstance(template, dict) else template
     return re.search(r'\{%-?\s*generation\s*-?%\}', template) is not None
 
+# %% ../../nbs/lm/06_rows.ipynb #30-rows-051
+def _is_read(e):
+    "For each token, whether it is read; all True for a plain response, which is read from its start on"
+    if not isinstance(e, Turns): return [True]*len(e.ids)
+    at = set(e.read)
+    return [t in at for t in range(len(e.ids))]
+
+def _read_from(e, first):
+    "`e`, read from the token `first` on, or its last token where nothing is left"
+    if isinstance(e, Turns): return Turns(e.ids, e.start, tuple(t for t in e.read if t >= first) or e.read[-1:])
+    return type(e)(e.ids, min(max(e.start, first), len(e.ids) - 1))
+
+def spoken_lengths(examples):
+    "Response tokens of chosen and rejected (n, 2)"
+    return torch.tensor([float(len(e.read) if isinstance(e, Turns) else len(e.ids) - e.start) for e in examples]).view(2, -1).T
+
+# %% ../../nbs/lm/06_rows.ipynb #10_rewar-015
+def places(e, unread:int=0): # tokens at the end that are left out
+    "Where the neurons of an `Example` are read: a slice, or indices"
+    return list(e.read[:len(e.read) - unread]) if isinstance(e, Turns) else slice(e.start, len(e.ids) - unread)
+
+def divergent(ids, # token ids (2B, T): B chosen, then their B rejected
+              mask): # true on response tokens (2B, T)
+    "`mask` from the first difference of each pair on; a response that has ended by then keeps its last token"
+    n, mask = len(ids)//2, mask.bool()
+    differ = (ids[:n] != ids[n:]) | (mask[:n] != mask[n:])
+    left = mask & (differ.cumsum(1) > 0).repeat(2, 1)
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return torch.where(left.any(1, keepdim=True), left, last)
+
+def divergent_examples(examples): # 2n `Example`s: n chosen, then their n rejected
+    "The same for texts: the shared beginning counts as prompt"
+    n, out = len(examples)//2, list(examples)
+    for i in range(n):
+        a, b = (list(zip(e.ids, _is_read(e))) for e in (examples[i], examples[n+i]))
+        first = next((t for t, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+        for j, e in ((i, examples[i]), (n+i, examples[n+i])): out[j] = _read_from(e, first)
+    return out
+
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-032
 def special_ids(tok):
     "Ids of the special tokens of a tokenizer, those that end and pad a text among them"
@@ -320,6 +360,20 @@ def tokens_read(tok, row):
         out.append([int(x) for x in read])
     return out
 
+# %% ../../nbs/lm/06_rows.ipynb #30-rows-053
+def numbered(data, tokenizer):
+    "Pairs with the column `pair_row`, before the tokenizer reads them"
+    if tokenizer.eos_token is None:
+        raise ValueError('the tokenizer has no end-of-text token, which TRL puts after a response: set its eos_token')
+    return data if 'pair_row' in data.column_names else data.add_column('pair_row', list(range(len(data))))
+
+def with_places(data, tokenizer):
+    "Tokenised pairs with the columns `chosen_read` and `rejected_read`: where neurons are read"
+    if 'chosen_read' in data.column_names: return data
+    read = [tokens_read(tokenizer, row) for row in data]
+    for k, mask in zip(('chosen_read', 'rejected_read'), zip(*read)): data = data.add_column(k, list(mask))
+    return data
+
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-035
 class ReadCollator:
     "A trainer's `collator`, plus `ref_row` (B,), each pair's row in the reference table, and `read_mask` (2B, T), where it is read"
@@ -335,6 +389,8 @@ class ReadCollator:
             mask &= batch['completion_mask'].bool()            # not where TRL cut
             mask[:, 0] = False
         return batch
+
+def trl_inputs(batch): return {k: x for k, x in batch.items() if k not in ('ref_row', 'read_mask')}      # without what is ours
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-037
 def say_lost(data, rows, cut, name):
