@@ -82,7 +82,8 @@ def choices():
     objectives, readouts = words_of('OBJECTIVES', 'loss'), words_of('READOUTS', 'reward')
     scores = words_of('ATTRIBUTORS', 'relevance', 'beyond.attributors')
     return dict(precision=[forms], dtype=[forms], dtypes=[tuple(f for f in forms if f != 'auto')],
-                backend=[words_of('BACKENDS', 'lm.sampling')], pair_source=[('sampled', 'corrupted', 'both')], rejected=[('other', 'corrupted')],
+                backend=[words_of('BACKENDS', 'lm.sampling')], pair_source=[('sampled', 'corrupted', 'both')],
+                rejected=[('other', 'corrupted')],
                 **dict.fromkeys(('train_set', 'test_sets', 'source', 'greedy_sets'), [sets]), curve_methods=[scores],
                 **dict.fromkeys(('objective', 'objectives'), [objectives]), **dict.fromkeys(('readout', 'readouts'), [readouts]),
                 **dict.fromkeys(('method', 'methods'), [scores, words_of('METHODS', 'beyond.methods')]))
