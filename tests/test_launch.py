@@ -1,10 +1,11 @@
 "One arm through the recipe's own files, in one process and in two: the same losses, the same files."
-import json, os, subprocess, sys, time
-from dataclasses import asdict
+import json, os, re, subprocess, sys, time
+from dataclasses import asdict, fields
 from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
+from yfpo.lab.arms import ARMS, BLUE, Arm, arm_contrasts
 from yfpo.lab.launch import arm_parameters, failed_mark, launch_arm, train_arm
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.publish import run_here
@@ -13,6 +14,7 @@ from yfpo.data.pairs import pairs_from_corruption, save_pairs
 from yfpo.data.templates import make_problems
 from yfpo.data.files import write_jsonl
 from yfpo.lm.training import NotFiniteError
+from yfpo.trainer import YFPOConfig
 from test_trainer import some_neurons
 
 TRAIN = dict(neuron_weight=.5, learning_rate=1e-3, num_train_epochs=1., per_device_train_batch_size=2)
@@ -29,7 +31,7 @@ def ready(tiny, tmp_path):
     some_neurons(tiny[0]).save(tmp_path/'neurons'/'selected')
     return tmp_path
 
-@pytest.mark.parametrize('arm', ['dpo', 'yfpo', 'yfpo-random', 'yfpo-dynamic'])
+@pytest.mark.parametrize('arm', ARMS)
 def test_an_arm(ready, arm):
     log = train_arm(ready, 'smoke', arm, 0, **SETTINGS)
     seen = pd.read_csv(ready/'results'/'training'/f'{arm}-seed0.csv')
@@ -37,8 +39,22 @@ def test_an_arm(ready, arm):
     model, _ = load_model(str(ready/'train'/f'{arm}-seed0'/'model'))
     start, _ = load_model(str(ready/'sft'/'model'))
     assert any((a != b).any() for a, b in zip(model.state_dict().values(), start.state_dict().values()))
-    assert (ready/'results'/'moves').exists() == (arm == 'yfpo-dynamic')
+    assert (ready/'results'/'moves').exists() == (ARMS[arm].neurons == 'moving')
     assert not list((ready/'train'/f'{arm}-seed0').glob('.model*')) and list((ready/'train'/'reference').glob('*.safetensors'))
+
+def test_a_row_is_an_arm(ready, monkeypatch):
+    "Its settings reach the trainer, and it is compared and recipes take it, though the recipe's own fields say otherwise"
+    monkeypatch.setitem(ARMS, 'slow', Arm('DPO, slow', BLUE, 'half the rate', train=dict(neuron_weight=0.), times=dict(learning_rate=.5)))
+    own, slow = (train_arm(ready, 'smoke', arm, 0, **SETTINGS) for arm in ('dpo', 'slow'))
+    assert slow[0]['learning_rate'] == own[0]['learning_rate']/2 > 0 and slow[0]['loss'] == own[0]['loss']
+    assert ('slow', 'dpo') in arm_contrasts()
+
+@pytest.mark.parametrize('arm', ARMS)
+def test_what_an_arm_says_can_be_done(arm):
+    a = ARMS[arm]
+    assert {*a.train, *a.times} <= {f.name for f in fields(YFPOConfig)} and {*a.against} <= {'sft', *ARMS} - {arm} and a.against
+    assert re.fullmatch(r'#[0-9A-F]{6}', a.color) and [k for k, b in ARMS.items() if (b.name, b.color) == (a.name, a.color)] == [arm]
+    assert read_recipe('smoke').model_validate({**read_recipe('smoke').model_dump(), 'arms': [arm]}).arms == [arm]
 
 def test_two_processes_take_the_same_steps(ready):
     one = train_arm(ready, 'smoke', 'yfpo', 0, **SETTINGS)

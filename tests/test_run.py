@@ -8,7 +8,7 @@ from conftest import ROOT
 from yfpo.lab.cli import main
 from yfpo.lab.recipes import Outputs, merged, read_recipe, read_yaml
 from yfpo.lab.publish import run_here
-from yfpo.lab.stages import CHOICES, check_parameter, notebook_parameters, parameters_in, plan
+from yfpo.lab.stages import check_parameter, choices, notebook_parameters, parameters_in, plan, words_of
 
 SPEC = dict(display_name='python3', language='python', name='python3')
 HEAD = "recipe:str = 'toy' # name of the recipe\n"
@@ -512,7 +512,7 @@ def test_every_word_that_a_stage_takes_is_one_of_a_list_or_free():
         for k, (kind, default, _) in notebook_parameters(nb).items():
             words = [x for x in (default if kind == 'list' else [default]) if isinstance(x, str)]
             if not words or k in FREE: continue
-            assert any({*words} <= {*c} for c in CHOICES[k]), (nb.name, k)
+            assert any({*words} <= {*c} for c in choices()[k]), (nb.name, k)
             with pytest.raises(ValueError, match=f'^x: {k} is .nosuch'):
                 check_parameter(k, ['nosuch'] if kind == 'list' else 'nosuch', notebook_parameters(nb), 'x')
 
@@ -526,10 +526,18 @@ def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
     from yfpo.data.sources import OTHER_SETS
     from yfpo.reward import READOUTS
     tables = dict(objective=OBJECTIVES, readout=READOUTS, method=ATTRIBUTORS, backend=BACKENDS, precision=FORMATS)
-    for k, table in tables.items(): assert sorted(CHOICES[k][0]) == sorted(table), k
-    assert sorted(CHOICES['method'][1]) == sorted(METHODS)
-    assert sorted(CHOICES['source'][0]) == sorted(['templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *OTHER_SETS])
+    for k, table in tables.items(): assert sorted(choices()[k][0]) == sorted(table), k
+    assert sorted(choices()['method'][1]) == sorted(METHODS)
+    assert sorted(choices()['source'][0]) == sorted(['templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *OTHER_SETS])
 
+def test_a_new_row_of_a_table_is_a_new_word(tmp_path, monkeypatch):
+    import yfpo
+    (tmp_path/'a.py').write_text("x, y = 1, 2\nTABLE = {'one': f(1),\n         'two': 2}\nTABLE.pop('one')\n")
+    (tmp_path/'b.py').write_text("TABLE.update({'three': 3})\nOTHER = dict(four=4)\nWORDS = ('five',)\n")
+    monkeypatch.setattr(yfpo, '__file__', str(tmp_path/'__init__.py'))
+    assert words_of('TABLE', 'a', 'b') == ('one', 'two', 'three')
+    assert words_of('OTHER', 'b') == ('four',) and words_of('WORDS', 'b') == ('five',)
+    with pytest.raises(ValueError, match='a.py sets no NOSUCH'): words_of('NOSUCH', 'a')
 
 def test_numbers_are_read_as_yaml_1_2_does():
     text = '[010, 1:30, yes, no, on, off, y, 1e-3, -1e-3, 0o17, 0x1F, ~, null, True, .5, 5., +1, -.inf, 1e5]'

@@ -152,6 +152,7 @@ class PairTerm:
     def __init__(self, settings, neurons, outside, stats, outside_stats, mean_weight:float=1.):
         self.settings, self.neurons, self.outside, self.stats, self.outside_stats = settings, neurons, outside, stats, outside_stats
         self.mean_weight, self.ro, self.size = mean_weight, READOUTS[settings.readout], len(neurons) + len(outside)
+        self.own = None                                        # what the latest batch added to the loss, without the anchor
 
     def __call__(self, loss, # of the preferences, a scalar
                  seen, # of the policy on the set and on those outside, N = K + J; the chosen responses first
@@ -167,7 +168,8 @@ class PairTerm:
             phi = self.phi(seen, mask)
             if ref_phi is None: ref_phi = self.phi(ref, mask)
             rel = self.relative(phi, ref_phi)
-        if s.neuron_weight: loss = loss + self.reward(rewards, rel, ref_phi.to(phi)/self.stats.scale)
+        self.own = self.reward(rewards, rel, ref_phi.to(phi)/self.stats.scale) if s.neuron_weight else rel.new_zeros(())
+        if s.neuron_weight: loss = loss + self.own
         if s.anchor_weight: loss = loss + self.drift(seen, ref, mask)
         return loss, self.metrics(rel.detach(), ref_phi/self.stats.scale, rewards['sum'].detach(), Seen(seen.a.detach(), seen.norms), mask)
 
@@ -403,6 +405,7 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
         self.card_sections, ref_model = dict(card_sections or {}), kwargs.pop('ref_model', None)
         self.reads = neurons is not None
         self.rewarded = self.term = self.start = self.ref_phi = None       # until the reference is read
+        self.on_term = None                                    # a function of both parts of a training batch's loss, before its backward
         check_given(model, ref_model, args, neurons, kwargs)
         kwargs.update(datasets_of(args, kwargs))
         super().__init__(model, reference_for(model, ref_model, args, kwargs), args, **kwargs)
@@ -451,9 +454,10 @@ def _with_term(self:YFPOTrainer, loss, watch, inputs, packed):
     (reader, logps), log = watch, self._metrics['train' if self.model.training else 'eval']
     seen = Seen(reader.activations(), reader.norms())
     if packed is not None: seen, logps = Seen(packed.unpack(seen.a), seen.norms), [packed.scores.log_probs]
-    rewards = pair_rewards(logps, inputs, self.args.beta, self.args.ld_alpha)
+    rewards, plain = pair_rewards(logps, inputs, self.args.beta, self.args.ld_alpha), loss
     loss, metrics = self.rewarded(loss, seen, rewards, inputs, partial(self._live_reference, inputs, packed))
     for k, v in metrics.items(): log[f'neurons/{k}'].append(self.accelerator.gather(v.to(self.accelerator.device)).float().mean().item())
+    if self.on_term is not None and self.model.training and torch.is_grad_enabled(): self.on_term(plain, self.term.own)
     return loss
 
 @patch

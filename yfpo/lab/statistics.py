@@ -11,6 +11,7 @@ import math
 import numpy as np
 from ..data.extras import needs
 from ..evaluate import CONTINUOUS, by_question
+from .arms import arm_contrasts
 
 # %% ../../nbs/lab/10_statistics.ipynb #18-stati-005
 def _verdicts(x):
@@ -142,8 +143,7 @@ def equivalent(delta:float, se:float, df:float, # difference, its standard error
 
 
 # %% ../../nbs/lab/10_statistics.ipynb #18-stati-031
-CONTRASTS = [('yfpo', 'yfpo-random'), ('yfpo', 'dpo'), ('yfpo-random', 'dpo'), ('yfpo-dynamic', 'yfpo'), ('yfpo-dynamic', 'dpo'),
-             ('dpo', 'sft'), ('yfpo', 'sft'), ('sft', 'base')]
+CONTRASTS = arm_contrasts()
 
 def check_declared(family, # contrasts that a recipe declares
                  arms): # that were evaluated
