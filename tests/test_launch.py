@@ -3,12 +3,14 @@ import json, os, re, subprocess, sys, time
 from dataclasses import asdict, fields
 from pathlib import Path
 import pandas as pd
-import pytest
+import pytest, torch
 from conftest import ROOT
 from yfpo.lab.arms import ARMS, BLUE, Arm, arm_contrasts
-from yfpo.lab.launch import arm_parameters, failed_mark, launch_arm, train_arm
+from yfpo.lab.launch import arm_parameters, failed_mark, launch_arm, neurons_of, train_arm
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.publish import run_here
+from yfpo.neurons import NeuronSet
+from yfpo.relevance import Relevance
 from yfpo.lm.models import load_model, save_model
 from yfpo.data.pairs import pairs_from_corruption, save_pairs
 from yfpo.data.templates import make_problems
@@ -29,6 +31,9 @@ def ready(tiny, tmp_path):
     save_pairs(tmp_path/'pairs'/'train.jsonl', pairs[:6])
     save_model(*tiny, tmp_path/'sft'/'model')
     some_neurons(tiny[0]).save(tmp_path/'neurons'/'selected')
+    values = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    for name, x in (('capability', values), ('mean-abs', values.abs())):
+        Relevance(x.clone(), torch.stack([x, x]), x.clone(), x.clone(), 4).save(tmp_path/'neurons'/f'{name}.safetensors')
     return tmp_path
 
 @pytest.mark.parametrize('arm', ARMS)
@@ -48,6 +53,44 @@ def test_a_row_is_an_arm(ready, monkeypatch):
     own, slow = (train_arm(ready, 'smoke', arm, 0, **SETTINGS) for arm in ('dpo', 'slow'))
     assert slow[0]['learning_rate'] == own[0]['learning_rate']/2 > 0 and slow[0]['loss'] == own[0]['loss']
     assert ('slow', 'dpo') in arm_contrasts()
+
+def test_a_control_differs_from_yfpo_in_one_thing(ready):
+    def set_of(arm, seed=3): return neurons_of(arm, seed, ready, 'smoke')
+    own, signs = set_of('yfpo'), Relevance.load(ready/'neurons'/'capability.safetensors').weighted
+    assert own == NeuronSet.load(ready/'neurons'/'selected') == set_of('dpo') == set_of('dpo-diluted') == set_of('yfpo-literal')
+    reversed_ = set_of('yfpo-reversed')
+    assert torch.equal(reversed_.direction, -own.direction) and torch.equal(reversed_.index, own.index)
+    for arm in ('yfpo-random', 'yfpo-activation-matched'):
+        c = set_of(arm)
+        assert torch.equal(c.layer, own.layer) and torch.equal(c.weight, own.weight) and not torch.equal(c.index, own.index)
+        assert torch.equal(c.direction, torch.where(signs[c.layer, c.index] < 0, -1., 1.)) and set_of(arm, 4) != c == set_of(arm)
+
+@pytest.mark.parametrize('arm', ['yfpo', 'yfpo-random', 'yfpo-literal', 'yfpo-reversed'])
+def test_every_arm_gets_the_dose(ready, arm):
+    "On the reference, the neuron term's gradient is that share of DPO's; measured a second time, while training at rate 0"
+    how = dict(SETTINGS, dose=.7, dose_batches=3, gradients=1)
+    how['train'] = {**TRAIN, 'learning_rate': 0.}
+    log = train_arm(ready, 'smoke', arm, 0, **how)
+    ratio = sum(r['gradients/neurons'] for r in log)/sum(r['gradients/preference'] for r in log)
+    assert len(log) == 3 and ratio == pytest.approx(.7, rel=.02)
+    noted = json.loads((ready/'results'/'dose'/f'{arm}-seed0.json').read_text())
+    assert noted['neuron_weight'] == noted['weight'] > 0 and noted['n'] == 3 and 0 < noted['kept'] < 1.5
+
+def test_the_diluted_arm_is_slower_dpo(ready):
+    how = dict(SETTINGS, dose=2., dose_batches=2)
+    log, plain = (train_arm(ready, 'smoke', arm, 0, **how) for arm in ('dpo-diluted', 'dpo'))
+    noted = json.loads((ready/'results'/'dose'/'dpo-diluted-seed0.json').read_text())
+    assert noted['neuron_weight'] == 0 and .2 < noted['kept'] < .8 and not (ready/'results'/'dose'/'dpo-seed0.json').exists()
+    rates = [a['learning_rate']/b['learning_rate'] for a, b in zip(log, plain) if b['learning_rate']]
+    assert rates == pytest.approx([noted['kept']]*len(rates), rel=1e-4) and log[0]['loss'] == plain[0]['loss']
+
+def test_measuring_changes_nothing(ready):
+    "The order of the pairs and every loss are those of a training at that weight, on which nothing was measured"
+    dosed = train_arm(ready, 'smoke', 'yfpo', 0, **SETTINGS, dose=.7, dose_batches=2, gradients=1)
+    weight = json.loads((ready/'results'/'dose'/'yfpo-seed0.json').read_text())['weight']
+    plain = train_arm(ready, 'smoke', 'yfpo', 0, **dict(SETTINGS, train={**TRAIN, 'neuron_weight': weight}))
+    assert [r['loss'] for r in dosed] == [r['loss'] for r in plain] and [r['grad_norm'] for r in dosed] == [r['grad_norm'] for r in plain]
+    assert 'gradients/cosine' in dosed[0] and 'gradients/cosine' not in plain[0]
 
 @pytest.mark.parametrize('arm', ARMS)
 def test_what_an_arm_says_can_be_done(arm):

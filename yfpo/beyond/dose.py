@@ -8,11 +8,11 @@ __all__ = ['Parts', 'trained', 'dot', 'gradients', 'gradient_parts', 'GradientLo
 # %% ../../nbs/beyond/08_dose.ipynb #dose-002
 import math
 from dataclasses import dataclass
+from functools import partial
 import torch
 from transformers import TrainerCallback
 from ..data.checks import check_count, check_number
 from ..loss import objective
-from ..neurons import NeuronSet
 
 # %% ../../nbs/beyond/08_dose.ipynb #dose-006
 @dataclass(frozen=True)
@@ -50,10 +50,12 @@ def gradients(loss, params, keep:bool=False): # whether the graph is kept for an
 
 def gradient_parts(preference, # scalar loss of the preferences, with a graph
                    neurons, # and the neuron term, its weight included
-                   params): # parameters that are trained
+                   params, # parameters that are trained
+                   reduce=None): # function of a gradient, its mean over processes that share the batch
     "`Parts` of one batch, from one backward pass each"
     b = gradients(neurons, params, keep=True)                  # first, since a packed pass can be differentiated once
     a = gradients(preference, params)
+    if reduce: a, b = ([None if g is None else reduce(g) for g in x] for x in (a, b))
     na, nb = math.sqrt(dot(a, a)), math.sqrt(dot(b, b))
     return Parts(na, nb, dot(a, b)/(na*nb) if na*nb else 0.)
 
@@ -121,6 +123,8 @@ def fit_dose(trainer, # a `YFPOTrainer` that has not trained yet, with a set of 
     if check_number('dose', dose) <= 0: raise ValueError(f'dose is {dose}: give a number above 0, and for no neuron term neuron_weight=0')
     check_count('batches', batches)
     _check_adds(trainer)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError('a dose is not measured on sharded weights: measure it in one process, and give neuron_weight')
     if trainer.state.global_step: raise ValueError('the trainer has already trained: a dose is measured on the reference')
     found = _measured(trainer, batches)
     pref, neur = (sum(getattr(p, k) for p in found)/len(found) for k in ('preference', 'neurons'))
@@ -134,7 +138,8 @@ def _measured(trainer, batches):
     "`Parts` at weight 1 of the first training batches"
     args, model, found = trainer.args, trainer.model, []
     before, was = (args.neuron_weight, trainer.on_term), model.training
-    args.neuron_weight, trainer.on_term = 1., lambda *losses: found.append(gradient_parts(*losses, trained(model)))
+    mean = partial(trainer.accelerator.reduce, reduction='mean') if args.world_size > 1 else None
+    args.neuron_weight, trainer.on_term = 1., lambda *losses: found.append(gradient_parts(*losses, trained(model), mean))
     model.train()
     try:
         with torch.random.fork_rng():
