@@ -119,3 +119,15 @@ def test_library_notebook_form(path):
 def test_recipe_is_valid(recipe, tmp_path):
     steps = plan(read_recipe(recipe), run_dir=str(tmp_path))
     assert read_recipe(recipe).name == recipe and len(steps) > dict(bench=5, study=10, limits=7, neurons=9).get(recipe, 15)
+
+def test_contributing_is_short_and_names_what_there_is():
+    "Every module, table and test in its map is there, and the whole is read in two minutes"
+    text = (ROOT/'CONTRIBUTING.md').read_text()
+    assert len(text.split()) <= 400
+    rows = [r.split('|')[2:4] for r in text.split('\n') if r.startswith('| a')]
+    assert len(rows) > 8
+    for change, test in rows:
+        assert [t for t in re.findall(r'test_\w+\.py', test) if not (ROOT/'tests'/t).exists()] == []
+        books = [ROOT/'nbs'/f'{n}.ipynb' for n in re.findall(r'`((?:\w+/)?\d\d_\w+)`', change)]
+        code = ''.join(f.read_text() for f in books)
+        assert [n for n in re.findall(r'`([A-Z_]{4,})`', change) if f'{n} = ' not in code and f'{n}.update' not in code] == [], change

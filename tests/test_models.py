@@ -2,13 +2,14 @@
 import copy, errno, json, os, re, resource, shutil, subprocess, sys, time
 import gguf, numpy as np, pytest, torch
 from conftest import ROOT
+from families import capped, of_family
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 from yfpo.lm import models
 from yfpo.lm.models import (atomic_folder, base_fingerprint, byte_tokenizer, embedded_gguf, fingerprint, from_gguf, load_model, save_model,
                          tiny_model)
 from yfpo.neurons import select_neurons
+from yfpo.relevance import FAMILIES
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.lm.responses import format_prompt
 from yfpo.trainer import YFPOConfig, YFPOTrainer
@@ -504,20 +505,13 @@ def test_an_adapter_in_another_format(folder, tmp_path):
 
 # ---- families
 
-FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3', 'gemma2', 'gemma3_text', 'phi3', 'gpt2')
-
-def of_family(family):
-    "A small random model of the real class, with the vocabulary of `byte_tokenizer`"
-    special = dict(vocab_size=259, initializer_range=.15, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **special,
-                 **(dict(head_dim=8) if family in ('qwen3', 'gemma2', 'gemma3_text') else {}))
-    if family == 'gpt2': sizes = dict(n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **special)
-    torch.manual_seed(3)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+def small_model(family):
+    "With the vocabulary of `byte_tokenizer`, and no dropout"
+    return of_family(family, seed=3, vocab_size=259, num_hidden_layers=2, intermediate_size=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_each_family_from_its_folder_to_a_trained_one(family, tmp_path):
-    built = of_family(family)
+    built = small_model(family)
     model, tok = load_model(save_model(built, byte_tokenizer(), tmp_path/'first'))
     assert model.config._attn_implementation == built.config._attn_implementation and torch.equal(model(x).logits, built(x).logits)
     texts = [(format_prompt(tok, p.question), p.solution) for p in make_problems(4, seed=1)]
@@ -531,9 +525,9 @@ def test_each_family_from_its_folder_to_a_trained_one(family, tmp_path):
     assert torch.equal(again(x).logits, model(x).logits) and not torch.equal(again(x).logits, built(x).logits)
     assert fingerprint(again) == fingerprint(model) != fingerprint(built)
 
-@pytest.mark.parametrize('family', [f for f in FAMILIES if f != 'gemma2'])
+@pytest.mark.parametrize('family', [f for f in FAMILIES if not capped(f)])
 def test_an_attention_that_is_asked_for_is_given(family, tmp_path):
-    folder = save_model(of_family(family), byte_tokenizer(), tmp_path/'m')
+    folder = save_model(small_model(family), byte_tokenizer(), tmp_path/'m')
     a, b = (load_model(folder, attn=attn)[0] for attn in ('sdpa', 'eager'))
     assert (a.config._attn_implementation, b.config._attn_implementation) == ('sdpa', 'eager')
     torch.testing.assert_close(a(x).logits, b(x).logits, rtol=1e-4, atol=1e-4)

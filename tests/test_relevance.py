@@ -6,6 +6,7 @@ import pytest, torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 from explicit_lrp import block_relevance
+from families import SMALL, capped, random_model
 from yfpo import relevance
 from yfpo.beyond.identities import identities, lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
@@ -13,23 +14,7 @@ from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, at
                             residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
-small = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-             initializer_range=0.15, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-PUBLIC = sorted(FAMILIES)
-
-def random_model(family, attn='sdpa', seed=1, **kwargs):
-    "A small random model of the real class, norm gains and biases random too"
-    sizes = {**small, **(dict(head_dim=8) if family in ('qwen3', 'gemma2', 'gemma3_text') else {}),
-             **(dict(sliding_window=9) if family in ('mistral', 'gemma2', 'gemma3_text') else {}), **kwargs}
-    if family == 'gpt2': sizes = dict(vocab_size=97, n_embd=32, n_layer=3, n_head=4, initializer_range=.15, bos_token_id=1, eos_token_id=2)
-    torch.manual_seed(seed)
-    m = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), attn_implementation='eager' if family == 'gemma2' else attn)
-    for name, p in m.named_parameters():
-        gain = name.endswith('weight') and ('norm' in name or '.ln_' in name)
-        if gain or name.endswith('bias'): torch.nn.init.normal_(p, 1. if gain and 'gemma' not in family else 0., .3)
-    return m.eval()
-
-@pytest.fixture(params=PUBLIC)
+@pytest.fixture(params=sorted(FAMILIES))
 def model(request): return random_model(request.param)
 
 @pytest.fixture(scope='module')
@@ -70,7 +55,7 @@ def test_identities_in_bfloat16(family, batch):
 
 @pytest.mark.parametrize('rule', ['attnlrp', 'cp-lrp', 'gradient'])
 def test_t7_eager_equals_sdpa(rule, batch, model):
-    if model.config.model_type == 'gemma2': pytest.skip('sdpa has no capped scores')
+    if capped(model.config.model_type): pytest.skip('sdpa has no capped scores')
     a = neuron_relevance(model, batch, rule)
     model.set_attn_implementation('eager')
     assert relative(neuron_relevance(model, batch, rule), a) < 5e-6
@@ -264,13 +249,13 @@ def test_conserved_for_every_seed(seed, batch):
         y = torch.zeros(3).index_add(0, b, one)
     assert ((total - y[:, None]).abs()/y.abs().max()).max() < 1e-5
 
-def test_capped_logits_are_seen_through():
-    m = random_model('gemma2')
+def test_the_explained_number_is_that_of_the_models_own_logits(model):
+    "Capped or scaled logits too"
     ids = torch.randint(3, 97, (1, 12), generator=torch.Generator().manual_seed(2))
     b = dict(input_ids=ids, attention_mask=torch.ones_like(ids), response_mask=torch.arange(12)[None] > 4)
-    z = m(ids).logits[0, 4:11].float()
+    z = model(ids).logits[0, 4:11].float()
     y = ids[0, 5:]
-    assert explained(m, b).item() == pytest.approx((z.gather(1, y[:, None])[:, 0] - z.mean(1)).sum().item(), rel=1e-4)
+    assert explained(model, b).item() == pytest.approx((z.gather(1, y[:, None])[:, 0] - z.mean(1)).sum().item(), rel=1e-4)
 
 def test_answer_mask_takes_the_last_run():
     ids = torch.tensor([[5, 1, 2, 5, 3, 3, 9], [5, 5, 1, 9, 9, 9, 9]])
@@ -328,7 +313,7 @@ def test_already_patched_is_refused(batch):
     assert neuron_relevance(m, batch).isfinite().all()
 
 def test_unsupported_families_are_named():
-    moe = AutoModelForCausalLM.from_config(AutoConfig.for_model('mixtral', **small, num_local_experts=2))
+    moe = AutoModelForCausalLM.from_config(AutoConfig.for_model('mixtral', **SMALL, num_local_experts=2))
     with pytest.raises(ValueError, match='mixture of experts: supported are llama, mistral'): neuron_relevance(moe, {})
     opt = AutoModelForCausalLM.from_config(AutoConfig.for_model('opt', vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=1,
                                                                 num_attention_heads=4, word_embed_proj_dim=32))

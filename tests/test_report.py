@@ -107,6 +107,13 @@ def test_every_committed_file_has_its_columns():
         for name, (pattern, _) in SOURCES.items():
             if any(folder.glob(pattern)): assert len(read_results(folder, name))
 
+def test_all_that_is_drawn_reads_kinds_of_results_that_there_are(tmp_path):
+    from yfpo.lab.figures import FIGURE_OF
+    from yfpo.lab.report import TABLE_OF, drawer
+    assert [(n, k) for known in (FIGURE_OF, TABLE_OF) for n, (_, *kinds) in known.items() for k in kinds if k not in SOURCES] == []
+    with pytest.raises(ValueError, match="one reads 'nosuch', which `SOURCES` in lab/11_results does not have"):
+        drawer(dict(one=(len, 'main', 'nosuch')), None, tmp_path, 'demo')('one')
+
 @pytest.mark.parametrize('folder,recipe', [('runs/demo/results', 'demo'), ('results/demo', 'demo'), ('elsewhere', 'RECIPE')])
 def test_a_missing_file_names_the_recipe(tmp_path, folder, recipe):
     with pytest.raises(FileNotFoundError, match=f'yfpo run {recipe} --until compare'): read_results(tmp_path/folder, 'main')

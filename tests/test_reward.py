@@ -2,9 +2,9 @@
 import copy, json
 import pytest, torch
 from datasets import Dataset
-from test_trainer import LONG, PAIRS, make, some_neurons, tiny
+from test_trainer import LONG, PAIRS, column, make, run, some_neurons, tiny
 from yfpo.neurons import NeuronSet
-from yfpo.reward import RewardStats, checked_pairs, fit_moments, fit_stats, reward_audit
+from yfpo.reward import READOUTS, RewardStats, checked_pairs, fit_moments, fit_stats, readout, reward_audit
 
 __all__ = ['tiny']
 nan = float('nan')
@@ -14,6 +14,37 @@ def stats(tiny): return fit_stats(*tiny, PAIRS, some_neurons(tiny[0]))[0]
 
 def with_(stats, **change): return RewardStats(**{**vars(copy.deepcopy(stats)), **change})
 def first(x, v): return torch.cat([torch.tensor([v]), x[1:]])
+
+# ---- every row of READOUTS
+
+def read_by(name, neurons):
+    "A read-out of drawn activations, after 3 and 5 tokens, and its gradient"
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(2, 5, len(neurons), generator=g).requires_grad_()
+    std, wnorm = torch.rand(2, len(neurons), generator=g) + .5
+    stats = RewardStats(torch.full_like(std, .3), std, wnorm, scale=.7, slope=.2)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1]*5]).bool()
+    phi = readout(a, mask, neurons, stats, READOUTS[name])
+    return phi.detach(), torch.autograd.grad(phi.sum(), a)[0], mask
+
+@pytest.mark.parametrize('name', READOUTS)
+def test_a_read_out_reads_the_response_alone_and_has_a_gradient(tiny, name):
+    phi, grad, mask = read_by(name, some_neurons(tiny[0]))
+    assert phi.shape == (2,) and phi.isfinite().all() and grad.isfinite().all()
+    assert (grad[mask].abs().sum(-1) > 0).all() and (grad[~mask] == 0).all()
+
+def test_no_two_read_outs_are_the_same(tiny):
+    "By their numbers, or else by the tokens that they read; one whose kind `readout` does not know would be the standardised one"
+    seen = {n: (*read_by(n, some_neurons(tiny[0]))[0].tolist(), ro.over, ro.ref_relative) for n, ro in READOUTS.items()}
+    assert [(a, b) for a in seen for b in seen if a < b and seen[a] == seen[b]] == []
+
+@pytest.mark.parametrize('name', READOUTS)
+def test_a_read_out_trains(tiny, tmp_path, name):
+    "By its name in the settings; its margin is 0 at first where it is relative to the reference, and it moves"
+    on, off = (run(tiny, tmp_path/str(w), readout=name, neuron_weight=w) for w in (.5, 0.))
+    first, last = column(on, 'neurons/margins')[0], column(on, 'neurons/margins')[-1]
+    assert (abs(first) < 1e-4) == READOUTS[name].ref_relative and last != first
+    assert any((a != b).any() for a, b in zip(on.model.state_dict().values(), off.model.state_dict().values()))
 
 # ---- statistics that are given
 
