@@ -12,7 +12,7 @@ FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers d
            'beyond.controls beyond.effects beyond.votes beyond.dose'),
           ('lab', 'lab.arms lab.recipes lab.stages lab.keys lab.warm lab.step lab.pace lab.forecast lab.workflow lab.launch '
                   'lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict lab.report lab.figures '
-                  'lab.page lab.publish lab.bench '
+                  'lab.page lab.publish lab.bench lab.gate '
                   'lab.readme lab.schema lab.bundle lab.cli')]
 ORDER = ' '.join(modules for _, modules in FLOORS).split()
 
