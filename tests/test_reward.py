@@ -4,7 +4,7 @@ import pytest, torch
 from datasets import Dataset
 from test_trainer import LONG, PAIRS, column, make, run, some_neurons, tiny
 from yfpo.neurons import NeuronSet
-from yfpo.reward import READOUTS, RewardStats, checked_pairs, fit_moments, fit_stats, readout, reward_audit
+from yfpo.reward import READOUTS, RewardStats, checked_pairs, clipped_share, fit_moments, fit_stats, readout, reward_audit
 
 __all__ = ['tiny']
 nan = float('nan')
@@ -45,6 +45,19 @@ def test_a_read_out_trains(tiny, tmp_path, name):
     first, last = column(on, 'neurons/margins')[0], column(on, 'neurons/margins')[-1]
     assert (abs(first) < 1e-4) == READOUTS[name].ref_relative and last != first
     assert any((a != b).any() for a, b in zip(on.model.state_dict().values(), off.model.state_dict().values()))
+
+def test_new_kinds_by_hand(tiny):
+    "|c|/σ and the positive part of c/σ, limited and averaged; the sum is the mean times the number of tokens"
+    neurons, std = some_neurons(tiny[0]), torch.full((len(some_neurons(tiny[0])),), 2.)
+    a, stats = torch.randn(1, 4, len(neurons), generator=torch.Generator().manual_seed(1))*5, RewardStats(torch.ones_like(std), std, 3*torch.ones_like(std))
+    mask = torch.tensor([[True, True, True, False]])
+    c = a[0, :3]*neurons.direction*3/2
+    expected = dict(absolute=c.abs().clamp(max=3.), positive=c.clamp(0., 3.))
+    for name, x in expected.items():
+        assert readout(a, mask, neurons, stats, READOUTS[name]).item() == pytest.approx((x @ neurons.weight).mean().item(), rel=1e-5)
+    assert clipped_share(a, mask, neurons, stats, READOUTS['absolute']).item() == pytest.approx((c.abs() >= 3).float().mean().item())
+    mean, total = (readout(a, mask, neurons, stats, READOUTS[k]).item() for k in ('standardised', 'sum'))
+    assert total == pytest.approx(3*mean, rel=1e-5)
 
 # ---- statistics that are given
 

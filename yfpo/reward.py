@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READOUTS', 'TENSORS', 'NOTES', 'FLOOR', 'KINDS_OF_READING', 'write_norms', 'NeuronReader', 'ReadOut', 'RewardStats',
-           'contributions', 'standardise', 'readout', 'clipped_share', 'relative_margin', 'NeuronReading', 'Fitting',
-           'fit_moments', 'checked_pairs', 'pair_items', 'read_examples', 'check_spread', 'fit_margins',
+           'contributions', 'standardise', 'values', 'readout', 'clipped_share', 'relative_margin', 'NeuronReading',
+           'Fitting', 'fit_moments', 'checked_pairs', 'pair_items', 'read_examples', 'check_spread', 'fit_margins',
            'check_margins', 'fit_and_read', 'fit_examples', 'fit_stats', 'margin_auc', 'audit_row', 'join', 'Audit',
            'set_readouts', 'reward_audit']
 
@@ -77,15 +77,18 @@ class NeuronReader:
 @dataclass(frozen=True)
 class ReadOut:
     "How the activations on a response become a number"
-    kind: str = 'standardised'   # 'standardised' (c, then z), 'contribution' (c alone), or 'raw': the plain mean activation
+    kind: str = 'standardised'   # 'standardised' (c, then z), 'contribution' (c alone), 'absolute' (|c|/σ: how active, whichever way),
+                                 # 'positive' (c/σ where above 0), or 'raw': the plain mean activation
     clip: float = 3.0            # standardised values stay between plus and minus this
     ref_relative: bool = True    # subtract the reference's neuron margin and divide by its spread
     squash: str = 'clip'         # how they are limited: 'clip', or 'tanh', whose gradient never vanishes
     over: str = 'response'       # tokens: the 'response', or 'divergent', from the pair's first difference on
     length_free: bool = False    # remove the part of the neuron margin that the difference in length explains
+    pool: str = 'mean'           # of the tokens: their 'mean', or their 'sum', which grows with the length
 
     def __post_init__(self):
-        known = dict(kind=('standardised', 'contribution', 'raw'), squash=('clip', 'tanh'), over=('response', 'divergent'))
+        known = dict(kind=('standardised', 'contribution', 'absolute', 'positive', 'raw'), squash=('clip', 'tanh'),
+                     over=('response', 'divergent'), pool=('mean', 'sum'))
         for k, names in known.items():
             if getattr(self, k) not in names:
                 raise ValueError(f"read-out {k} {getattr(self, k)!r} is unknown: use {' or '.join(map(repr, names))}")
@@ -97,6 +100,7 @@ class ReadOut:
     def paper_literal(): return READOUTS['paper-literal']
 
 READOUTS = {'standardised': ReadOut(), 'tanh': ReadOut(squash='tanh'), 'contribution': ReadOut('contribution'),
+            'absolute': ReadOut('absolute'), 'positive': ReadOut('positive'), 'sum': ReadOut(pool='sum'),
             'divergent': ReadOut(over='divergent'), 'length-residual': ReadOut(length_free=True),
             'paper-literal': ReadOut('raw', ref_relative=False)}
 
@@ -195,7 +199,16 @@ def contributions(a, neurons, norms):
 def standardise(a, neurons, stats, norms, clip=3.0, squash='clip'):
     "z of the equation above, (..., K)"
     z = (contributions(a, neurons, norms) - stats.mean.to(a.device))/stats.std.to(a.device)
-    return clip*torch.tanh(z/clip) if squash == 'tanh' else z.clamp(-clip, clip)
+    return _limited(z, clip, squash)
+
+def _limited(z, clip, squash): return clip*torch.tanh(z/clip) if squash == 'tanh' else z.clamp(-clip, clip)
+
+def values(a, neurons, stats, norms, ro): # of a read-out whose `kind` is not 'raw'
+    "What the read-out weighs of each neuron and token, (..., K)"
+    if ro.kind == 'contribution': return contributions(a, neurons, norms)
+    if ro.kind == 'standardised': return standardise(a, neurons, stats, norms, ro.clip, ro.squash)
+    c = contributions(a, neurons, norms)/stats.std.to(a.device)
+    return _limited(c.abs() if ro.kind == 'absolute' else c.relu(), ro.clip, ro.squash)
 
 def readout(a, # activations (B, T, K), from a `NeuronReader`
             mask, # (B, T), true on the response tokens that count
@@ -207,15 +220,14 @@ def readout(a, # activations (B, T, K), from a `NeuronReader`
     if (m.sum(1) == 0).any(): raise ValueError('a response has no token to read neurons on: drop empty or fully truncated responses')
     norms = stats.wnorm if norms is None else norms
     if ro.kind == 'raw': x = a.float().mean(-1)                                                # (B, T)
-    elif ro.kind == 'contribution': x = contributions(a, neurons, norms) @ neurons.weight.to(a.device)
-    else: x = standardise(a, neurons, stats, norms, ro.clip, ro.squash) @ neurons.weight.to(a.device)
-    phi = (x*m).sum(1)/m.sum(1)
+    else: x = values(a, neurons, stats, norms, ro) @ neurons.weight.to(a.device)
+    phi = (x*m).sum(1)/(m.sum(1) if ro.pool == 'mean' else 1.)
     return phi - stats.slope*m.sum(1) if ro.length_free else phi
 
 def clipped_share(a, mask, neurons, stats, ro:ReadOut=ReadOut(), norms=None):
     "Share of (token, neuron) values at or beyond the clip, where the clipped read-out has no gradient"
-    if ro.kind != 'standardised': return torch.zeros(())
-    z = standardise(a.detach(), neurons, stats, stats.wnorm if norms is None else norms, ro.clip)
+    if ro.kind in ('raw', 'contribution'): return torch.zeros(())
+    z = values(a.detach(), neurons, stats, stats.wnorm if norms is None else norms, replace(ro, squash='clip'))
     return (z.abs() >= ro.clip)[mask.bool()].float().mean()
 
 def relative_margin(delta, ref_delta, stats, ro:ReadOut=ReadOut()):
@@ -434,7 +446,7 @@ def join(sets):
     cat = lambda k: torch.cat([getattr(s, k) for s in sets])
     return NeuronSet(cat('layer'), cat('index'), cat('weight'), cat('direction'), dict(model=sets[0].meta['model'], selector='joined'))
 
-KINDS_OF_READING = ('standardised', 'contribution', 'raw', 'digits only', 'last token', 'relevance')
+KINDS_OF_READING = ('standardised', 'contribution', 'absolute', 'positive', 'raw', 'sum', 'digits only', 'answer only', 'last token', 'relevance')
 
 @documented
 @dataclass
@@ -445,6 +457,11 @@ class Audit(Reading):
     logps: dict = None       # filled with {index: token log-probabilities (T_i,)} where given, from the same pass
 
     def fitting(self): return dict(batch_size=self.batch_size, progress=self.progress, logps=self.logps, max_fit=self.max_fit)
+
+def _last_run(on):
+    "The last places in a row that are true: of the digits, those of the final answer"
+    later = (~on).flip(0).cumsum(0).flip(0)                    # places that are false, from here to the end
+    return on & (later == later[on][-1])
 
 @takes(Audit)
 def set_readouts(model, examples, pad_id:int, sets, digits=None, # digit tokens, for 'digits only'
@@ -460,8 +477,10 @@ def set_readouts(model, examples, pad_id:int, sets, digits=None, # digit tokens,
         z = sums(standardise(a, big, stats, stats.wnorm)*w)                                   # (sets, T)
         on = torch.isin(torch.tensor(e.ids[e.start:]), digits.cpu()) if digits is not None else torch.ones(len(a), dtype=torch.bool)
         on = on if on.any() else torch.ones_like(on)
-        out['standardised'][:, i], out['digits only'][:, i], out['last token'][:, i] = z.mean(1), z[:, on].mean(1), z[:, -1]
+        out['standardised'][:, i], out['sum'][:, i], out['last token'][:, i] = z.mean(1), z.sum(1), z[:, -1]
+        out['digits only'][:, i], out['answer only'][:, i] = z[:, on].mean(1), z[:, _last_run(on)].mean(1)
         out['contribution'][:, i] = sums(c.mean(0)*w)
+        for k in ('absolute', 'positive'): out[k][:, i] = sums(values(a, big, stats, stats.wnorm, ReadOut(k)).mean(0)*w)
         out['raw'][:, i] = sums(a.mean(0))/torch.tensor(sizes)
     if not how.relevance: return out
     with rule_scope(model, 'attnlrp'):
