@@ -65,7 +65,8 @@ def estimate(recipe): # a `Recipe`, with `cost`
     rows = []
     for stage in recipe.stages:
         work = _tokens(stage, st, recipe.arms, recipe.seeds, c.question_tokens, c.solution_tokens)
-        work = {k: v for k, v in work.items() if v}
+        again = recipe.warm_starts if stage in ('sft', 'responses', 'neurons') else 1
+        work = {k: v*again for k, v in work.items() if v}
         flop = {k: WORK[k]*v*c.parameters for k, v in work.items()}
         hours = sum(f/(1e12*(c.writing_tflops if k == 'write' else c.tflops)) for k, f in flop.items())/3600
         if work: rows.append(dict(stage=stage, tokens=round(sum(work.values())), pflop=sum(flop.values())/1e15, hours=hours))

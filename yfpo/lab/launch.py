@@ -45,10 +45,15 @@ class Training:
     dose: float = 0.         # norm of the neuron term's gradient on the reference, as a share of DPO's; 0 takes `neuron_weight` as it is
     dose_batches: int = 4    # training batches on which it is measured
     gradients: int = 0       # steps between two measurements of both gradients, for the log; 0 measures none
+    warm: int = 0            # the warm start to begin from, which has pairs and neurons of its own
+
+    def base(self, run):
+        "The folder with the files of the warm start"
+        return Path(run)/f'warm{self.warm}' if self.warm else Path(run)
 
     def __post_init__(self):
         self.train, self.moves = dict(self.train or {}), dict(self.moves or {})
-        check_number('dose', self.dose, 0); check_count('dose_batches', self.dose_batches); check_count('gradients', self.gradients, 0)
+        check_number('dose', self.dose, 0); check_count('dose_batches', self.dose_batches); check_count('gradients', self.gradients, 0); check_count('warm', self.warm, 0)
 
 @takes(Training)
 def train_arm(run, # folder of a run with its pairs, neurons and reference model
@@ -57,9 +62,10 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
     "Train one arm and write its model, log and re-selections into `run`; returns the log, rows of losses and metrics"
     how, run, watching = taken(train_arm, kwargs), Path(run), []
     settings, size = _settings(arm, how)
-    pairs = load_pairs(need(run/'pairs'/'train.jsonl', recipe, 'pairs'))
-    neurons = neurons_of(arm, seed, run, recipe)
-    net, tokenizer = load_model(str(need(run/'sft'/'model', recipe, 'sft')))
+    base = how.base(run)
+    pairs = load_pairs(need(base/'pairs'/'train.jsonl', recipe, 'pairs'))
+    neurons = neurons_of(arm, seed, base, recipe)
+    net, tokenizer = load_model(str(need(base/'sft'/'model', recipe, 'sft')))
     def prepare(trainer):
         _dosed(trainer, arm, seed, run, how)
         if how.gradients and trainer.args.neuron_weight: GradientLog(trainer, how.gradients)
@@ -77,7 +83,7 @@ def _settings(arm, how):
     size = settings.get('per_device_train_batch_size', YFPOConfig.per_device_train_batch_size)
     return dict(settings, per_device_train_batch_size=_share(size)), size
 
-def neurons_of(arm:str, seed:int, run, recipe:str):
+def neurons_of(arm:str, seed:int, run, recipe:str): # run: a folder with `neurons`
     "The neurons that an arm rewards: those selected, or a control drawn for this seed"
     selected, which = NeuronSet.load(need(run/'neurons'/'selected', recipe, 'neurons')), ARMS[arm].neurons
     def kept(name): return Relevance.load(need(run/'neurons'/f'{name}.safetensors', recipe, 'neurons'))

@@ -111,6 +111,8 @@ class Recipe(Strict):
     "What is trained, beside the warm start"
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), AfterValidator(_no_twins)] = [0]
     "Seeds of training: order of the pairs and draw of the random neurons"
+    warm_starts: int = Field(1, ge=1, le=100)
+    "Models that the seeds begin from, in turn: each is fine-tuned, and makes its pairs and neurons, by itself"
     stages: Annotated[dict[Name, dict[str, Any] | None], Field(min_length=1)]
     "Stages in order, each with its parameters"
     outputs: Outputs = Outputs()

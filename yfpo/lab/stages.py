@@ -316,19 +316,33 @@ def stage_notebook(stage, recipe):
 
 def _over_seeds(stage, known, recipe):
     "(label, extra parameters) of each step of a stage that trains or looks at what was trained"
-    for s in recipe.seeds:
-        if 'arm' in known: yield from ((f'{stage}-{a}-seed{s}', dict(arm=a, seed=s)) for a in recipe.arms)
-        elif recipe.arms: yield f'{stage}-seed{s}', dict(arms=list(recipe.arms), seed=s)
+    for i, s in enumerate(recipe.seeds):
+        of_seed = dict(seed=s, **dict(warm=i % recipe.warm_starts) if 'warm' in known else {})
+        if 'arm' in known: yield from ((f'{stage}-{a}-seed{s}', dict(of_seed, arm=a)) for a in recipe.arms)
+        elif recipe.arms: yield f'{stage}-seed{s}', dict(of_seed, arms=list(recipe.arms))
+
+def _over_warm_starts(stage, known, recipe):
+    "(label, extra parameters) of each step of a stage that makes a warm start, or evaluates it under the first seed that begins there"
+    for w in range(recipe.warm_starts if 'warm' in known else 1):
+        reference, extra = 'arms' in known, dict(warm=w) if 'warm' in known else {}
+        if reference: extra |= dict(arms=['sft'] if w else ['base', 'sft'], seed=recipe.seeds[w])
+        yield stage + '-reference'*reference + f'-warm{w}'*(w > 0), extra
+
+def _steps_of(stage, given, known, recipe):
+    "(label, extra parameters) of each step of one stage"
+    if 'arms' in known or 'warm' in known and 'arm' not in known: yield from _over_warm_starts(stage, known, recipe)
+    if {'arm', 'arms'} & set(known): yield from _over_seeds(stage, known, recipe)
+    elif 'warm' not in known:
+        yield stage, dict(train_seed=recipe.seeds[0]) if 'train_seed' in known and 'train_seed' not in (given or {}) else {}
 
 def _instances(recipe):
     "(stage, label, notebook, extra parameters) of every step of a recipe, in order"
+    if recipe.warm_starts > len(recipe.seeds):
+        raise ValueError(f'recipe {recipe.name!r} has {recipe.warm_starts} warm_starts and {len(recipe.seeds)} seeds: each warm start needs '
+                         'a seed that begins there')
     for stage, given in recipe.stages.items():
         nb = stage_notebook(stage, recipe)
-        known = notebook_parameters(nb)
-        if 'arms' in known: yield stage, f'{stage}-reference', nb, dict(arms=['base', 'sft'], seed=recipe.seeds[0])
-        if {'arm', 'arms'} & set(known): yield from ((stage, label, nb, extra) for label, extra in _over_seeds(stage, known, recipe))
-        else: yield stage, stage, nb, dict(train_seed=recipe.seeds[0]) if 'train_seed' in known and 'train_seed' not in (given
-                                                                                                                         or {}) else {}
+        for label, extra in _steps_of(stage, given, notebook_parameters(nb), recipe): yield stage, label, nb, extra
     for o, names in recipe.outputs:
         if names is not None: yield o, o, stage_notebook(o, recipe), dict(only=' '.join(names)) if names else {}
 
@@ -337,7 +351,7 @@ def _refuse_fixed(recipe, overrides):
     "Names that the laboratory sets itself may stand nowhere else, or a value would be given and not used"
     places = {'shared': recipe.shared, '-p': overrides, **{f'stage {k!r}': v or {} for k, v in recipe.stages.items()}}
     for where, given in places.items():
-        fixed = {'recipe', 'run_dir', 'results_dir', 'arms', 'arm', 'only'}
+        fixed = {'recipe', 'run_dir', 'results_dir', 'arms', 'arm', 'warm', 'only'}
         fixed |= {'seed'} if where in ('-p', "stage 'train'", "stage 'evaluate'") else set()
         for k in fixed & set(given):
             raise ValueError(f"recipe {recipe.name!r}, {where}: {k!r} is set by the runner; arms and seeds stand in `arms`, `seeds` "
