@@ -17,7 +17,7 @@ from .stages import overlap
 from .warm import template
 
 # %% ../../nbs/lab/05_step.ipynb #step-005
-KEPT = {'Relevance': 'yfpo.relevance'}                         # dataclasses that a part may return; no other class is ever made from a file
+KEPT = {'Relevance': 'yfpo.lm.averages'}                         # dataclasses that a part may return; no other class is ever made from a file
 
 def _coded(x, tensors):
     "`x` as JSON can hold it; tensors and arrays go into `tensors`, under their numbers"
@@ -267,7 +267,7 @@ def step_main(run, label):
         try:
             with a_template() as warm: said = run_step(step, run, warm)
         except (ValueError, OSError) as e:
-            say_state(run, label, 'failed', str(e))
+            with contextlib.suppress(OSError): say_state(run, label, 'failed', str(e))       # on a full disk the runner sees the code alone
             sys.exit(1)
         say_state(run, label, 'done', said)
 

@@ -7,7 +7,7 @@ __all__ = ['die_with_parent', 'serve', 'ask', 'Template', 'template']
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-002
 import importlib, json, os, runpy, select, signal, socket, subprocess, sys, tempfile, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-004b
@@ -94,7 +94,8 @@ def _reap(own, ended=()): # ended: process ids of copies that the template itsel
         said = dict(code=os.waitstatus_to_exitcode(status), peak_memory_mb=usage.ru_maxrss/1024)
         if notes and Path(notes).exists():
             killed = dict(killed=-said['code']) if said['code'] < 0 and pid not in ended else {}
-            with open(notes, 'a') as f: f.write(json.dumps(dict(peak_memory_mb=said['peak_memory_mb'], **killed)) + '\n')
+            with suppress(OSError), open(notes, 'a') as f:     # a full disk
+                f.write(json.dumps(dict(peak_memory_mb=said['peak_memory_mb'], **killed)) + '\n')
         try: conn.sendall((json.dumps(said) + '\n').encode())
         except OSError: pass
         conn.close()

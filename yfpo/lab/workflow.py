@@ -148,6 +148,7 @@ def _engine(run, cores, profile, env):
 
 def _said(run, code):
     "Why Snakemake itself ended, in a sentence"
+    if shutil.disk_usage(run).free < 2**16: return f'there is no space left at {run}: free some; the same command goes on from here'
     if code < 0: return f'Snakemake was killed ({signal.Signals(-code).name}); the same command goes on from here'
     lines = [l.strip() for l in (run/'snakemake.log').read_text(encoding='utf-8', errors='replace').splitlines() if l.strip()]
     return f"Snakemake ended with code {code}: {' '.join(lines[-3:])[:300] or 'it says nothing'} (its log: {run/'snakemake.log'})"
