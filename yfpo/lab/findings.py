@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from .results import SOURCES, read_results
 from .statistics import compare, over_seeds
-from .tables import (MEASURES_OF, SELECTORS, boot_text, capability_table, counting, delta_text, hacks_table, markdown_table,
-                             mediation_table, selector_table)
+from .tables import (MEASURES_OF, SELECTORS, beside_margins, boot_text, capability_table, counting, declared_outcome, delta_text,
+                             hacks_table, left_text, markdown_table, mediation_table, selector_table)
 from .wording import (NATS, TOKEN_NAMES, arm_label, arm_order, capital, contrast_label, count_word, delta_unit, how_many, interval,
                               listed, number, p_text, percent, set_label, span)
 
@@ -200,6 +200,26 @@ def _contrast_finding(contrasts):
             f'{capital(also)} zero, uncorrected.' if also else '']
     return Finding('Declared contrasts', said,
                    *(_contrast_row(r, single) for part in (own, _clear(rest), moved) for r in part.itertuples()))
+
+# %% ../../nbs/lab/15_findings.ipynb #findings-spec-1
+def _specificity_finding(answers, training, margins, contrasts):
+    "What one slope of the outcome on DPO's margin on held-out pairs leaves of the first difference"
+    if training.seed.nunique() < 2: return None
+    outcome = declared_outcome(contrasts)
+    found = beside_margins(answers, training, margins, outcome)
+    held = found['held-out pairs']
+    if not held['left']: return None
+    first, (measure, unit) = held['left'][0], MEASURES_OF[outcome[1]].split(', ')
+    whole, left = (interval(v, math.nan, math.nan, *delta_unit(outcome[1]), '+') for v in (first['whole']['delta'], first['left']['value']))
+    near = first['left']['low'] < 0 < first['left']['high']
+    said = [f"Inside a seed, {set_label(outcome[0])} {measure} and DPO's margin on held-out pairs correlate at {number(held['r'])} over "
+            f"{held['runs']} runs.", f"{contrast_label(first['contrast'])} is {whole} {unit}; at equal margin, {left} is left.",
+            f"Its interval {'includes' if near else 'leaves out'} zero.",
+            'The slope comes from the same runs, so an effect of neurons that goes along with the margin would hide in it.']
+    return Finding('Beside the margin reached', said, *(dict(
+        contrast=contrast_label(r['contrast']), outcome=f'{set_label(outcome[0])} {METRIC_NAMES.get(outcome[1], outcome[1])}',
+        **{'margin read on': name, 'r': number(x['r']), 'difference': left_text(dict(r['whole'], value=r['whole']['delta']), outcome[1]),
+           'left over': left_text(r['left'], outcome[1]), 'runs': str(x['runs'])}) for name, x in found.items() for r in x['left']))
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-125
 def _change(m, arm, column):
@@ -400,6 +420,7 @@ STUDIES = dict(grid=_grid_finding, overoptimisation=_overoptimisation_finding, b
 ANSWERS = dict(audit=(_audit_finding, 'audit'), causal=(_causal_finding, 'ablation', 'selection'),
                selectors=(_selector_finding, 'selectors'), faithfulness=(_faithfulness_finding, 'single_neurons', 'hiding'),
                capability=(_capability_finding, 'capability'), contrasts=(_contrast_finding, 'contrasts'),
+               specificity=(_specificity_finding, 'answers', 'training', 'margins', 'contrasts'),
                margins=(_margin_finding, 'margins'), dose=(_dose_finding, 'training'),
                harm=(_harm_finding, 'contrasts', 'manifest'), moves=(_moves_finding, 'moves'),
                **{k: (f, k, *(['grid'] if k in ('overoptimisation', 'dynamic') else [])) for k, f in STUDIES.items()})

@@ -10,7 +10,8 @@ import difflib, functools
 from pathlib import Path
 from .results import SOURCES, read_results
 from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, hacks_table, harm_table,
-                             main_table, mediation_table, rates_table, sampled_table, selector_table, sizes_note, study_table, write_table)
+                             main_table, mediation_table, rates_table, sampled_table, selector_table, sizes_note, specificity_table,
+                             study_table, write_table)
 from .findings import audit_verdict
 
 # %% ../../nbs/lab/17_report.ipynb #20-repor-201
@@ -55,6 +56,16 @@ def _main_tables(folder):
         sampled=(sampled, f'Sampled answers, numeric rule. {about.replace("greedy", "sampled")}') if len(sampled)
             else 'No answers were sampled in this recipe.',
         harm=(harm, alike) if len(harm) else 'These arms were not probed for harm.')
+
+def _specificity_table(folder):
+    kinds = ('answers', 'training', 'margins', 'contrasts')
+    answers, training, margins, contrasts = (read_results(folder, k) for k in kinds)
+    if training.seed.nunique() < 2: return dict(specificity='One seed: there is no slope inside seeds to compare with.')
+    about = (f"{read_results(folder, 'manifest')['model']}, {training.seed.nunique()} seeds. The first is declared; all are uncorrected. "
+             'Left over: the difference minus what one slope of the outcome on the margin gives, every run a point inside its seed. 95 % '
+             'intervals over seeds and questions. Training: the mean margin of the last half of the log; slope inside arms: on held-out '
+             'pairs. Lower NLL is better.')
+    return specificity_table(answers, training, margins, contrasts), f"Differences beside the margin that DPO's own part reached. {about}"
 
 def _audit_table(folder):
     audit, card = read_results(folder, 'audit'), read_results(folder, 'pairs')
@@ -101,7 +112,8 @@ def _hacks_table(folder):
 
 # %% ../../nbs/lab/17_report.ipynb #20-repor-206
 TABLE_OF = dict(                                               # name: function that makes it, and the kinds of results it reads
-    main=(_main_tables, 'main', 'contrasts', 'manifest'), audit=(_audit_table, 'audit', 'pairs'),
+    main=(_main_tables, 'main', 'contrasts', 'manifest'),
+    specificity=(_specificity_table, 'answers', 'training', 'margins', 'contrasts', 'manifest'), audit=(_audit_table, 'audit', 'pairs'),
     selectors=(_selector_tables, 'selectors', 'manifest'), capability=(_capability_table, 'capability', 'manifest'),
     **{k: (functools.partial(_study, name=k), k, 'manifest') for k in ('grid', 'zoo', 'dynamic')},
     parts=(_parts_tables, 'parts', 'mediation', 'manifest'), hacks=(_hacks_table, 'hacks', 'manifest'))

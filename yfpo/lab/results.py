@@ -10,6 +10,7 @@ import csv, io, math, re
 from pathlib import Path
 import numpy as np
 from ..data.files import parse_json, read_text
+from ..evaluate import read_samples
 
 # %% ../../nbs/lab/11_results.ipynb #17_repor-005
 SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compare'), audit=('audit.csv', 'audit'), sft=('sft.csv', 'sft'),
@@ -30,16 +31,18 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                bench=('summary.json', 'bench_summary'),
                pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'evaluate'),
                moves=('moves/*.csv', 'train'),
-               evaluation=('eval/*.csv', 'evaluate'), ablation=('ablation.csv', 'causal'), manifest=('manifest.json', 'compare'))
+               evaluation=('eval/*.csv', 'evaluate'), answers=('samples/*.jsonl', 'evaluate'), ablation=('ablation.csv', 'causal'),
+               manifest=('manifest.json', 'compare'))
 
 def read_results(folder, # a `results` folder of a run, or a committed `results/<recipe>`
                  name:str): # a key of `SOURCES`
-    "One kind of result as a data frame (CSV) or a dict (JSON); files of single arms get columns `arm` and `seed`"
+    "A data frame (CSV), a dict (JSON) or checked rows (JSONL); tables of single arms get columns `arm` and `seed`"
     if name not in SOURCES: raise ValueError(f"there is no kind of result called {name!r}: use one of {', '.join(SOURCES)}")
     folder, (pattern, stage) = Path(folder), SOURCES[name]
     files = sorted(folder.glob(pattern))
     if not files:
         raise FileNotFoundError(f'{folder/pattern} is missing: make it with `yfpo run {_recipe_of(folder)} --until {stage}`')
+    if pattern.endswith('.jsonl'): return read_samples(folder/'samples')
     if pattern.endswith('.json'): return _object(files[0], name)
     if '*' not in pattern: return _frame(files[0], name)
     import pandas as pd

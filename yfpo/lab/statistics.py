@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONTRASTS', 'discordant', 'mcnemar', 'paired_interval', 'paired_bootstrap', 'detectable_difference',
-           'detectable_mean', 'over_seeds', 'holm', 'equivalent', 'check_declared', 'compare', 'contrasts']
+           'detectable_mean', 'over_seeds', 'crossed', 'holm', 'equivalent', 'check_declared', 'compare', 'contrasts',
+           'margin_in_training', 'margin_on_pairs', 'specificity']
 
 # %% ../../nbs/lab/10_statistics.ipynb #18-stati-002
 import math
@@ -117,6 +118,37 @@ def over_seeds(d, # differences (seeds, questions), at least two seeds
     return dict(delta=float(delta), low=float(mid - z*se), high=float(mid + z*se), se=float(se), df=S - 1, p=_two_sided(mid, se, S - 1),
                 mde=float((z + t.ppf(power, S - 1))*se))
 
+# %% ../../nbs/lab/10_statistics.ipynb #stat-cross-01
+def _mean_squares(d):
+    "Mean squares of seeds, of questions and of the rest, of differences (..., seeds, questions)"
+    S, n = d.shape[-2:]
+    m, s, q = d.mean((-2, -1), keepdims=True), d.mean(-1, keepdims=True), d.mean(-2, keepdims=True)
+    return (n*((s - m)**2).sum((-2, -1))/(S - 1), S*((q - m)**2).sum((-2, -1))/(n - 1),
+            ((d - s - q + m)**2).sum((-2, -1))/((S - 1)*(n - 1)))
+
+def _satterthwaite(d):
+    "Standard errors of the means of (..., seeds, questions), and their degrees of freedom"
+    S, n = d.shape[-2:]
+    s, q, r = _mean_squares(d)
+    v, parts = np.maximum(s, r) + np.maximum(q, r) - r, s*s/(S - 1) + q*q/(n - 1) + r*r/((S - 1)*(n - 1))    # no component is below 0
+    df = np.divide(v*v, parts, out=np.full_like(v, min(S, n) - 1.), where=parts > 0)
+    return np.sqrt(v/(S*n)), np.maximum(df, 1.)
+
+def crossed(d, # differences (seeds, questions), at least two of each
+            share:bool=False, # differences of shares; where no answer differs, each side gets one imaginary disagreement
+            level:float=.95, power:float=.8):
+    "delta, low, high, se, df, p, mde where seeds and questions are both samples: a crossed analysis with Satterthwaite's df"
+    from scipy.stats import t
+    d = _of_seeds(d)
+    for v, name in ((power, 'power'), (level, 'level')): _between(v, name, 0, 1, ends=False)
+    delta = float(d.mean())
+    if d.shape[1] < 2: return dict(delta=delta, **dict.fromkeys(('low', 'high', 'se', 'df', 'p', 'mde'), math.nan))
+    if share and not d.any(): d = np.pad(d, ((0, 0), (1, 1)), constant_values=((0, 0), (1, -1)))
+    se, df = map(float, _satterthwaite(d))
+    z = t.ppf(.5 + level/2, df)
+    return dict(delta=delta, low=float(delta - z*se), high=float(delta + z*se), se=se, df=df, p=_two_sided(delta, se, df),
+                mde=float((z + t.ppf(power, df))*se))
+
 # %% ../../nbs/lab/10_statistics.ipynb #18-stati-023
 def holm(p):
     "p-values of a family of tests, adjusted so that any false alarm among them is as rare as the level says (Holm 1979)"
@@ -210,3 +242,72 @@ def _corrected(rows, harm):
     keys = list(dict.fromkeys(k for r in rows for k in r))
     return [{k: r.get(k, math.nan) for k in keys} for r in rows]
 
+
+# %% ../../nbs/lab/10_statistics.ipynb #stat-spec-02
+def margin_in_training(logs, # rows of training logs: `arm`, `seed`, `step`, `rewards/margins`
+                       last:float=.5): # share of the steps that counts
+    "{(arm, seed): mean margin of DPO's own reward over the last steps}"
+    _between(last, 'last', 0, 1)
+    found, end = {}, max((r['step'] for r in logs), default=0)
+    for r in logs:
+        if r['step'] > (1 - last)*end and not math.isnan(r['rewards/margins']): found.setdefault((r['arm'], r['seed']), []).append(
+            r['rewards/margins'])
+    return {k: float(np.mean(v)) for k, v in found.items()}
+
+def margin_on_pairs(rows, # of pairs: `arm`, `seed`, `pair`, `split`, `phase`, `logp_margin`
+                    split:str='dev'):
+    "{(arm, seed): how much training raised the log-probability margin of held-out pairs}"
+    found = {}
+    for r in rows:
+        if r['split'] == split: found.setdefault((r['arm'], r['seed']), {}).setdefault(r['phase'], []).append(r['logp_margin'])
+    return {k: float(np.mean(v['after']) - np.mean(v['before'])) for k, v in found.items()}
+
+# %% ../../nbs/lab/10_statistics.ipynb #stat-spec-05
+def _slope_left(Y, X, i, j, own): # outcomes (arms, seeds, questions), margins (arms, seeds), two arms
+    "For each question: slope of the outcome on the margin inside seeds, and what it leaves of arm `i` minus arm `j`"
+    x = X - X.mean(0)
+    if own: x = x - x.mean(1, keepdims=True)
+    slope = np.tensordot(x, Y, 2)/(x*x).sum() if (x*x).sum() > 1e-12 else np.full(Y.shape[2], math.nan)
+    return np.stack([slope, (Y[i] - Y[j]).mean(0) - (X[i] - X[j]).mean()*slope])
+
+def _jackknife(f, S): # f: values (things, questions) from a list of seeds
+    "One dict a thing: its value, with `crossed` of what each seed contributes (Tukey's pseudo-values)"
+    from scipy.stats import t
+    whole, out = f([*range(S)]), []
+    each = np.stack([S*whole - (S - 1)*f([k for k in range(S) if k != s]) for s in range(S)], 1)          # (things, seeds, questions)
+    for value, d in zip(whole.mean(1), each):
+        r = crossed(d) if np.isfinite(d).all() else dict.fromkeys(('se', 'df'), math.nan)
+        half = t.ppf(.975, r['df'])*r['se']
+        out.append(dict(value=float(value), low=float(value - half), high=float(value + half), df=r['df'],
+                        p=_two_sided(value, r['se'], r['df'])))
+    return out
+
+# %% ../../nbs/lab/10_statistics.ipynb #stat-spec-06
+def _every_run(rows, reached, outcome):
+    "Arms, outcomes (arms, seeds, questions), margins (arms, seeds)"
+    table, arms, seeds = by_question(rows), list(dict.fromkeys(a for a, _ in reached)), sorted({s for _, s in reached})
+    key = lambda a, s: (a, s, *outcome)
+    lacks = next(((a, s) for a in arms for s in seeds if (a, s) not in reached or key(a, s) not in table), None)
+    if lacks: raise ValueError(f'arm {lacks[0]!r} has no margin or no {list(outcome)} of seed {lacks[1]}: give every arm with every seed')
+    if min(len(arms), len(seeds)) < 2:
+        raise ValueError(f'there are {len(arms)} arms and {len(seeds)} seeds: a slope inside seeds needs two of each')
+    first = table[key(arms[0], seeds[0])]
+    Y = [[_aligned(first, table[key(a, s)], (arms[0], a), outcome[0])[1] for s in seeds] for a in arms]
+    return arms, np.array(Y, dtype=float), np.array([[reached[a, s] for s in seeds] for a in arms])
+
+def specificity(rows, # of evaluated questions
+                reached, # {(arm, seed): margin that DPO's own part reached}
+                outcome, # set and metric
+                pairs=(('yfpo', 'yfpo-random'), ('yfpo', 'dpo')),
+                own:bool=False): # whether every arm has a level of its own, so that the slope comes from inside arms
+    "r and slope of outcome on margin inside seeds, each run's point, and what one slope leaves of each pair of arms"
+    arms, Y, X = _every_run(rows, reached, outcome)
+    y, x = (v - v.mean(0) for v in (Y.mean(2), X))
+    left = []
+    for a, b in (p for p in pairs if {*p} <= {*arms}):
+        i, j = arms.index(a), arms.index(b)
+        slope, rest = _jackknife(lambda k: _slope_left(Y[:, k], X[:, k], i, j, own), Y.shape[1])
+        left.append(dict(contrast=f'{a} - {b}', whole=crossed(Y[i] - Y[j], outcome[1] not in CONTINUOUS), left=rest, slope=slope,
+                         margin=float((X[i] - X[j]).mean())))
+    return dict(arms=arms, x=x, y=y, r=float(np.corrcoef(x.ravel(), y.ravel())[0, 1]) if x.any() and y.any() else math.nan,
+                slope=float((x*y).sum()/(x*x).sum()) if x.any() else math.nan, runs=x.size, seeds=x.shape[1], n=Y.shape[2], left=left)
