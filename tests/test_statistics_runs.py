@@ -11,8 +11,9 @@ from statsmodels.stats.anova import anova_lm
 from yfpo.data.files import read_jsonl
 from yfpo.lab.figures import draw_specificity
 from yfpo.lab.results import read_results
-from yfpo.lab.statistics import crossed, margin_in_training, margin_on_pairs, over_seeds, specificity
-from yfpo.lab.tables import beside_margins, declared_outcome
+from yfpo.lab.statistics import (TESTS, Design, _intervals, _mean_squares, contrasts, crossed, margin_in_training, margin_on_pairs,
+                                 over_seeds, paired_bootstrap, simulate, specificity)
+from yfpo.lab.tables import beside_margins, contrast_table, declared_outcome, designs, power_table
 
 RESULTS = ROOT/'nbs'/'paper'/'results'
 
@@ -61,6 +62,86 @@ def test_no_part_is_below_zero():
     s, q, r = (crossed(flat)['se']**2*120, 4*flat.mean(0).var(ddof=1), 0)
     assert s == pytest.approx(max(q, ((flat - flat.mean(0))**2).sum()/(3*29)))
     assert math.isnan(crossed(np.ones((3, 1)))['p'])
+
+NORMAL, COINS = Design(4, 30, .1, .2, .3), Design(5, 60, .2, .6, logit=.5, hardness=1.5, alike=.3)
+
+@pytest.mark.parametrize('design', [NORMAL, COINS])
+def test_many_tests_at_once_are_each_test(design):
+    d = design.differences(6, .2, 1)
+    got = _intervals(d, design.share, 4000, 0)
+    for k, own in enumerate(d):
+        for name, f in (('crossed', crossed), ('over_seeds', over_seeds)):
+            r = f(own, design.share)
+            assert got[name][:, k] == pytest.approx((r['low'], r['high'])), name
+            assert (r['p'] < .05) == (got[name][0, k] > 0 or got[name][1, k] < 0)
+        assert got['bootstrap'][:, k] == pytest.approx(paired_bootstrap(own, 0*own, 20000)[1:], abs=.05*own.std()/math.sqrt(len(own)))
+
+def test_false_alarms_by_the_distributions_of_mean_squares():
+    "No table is drawn: mean squares of normal parts are chi squares, and the mean is normal"
+    for S, n, a, b, c in ((3, 100, .007, .036, .019), (5, 32, .176, .088, .117)):
+        g, N = np.random.default_rng(0), 200_000
+        e = np.array([n*a*a + c*c, S*b*b + c*c, c*c])[:, None]
+        df = np.array([S - 1, n - 1, (S - 1)*(n - 1)])[:, None]
+        s, q, r = e*g.chisquare(df, (3, N))/df
+        mean = g.normal(0, math.sqrt(a*a/S + b*b/n + c*c/S/n), N)
+        v = np.maximum(s, r) + np.maximum(q, r) - r
+        nu = np.maximum(v*v/(np.stack([s, q, r])**2/df).sum(0), 1)
+        want = dict(crossed=np.mean(2*stats.t.sf(abs(mean)/np.sqrt(v/S/n), nu) < .05),
+                    over_seeds=np.mean(2*stats.t.sf(abs(mean)/np.sqrt((s + q)/S/n), S - 1) < .05))
+        got = {r['test']: r for r in simulate(Design(S, n, a, b, c), 3000, 50, seed=5)}
+        for k, p in want.items(): assert abs(got[k]['type_i'] - p) < 4*math.sqrt(p*(1 - p)/3000) + 1e-4, k
+
+@pytest.mark.parametrize('design', [NORMAL, COINS])
+def test_the_detectable_effect_is_found_four_times_in_five(design):
+    "With fresh experiments, each test alone"
+    found = {r['test']: r['detectable'] for r in simulate(design, 2000, 200)}
+    unit = design.differences(4000, .2, 1).mean()/.2 if design.share else 1.
+    lo, hi = 0., 4.
+    for name, f in (('crossed', crossed), ('over_seeds', over_seeds)):
+        if design.share:                                       # the logit that moves the share by as much
+            for _ in range(30):
+                mid = (lo + hi)/2
+                lo, hi = (mid, hi) if design.differences(2000, mid, 2).mean() < found[name] else (lo, mid)
+            d, lo, hi = design.differences(500, mid, 3), 0., 4.
+        else: d = design.differences(500, found[name], 3)
+        assert .72 < np.mean([f(x, design.share)['p'] < .05 for x in d]) < .88, (name, unit)
+
+def test_a_design_has_the_variances_of_its_results():
+    "Mean squares of simulated tables are those of the committed ones; for answers roughly, since coins are a model"
+    for recipe, near in (('gsm8k-cpu', .05), ('templates', .08), ('one-step', .4)):
+        answers, table = read_results(RESULTS/recipe, 'answers'), read_results(RESULTS/recipe, 'contrasts')
+        for r, design in designs(answers, table)[:2]:
+            a, b = r.contrast.split(' - ')
+            key = dict(accuracy_numeric='correct_numeric').get(r.metric, r.metric)
+            x, y = ([[q[key] for q in answers if (q['arm'], q['seed'], q['set']) == (m, s, r.set) and key in q]
+                     for s in range(design.seeds)] for m in (a, b))
+            seen = np.array(_mean_squares(np.array(x, float) - np.array(y, float)))
+            seen[:2] = np.maximum(seen[:2], seen[2])           # a part below zero is none
+            made = np.mean(_mean_squares(design.differences(1500)), axis=1)
+            assert made == pytest.approx(seen, rel=near), (recipe, r.contrast)
+
+def test_what_the_plan_said_of_the_tests():
+    "At nominal 5 %, with the variances of the committed recipes: the old t errs less than once in 25, the crossed test at most 8 %"
+    for recipe in ('cpu', 'one-step', 'templates', 'gsm8k-cpu'):
+        table = power_table(read_results(RESULTS/recipe, 'answers'), read_results(RESULTS/recipe, 'contrasts'), 500)
+        rate = {k: table[f'type I, {v} (%)'].str.split().str[0].astype(float) for k, v in TESTS.items()}
+        assert rate['over_seeds'].max() < 5.5 and .5 < rate['crossed'].min() and rate['crossed'].max() < 9.5
+        assert (table['detectable, crossed'].astype(float) < table['detectable, t, S - 1'].astype(float)).all()
+        assert recipe == 'one-step' or rate['bootstrap'].max() > 9
+
+def test_the_declared_test_judges_and_the_other_stands_beside():
+    g = np.random.default_rng(8)
+    rows = [dict(arm=a, seed=s, set='t', id=str(q), nll_gold=1 + .1*(a == 'dpo') + g.normal(0, .2)) for a in ('yfpo', 'dpo')
+            for s in range(4) for q in range(9)]
+    old, new = (next(r for r in contrasts(rows, 200, family=['yfpo - dpo'], test=k) if r['primary']) for k in ('over_seeds', 'crossed'))
+    x, y = (np.array([r['nll_gold'] for r in rows if r['arm'] == a]).reshape(4, 9) for a in ('yfpo', 'dpo'))
+    d = x - y
+    assert new['p'] == new['p_holm'] == old['crossed_p'] == crossed(d)['p'] and old['p'] == new['over_seeds_p'] == over_seeds(d)['p']
+    assert (new['test'], old['test']) == ('crossed', 'over_seeds') and new['mde'] == crossed(d)['mde'] == old['crossed_mde']
+    shown = contrast_table(pd.DataFrame([new]))
+    assert 'p, t, S - 1' in shown and shown['p, t, S - 1'].item() == f"{old['p']:.3f}"
+    with pytest.raises(ValueError, match="no test over seeds called 'anova': use one of over_seeds, crossed"):
+        contrasts(rows, 200, test='anova')
 
 def run(g, arms, seeds, n, slope, effect=0., own=.01):
     "Answers whose NLL follows the margin, plus an effect of the arm `yfpo` that no margin explains"

@@ -10,8 +10,8 @@ import difflib, functools
 from pathlib import Path
 from .results import SOURCES, read_results
 from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, hacks_table, harm_table,
-                             main_table, mediation_table, rates_table, sampled_table, selector_table, sizes_note, specificity_table,
-                             study_table, write_table)
+                             main_table, mediation_table, power_table, rates_table, sampled_table, selector_table, sizes_note,
+                             specificity_table, study_table, write_table)
 from .findings import audit_verdict
 
 # %% ../../nbs/lab/17_report.ipynb #20-repor-201
@@ -67,6 +67,13 @@ def _specificity_table(folder):
              'pairs. Lower NLL is better.')
     return specificity_table(answers, training, margins, contrasts), f"Differences beside the margin that DPO's own part reached. {about}"
 
+def _power_table(folder):
+    answers, contrasts = (read_results(folder, k) for k in ('answers', 'contrasts'))
+    table = power_table(answers, contrasts)
+    about = ('2,000 simulated experiments of this shape, whose variances are those of the results. Type I: false alarms at 5 %, with '
+             "Wilson's interval. Detectable: the true difference found 4 times in 5. The crossed test is Satterthwaite's.")
+    return (table, f'How good the tests are. {about}') if len(table) else dict(power='One seed: there is no test over seeds.')
+
 def _audit_table(folder):
     audit, card = read_results(folder, 'audit'), read_results(folder, 'pairs')
     about = 'Pairs: ' + ', '.join(f'{v} {k}' for k, v in card['by_error'].items()) + '.'
@@ -113,7 +120,8 @@ def _hacks_table(folder):
 # %% ../../nbs/lab/17_report.ipynb #20-repor-206
 TABLE_OF = dict(                                               # name: function that makes it, and the kinds of results it reads
     main=(_main_tables, 'main', 'contrasts', 'manifest'),
-    specificity=(_specificity_table, 'answers', 'training', 'margins', 'contrasts', 'manifest'), audit=(_audit_table, 'audit', 'pairs'),
+    specificity=(_specificity_table, 'answers', 'training', 'margins', 'contrasts', 'manifest'),
+    power=(_power_table, 'answers', 'contrasts'), audit=(_audit_table, 'audit', 'pairs'),
     selectors=(_selector_tables, 'selectors', 'manifest'), capability=(_capability_table, 'capability', 'manifest'),
     **{k: (functools.partial(_study, name=k), k, 'manifest') for k in ('grid', 'zoo', 'dynamic')},
     parts=(_parts_tables, 'parts', 'mediation', 'manifest'), hacks=(_hacks_table, 'hacks', 'manifest'))

@@ -6,16 +6,18 @@
 __all__ = ['MEASURES_OF', 'BESIDE', 'SELECTORS', 'MEASURES', 'TERMS', 'latex_table', 'markdown_table', 'write_table',
            'level_text', 'pivot', 'main_table', 'bracket_note', 'sizes_note', 'difficulty_table', 'rates_table',
            'sampled_table', 'counting', 'delta_text', 'boot_text', 'family_table', 'contrast_table', 'harm_table',
-           'margins_reached', 'declared_outcome', 'beside_margins', 'left_text', 'specificity_table', 'selector_table',
-           'drawn_table', 'capability_table', 'draw_p', 'audit_table', 'study_table', 'mediation_table', 'hacks_table']
+           'margins_reached', 'declared_outcome', 'beside_margins', 'left_text', 'specificity_table', 'designs',
+           'power_table', 'selector_table', 'drawn_table', 'capability_table', 'draw_p', 'audit_table', 'study_table',
+           'mediation_table', 'hacks_table']
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-002
 import math, re
 from pathlib import Path
 import numpy as np
 from ..data.files import atomic_write
+from ..evaluate import CONTINUOUS, by_question
 from .results import read_results
-from .statistics import margin_in_training, margin_on_pairs, specificity
+from .statistics import TESTS, design_of, margin_in_training, margin_on_pairs, simulate, specificity
 from .wording import (arm_label, arm_order, caption_for, contrast_label, delta_unit, interval, p_text, set_label, unit_of)
 
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-014
@@ -156,6 +158,12 @@ def family_table(folders): # of results
                          'detectable': delta_text(r, 'mde')})
     return pd.DataFrame(rows)
 
+def _other_p(r):
+    "p of the test over seeds that was not declared, under its name; nothing where a recipe had one test"
+    if not isinstance(getattr(r, 'test', None), str): return {}
+    other, = {'over_seeds', 'crossed'} - {r.test}
+    return {f'p, {TESTS[other]}': p_text(getattr(r, f'{other}_p'))}
+
 def contrast_table(contrasts, metrics=('accuracy_numeric', 'pass_1', 'nll_gold', 'pair_accuracy'), by_difficulty=False):
     "Each difference with interval, p (corrected if it was declared) and detectable difference; with several seeds, the row over all"
     import pandas as pd
@@ -167,7 +175,7 @@ def contrast_table(contrasts, metrics=('accuracy_numeric', 'pass_1', 'nll_gold',
         mark = ' (primary)' if r.primary else ' (declared)' if r.family else ''
         rows.append({'contrast': contrast_label(r.contrast) + mark, 'set': set_label(r.set), 'measure': MEASURES_OF.get(r.metric, r.metric),
                      'difference': interval(r.delta, r.low, r.high, scale, digits, '+', bold=r.low > 0 or r.high < 0),
-                     **({'bootstrap': boot_text(r)} if 'boot_low' in df else {}), 'p': p_text(r.p),
+                     **({'bootstrap': boot_text(r)} if 'boot_low' in df else {}), 'p': p_text(r.p), **_other_p(r),
                      'p, corrected': p_text(r.p_holm) if r.family else '',
                      'detectable': interval(r.mde, math.nan, math.nan, scale, digits), 'n': str(r.n)})
     return pd.DataFrame(rows)
@@ -222,6 +230,30 @@ def specificity_table(answers, training, margins, contrasts):
     some, known = declared_outcome(contrasts), contrasts[~contrasts.set.str.contains(r'-d\d+$')]
     rest = [k for k in dict.fromkeys(zip(known.set, known.metric)) if k[1] in ('nll_gold', 'accuracy_numeric', 'pass_1') and k != some]
     return pd.DataFrame([r for k in (some, *rest) for r in _beside_rows(answers, training, margins, k)])
+
+# %% ../../nbs/lab/13_tables.ipynb #tables-power-1
+def designs(answers, contrasts): # rows of samples/*.jsonl, frame of contrasts.csv
+    "[(row, `Design`)] of the declared contrasts over several seeds"
+    table = by_question(answers)
+    def tables(arm, r):
+        seeds = sorted({k[1] for k in table if k[0] == arm and k[2:] == (r.set, r.metric)})
+        ids = [*table[arm, seeds[0], r.set, r.metric]]
+        return np.array([[table[arm, s, r.set, r.metric][i] for i in ids] for s in seeds])
+    own = contrasts[contrasts.family & (contrasts.seed.astype(str) == 'all')]
+    return [(r, design_of(*(tables(a, r) for a in r.contrast.split(' - ')), r.metric not in CONTINUOUS)) for r in own.itertuples()]
+
+def power_table(answers, contrasts, runs:int=2000):
+    "By simulation of each declared contrast: how often each test errs where nothing differs, and the effect that it finds 4 times in 5"
+    import pandas as pd
+    rows = []
+    for r, design in designs(answers, contrasts):
+        row = {'contrast': contrast_label(r.contrast), 'outcome': f'{set_label(r.set)} {MEASURES_OF.get(r.metric, r.metric)}',
+               'seeds x questions': f'{design.seeds} x {design.questions}'}
+        found = simulate(design, runs)
+        row |= {f"type I, {TESTS[x['test']]} (%)": interval(x['type_i'], x['low'], x['high'], 100, 1) for x in found}
+        row |= {f"detectable, {TESTS[x['test']]}": interval(x['detectable'], math.nan, math.nan, *delta_unit(r.metric)) for x in found}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-025
 SELECTORS = {'attnlrp-contrast': 'AttnLRP', 'cp-lrp-contrast': 'CP-LRP', 'gradient-contrast': 'gradient x activation', 'relp-top': 'RelP',
