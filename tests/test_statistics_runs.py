@@ -8,12 +8,15 @@ from conftest import ROOT
 from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
-from yfpo.data.files import read_jsonl
+from yfpo.data.files import read_jsonl, write_rows
 from yfpo.lab.figures import draw_specificity
+from yfpo.lab.findings import finding
 from yfpo.lab.results import read_results
-from yfpo.lab.statistics import (TESTS, Design, _intervals, _mean_squares, contrasts, crossed, margin_in_training, margin_on_pairs,
-                                 over_seeds, paired_bootstrap, simulate, specificity)
-from yfpo.lab.tables import beside_margins, contrast_table, declared_outcome, designs, power_table
+from yfpo.lab.statistics import (CONTRASTS, FAMILY, TESTS, Design, _intervals, _mean_squares, contrasts, crossed, equivalence_power,
+                                 equivalent, margin_in_training, margin_on_pairs, over_seeds, paired_bootstrap, simulate, specificity)
+from yfpo.lab.tables import beside_margins, contrast_table, declared_outcome, designs, harm_margins, harm_table, power_table
+from yfpo.lab.verdict import verdict
+from yfpo.lab.wording import ARM_NAMES
 
 RESULTS = ROOT/'nbs'/'paper'/'results'
 
@@ -246,3 +249,70 @@ def ticks(ax):
     for axis, (low, high) in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):
         for tick in axis.get_major_ticks():
             if tick.label1.get_visible() and low <= tick.get_loc() <= high: yield tick.label1
+
+# The family of the new design, and equivalence where it can be tested.
+
+def design_rows(g, shift=0.):
+    "Four seeds of six arms on twenty questions; YFPO is better than each by `shift`"
+    arms = ('dpo', 'dpo-diluted', 'yfpo', 'yfpo-reversed', 'yfpo-random', 'yfpo-literal')
+    return [dict(arm=a, seed=s, set='t', id=str(q), nll_gold=1 - shift*(a == 'yfpo') + g.normal(0, .05)) for a in arms for s in range(4)
+            for q in range(20)]
+
+def test_the_family_is_four_contrasts_and_holm_counts_all():
+    rows = contrasts(design_rows(np.random.default_rng(9), .02), 200, test='crossed')
+    own = [r for r in rows if r['family']]
+    assert [r['contrast'] for r in own] == [f'yfpo - {a}' for a in ('yfpo-random', 'dpo-diluted', 'yfpo-reversed', 'dpo')] == list(FAMILY)
+    assert [r['primary'] for r in own] == [True, False, False, False] and all(r['seed'] == 'all' for r in own)
+    p = sorted(r['p'] for r in own)
+    assert min(r['p_holm'] for r in own) == pytest.approx(min(1, 4*p[0]))
+    assert 'yfpo-literal - dpo' in {r['contrast'] for r in rows} and 'yfpo - yfpo-activation-matched' not in {r['contrast'] for r in rows}
+
+def test_an_old_family_keeps_its_rows():
+    "Without the new arms, contrasts and their order are those of the committed results"
+    for recipe in ('cpu', 'templates'):
+        table = read_results(RESULTS/recipe, 'contrasts')
+        arms = {a for c in table.contrast for a in c.split(' - ')}
+        assert [f'{a} - {b}' for a, b in CONTRASTS if {a, b} <= arms] == list(dict.fromkeys(table.contrast))
+
+def test_every_arm_has_a_name_and_a_colour_of_its_own():
+    arms = [a for c in CONTRASTS for a in c]
+    assert {*arms} <= {*ARM_NAMES} and len({v for v in ARM_NAMES.values()}) == len({c for _, c in ARM_NAMES.values()}) == len(ARM_NAMES)
+
+def test_the_verdict_names_the_controls_it_has(tmp_path):
+    def recipe(name, shift):
+        (tmp_path/name).mkdir()
+        made = contrasts(design_rows(np.random.default_rng(10), shift), 200, test='crossed')
+        write_rows(tmp_path/name/'contrasts.csv', pd.DataFrame(made))
+        return tmp_path/name
+    won, none = verdict([recipe('won', .1)]), verdict([recipe('none', 0.)])
+    assert won == ['YFPO beats DPO in `won`, by more than chance explains.',
+                   'The selected neurons beat the random neurons in `won`, by more than chance explains.',
+                   'YFPO beats a DPO as weak in `won`, by more than chance explains.',
+                   'YFPO beats the reversed reward in `won`, by more than chance explains.',
+                   'All four declared differences hold after correction for their number.']
+    assert none[2:4] == [f'YFPO is not shown to beat {x}: no declared difference between them can be told from zero.'
+                         for x in ('a DPO as weak', 'the reversed reward')]
+
+def test_the_power_of_equivalence_by_simulation():
+    "The formula, where nothing differs, beside the share of experiments that pass"
+    g = np.random.default_rng(11)
+    for n, margin in ((10, .02), (10, .06), (30, .04), (5, .2)):
+        x = g.normal(0, .1, (3000, n))
+        passed = np.mean([equivalent(v.mean(), v.std(ddof=1)/math.sqrt(n), n - 1, margin) < .05 for v in x])
+        said = equivalence_power(.1/math.sqrt(n), n - 1, margin)
+        assert said == pytest.approx(passed, abs=.15) and (said >= .5) == (passed >= .5)
+    assert equivalence_power(0, 3, .1) == 1 and equivalence_power(1, 3, .1) == 0
+
+def test_a_row_that_cannot_pass_says_so():
+    "By hand: the 90 % interval alone is wider than the margin"
+    for recipe in ('cpu', 'gsm8k-cpu', 'templates'):
+        folder = RESULTS/recipe
+        margins, df = harm_margins(read_results(folder, 'manifest')), read_results(folder, 'contrasts')
+        shown = harm_table(df, margins)
+        own = df[df.p_equivalent.notna() & (~df.contrast.isin(df[df.seed.astype(str) == 'all'].contrast) | (df.seed.astype(str) == 'all'))]
+        assert len(own) == len(shown)
+        for (_, r), text in zip(own.iterrows(), shown['p of equivalence']):
+            if r.se and stats.t.ppf(.95, r.df)*r.se > margins[r.metric]: assert text == 'not testable at this n'
+            if text == 'not testable at this n': assert stats.t.ppf(.95, r.df)*r.se > .25*margins[r.metric]
+    told = {r: str(finding(RESULTS/r, 'harm')) for r in ('gsm8k-cpu', 'templates')}
+    assert 'On verb agreement, no difference is testable at this n.' in told['gsm8k-cpu'] and 'not testable' not in told['templates']

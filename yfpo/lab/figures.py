@@ -422,7 +422,7 @@ def draw_training(training, # frame of training/*.csv with `arm` and `seed`
         ax.set(title=name, ylabel=unit, xlabel='step')
     for ax in axs.flat[len(curves):]: ax.set_visible(False)
     handles = {l: h for ax in axs.flat for h, l in zip(*ax.get_legend_handles_labels())}
-    fig.legend(handles.values(), handles, loc='outside upper center', ncols=len(handles))
+    fig.legend(handles.values(), handles, loc='outside upper center', ncols=min(4, len(handles)))
     return fig
 
 def _curve(ax, df, col, color, label, smooth):

@@ -9,7 +9,7 @@ __all__ = ['STUDY_TABLES', 'TABLE_OF', 'asked', 'drawer', 'draw_tables']
 import difflib, functools
 from pathlib import Path
 from .results import SOURCES, read_results
-from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, hacks_table, harm_table,
+from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, hacks_table, harm_margins, harm_table,
                              main_table, mediation_table, power_table, rates_table, sampled_table, selector_table, sizes_note,
                              specificity_table, study_table, write_table)
 from .findings import audit_verdict
@@ -45,10 +45,11 @@ def drawer(known, # {name: (function from a folder to a thing or {stem: thing}, 
 def _main_tables(folder):
     main, contrasts, m = (read_results(folder, k) for k in ('main', 'contrasts', 'manifest'))
     about = f"{m['model']}, zero-shot chat, greedy, seeds {m['seeds']}. {sizes_note(main)} {bracket_note(main)}"
-    levels, sampled, harm = difficulty_table(main), sampled_table(main), harm_table(contrasts)
+    levels, sampled, harm = difficulty_table(main), sampled_table(main), harm_table(contrasts, harm_margins(m))
     paired = ('Paired differences with 95 % intervals; bold ones exclude zero. Rows marked primary or declared were named in the recipe '
               f"before the run and are corrected for their number (Holm); all others are exploratory. {m['model']}, seeds {m['seeds']}.")
-    alike = f"No harm: two one-sided tests of equivalence. {m['model']}, seeds {m['seeds']}."
+    alike = (f"No harm: two one-sided tests of equivalence. Not testable: they would pass less than every other time if nothing differed. "
+             f"{m['model']}, seeds {m['seeds']}.")
     return dict(
         main=(main_table(main), f'Arms. {about}'), contrasts=(contrast_table(contrasts), paired),
         rates=(rates_table(main), f'Three extraction rules. {about}'),
