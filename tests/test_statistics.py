@@ -194,3 +194,11 @@ def test_intervals_over_seeds_by_simulation(seed_spread, share, low, high):
     (lambda: check_declared(['yfpo - dpo'], ['dpo']), 'no contrast can be made of the arms dpo')])
 def test_bad_input(bad, says):
     with pytest.raises(ValueError, match=says): bad()
+
+def test_each_seed_is_compared_with_the_warm_start_at_which_it_began():
+    "Two warm starts, four seeds: 0 and 2 began at the first, 1 and 3 at the second"
+    right = {('dpo', s): s % 2 for s in range(4)} | {('sft', 0): 0, ('sft', 1): 1}
+    rows = [dict(arm=a, seed=s, set='t', id=str(i), answer='1', correct_numeric=bool(v), nll_gold=float(v)) for (a, s), v in right.items()
+            for i in range(3)]
+    out = [r for r in contrasts(rows, outcome=('t', 'accuracy_numeric'), family=['dpo - sft']) if r['contrast'] == 'dpo - sft']
+    assert {r['seed'] for r in out} == {0, 1, 2, 3, 'all'} and all(r['delta'] == 0 for r in out if r['metric'] == 'nll_gold')

@@ -7,7 +7,7 @@ __all__ = ['ROOM', 'ROWS', 'HUES', 'CURVES', 'MOVE_CURVES', 'STROKES', 'AXES', '
            'panels', 'save_figure', 'small_picture', 'draw_neurons', 'draw_worked_problem', 'draw_tokens',
            'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training',
            'draw_overoptimisation', 'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard', 'dashboard',
-           'draw_contrasts', 'draw_method', 'draw_figures']
+           'draw_contrasts', 'draw_specificity', 'draw_method', 'draw_figures']
 
 # %% ../../nbs/lab/18_figures.ipynb #21-figur-002
 import functools, re
@@ -18,7 +18,7 @@ from ..data.files import atomic_write, read_numbers
 from .findings import before_training
 from .report import drawer
 from .results import read_results
-from .tables import MEASURES_OF, SELECTORS, counting
+from .tables import MEASURES_OF, SELECTORS, beside_margins, counting, declared_outcome
 from .wording import (BLUE, GREEN, GREY, INK, KINDS, NATS, ORANGE, PURPLE, RED, SKY, TOKEN_NAMES, arm_color, arm_label, arm_order,
                               contrast_label, delta_unit, is_smoke, set_label)
 
@@ -422,7 +422,7 @@ def draw_training(training, # frame of training/*.csv with `arm` and `seed`
         ax.set(title=name, ylabel=unit, xlabel='step')
     for ax in axs.flat[len(curves):]: ax.set_visible(False)
     handles = {l: h for ax in axs.flat for h, l in zip(*ax.get_legend_handles_labels())}
-    fig.legend(handles.values(), handles, loc='outside upper center', ncols=len(handles))
+    fig.legend(handles.values(), handles, loc='outside upper center', ncols=min(4, len(handles)))
     return fig
 
 def _curve(ax, df, col, color, label, smooth):
@@ -646,6 +646,54 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
     for ax in axs.flat[len(shown):]: ax.set_visible(False)
     return fig
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-spec-01
+def _margin_points(ax, res, scale):
+    "A dot a run, inside its seed, and the one slope"
+    for a in arm_order(res['arms']):
+        x, y = (res[k][res['arms'].index(a)] for k in 'xy')
+        ax.plot(x, scale*y, 'o', color=arm_color(a), ms=5, mec='white', mew=.5, label=arm_label(a), zorder=3)
+    ends = np.array([res['x'].min(), res['x'].max()])
+    ax.plot(ends, scale*res['slope']*ends, color=INK, lw=1, zorder=2)
+    ax.axhline(0, color='#bbbbbb', lw=.7, zorder=0); ax.axvline(0, color='#bbbbbb', lw=.7, zorder=0)
+    ax.grid(False); ax.locator_params(nbins=4); ax.locator_params(axis='x', nbins=3)
+
+def _left_rows(ax, found, scale):
+    "For each pair of arms: the difference as it is, and what each margin leaves of it"
+    ticks, first = [], next(iter(found.values()))['left']
+    for i, r in enumerate(first):
+        shown = [('as it is', dict(r['whole'], value=r['whole']['delta']), INK)]
+        shown += [(f"equal margin, {name.split()[0]}", res['left'][i]['left'], RED) for name, res in found.items()]
+        top = -i*(len(shown) + 1.3)
+        ax.text(0, top, contrast_label(r['contrast']), transform=ax.get_yaxis_transform(), weight='bold', fontsize=8, va='center',
+                bbox=dict(fc='white', ec='none', pad=.8))
+        for y, (name, v, color) in enumerate(shown, 1):
+            ax.plot([scale*v['low'], scale*v['high']], [top - y]*2, '|-', color=color, lw=1.6, ms=7, mew=1.2)
+            ax.plot([scale*v['value']], [top - y], 'D', ms=3.5, color=color)
+            ticks.append((top - y, name))
+    ax.set_yticks(*zip(*ticks)); ax.tick_params(axis='y', length=0); ax.spines['left'].set_visible(False)
+    ax.set_ylim(ticks[-1][0] - .7, .8); ax.axvline(0, color=INK, lw=.7, zorder=0); ax.grid(False); ax.locator_params(axis='x', nbins=5)
+
+@styled
+def draw_specificity(found, # {where the margin is read: what `specificity` says}
+                     outcome): # set and metric
+    "Above, outcome against the margin that DPO's own part reached, a dot a run; below, what one slope leaves of each difference"
+    scale, (measure, unit) = delta_unit(outcome[1])[0], MEASURES_OF[outcome[1]].split(', ')
+    pairs = len(next(iter(found.values()))['left'])
+    fig, _ = panels(size=(4.7, 3. + .85*pairs)); fig.clear()
+    grid = fig.add_gridspec(2, len(found), height_ratios=[2.1, .85*pairs])
+    tops = [fig.add_subplot(grid[0, i]) for i in range(len(found))]
+    for ax, (name, res) in zip(tops, found.items()):
+        _margin_points(ax, res, scale)
+        ax.set_title(f"{name}\nr = {res['r']:.2f}, {res['runs']} runs", fontsize=8)
+        ax.set_xlabel('margin of DPO (nats)')
+    for ax in tops[1:]: ax.sharey(tops[0]); ax.tick_params(labelleft=False)
+    tops[0].set_ylabel(f'{set_label(outcome[0])} {measure}')
+    fig.legend(*tops[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, columnspacing=1., handletextpad=.1)
+    low = fig.add_subplot(grid[1, :])
+    _left_rows(low, found, scale)
+    low.set_xlabel(f"{unit}. {'Lower' if outcome[1] in NATS else 'Higher'} is better")
+    return fig
+
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-092
 def _box(ax, place, title, text='', color=INK, face='white', sizes=(8.2, 7.2)): # place: x, y, width, height; sizes: of both
     "A rounded box with a bold title and lines of text below it"
@@ -737,6 +785,13 @@ def _solved(folder, stage):
     "Number of questions that a stage asked"
     return read_results(folder, 'manifest')['stages'][stage]['params'].get('n_questions')
 
+def _specificity(folder):
+    "Nothing where a single seed leaves no slope inside seeds"
+    answers, training, margins, contrasts = (read_results(folder, k) for k in ('answers', 'training', 'margins', 'contrasts'))
+    if training.seed.nunique() < 2: return {}
+    outcome = declared_outcome(contrasts)
+    return draw_specificity(beside_margins(answers, training, margins, outcome), outcome)
+
 def _breakage(folder): return draw_breakage(read_results(folder, 'breakage'), _solved(folder, 'breakage'))
 
 def _overoptimisation(folder):
@@ -761,7 +816,8 @@ def _worked_problems(folder):
 
 # %% ../../nbs/lab/18_figures.ipynb #21-figur-107
 FIGURE_OF = dict(                                              # of a recipe: how it is drawn, and the kinds of results that it reads
-    method=_drawn_from(draw_method), contrasts=_drawn_from(draw_contrasts, 'contrasts'), training=_drawn_from(draw_training, 'training'),
+    method=_drawn_from(draw_method), contrasts=_drawn_from(draw_contrasts, 'contrasts'),
+    specificity=(_specificity, 'answers', 'training', 'margins', 'contrasts'), training=_drawn_from(draw_training, 'training'),
     margins=_drawn_from(draw_margins, 'margins'), ablation=_drawn_from(draw_ablation, 'ablation'),
     neurons=_drawn_from(draw_neurons, 'neurons', 'selection'), selectors=_drawn_from(draw_selectors, 'selectors', 'selector_curves'),
     stability=_drawn_from(draw_stability, 'stability', 'selector_overlap', 'selection'),

@@ -62,7 +62,8 @@ def table_html(df, # frame of strings, as in tables/*.csv
     "A table under its caption"
     return part('captioned', _table(df, name or 'table'), caption, name)
 
-FIGURES = dict(method='The method', contrasts='Differences between arms', training='Training curves of every arm',
+FIGURES = dict(method='The method', contrasts='Differences between arms',
+               specificity='Outcome beside the margin that DPO reached', training='Training curves of every arm',
                margins='Margins of held-out pairs before and after',
                ablation='What removing the neurons costs', neurons='Where the selected neurons sit', selectors='Selectors',
                stability='Would other texts have chosen the same neurons?', faithfulness='Does relevance predict removal?',

@@ -9,8 +9,9 @@ __all__ = ['STUDY_TABLES', 'TABLE_OF', 'asked', 'drawer', 'draw_tables']
 import difflib, functools
 from pathlib import Path
 from .results import SOURCES, read_results
-from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, hacks_table, harm_table,
-                             main_table, mediation_table, rates_table, sampled_table, selector_table, sizes_note, study_table, write_table)
+from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, hacks_table, harm_margins, harm_table,
+                             main_table, mediation_table, power_table, rates_table, sampled_table, selector_table, sizes_note,
+                             specificity_table, study_table, write_table)
 from .findings import audit_verdict
 
 # %% ../../nbs/lab/17_report.ipynb #20-repor-201
@@ -46,10 +47,11 @@ def drawer(known, # {name: (function from a folder to a thing or {stem: thing}, 
 def _main_tables(folder):
     main, contrasts, m = (read_results(folder, k) for k in ('main', 'contrasts', 'manifest'))
     about = f"{m['model']}, zero-shot chat, greedy, seeds {m['seeds']}. {sizes_note(main)} {bracket_note(main)}"
-    levels, sampled, harm = difficulty_table(main), sampled_table(main), harm_table(contrasts)
+    levels, sampled, harm = difficulty_table(main), sampled_table(main), harm_table(contrasts, harm_margins(m))
     paired = ('Paired differences with 95 % intervals; bold ones exclude zero. Rows marked primary or declared were named in the recipe '
               f"before the run and are corrected for their number (Holm); all others are exploratory. {m['model']}, seeds {m['seeds']}.")
-    alike = f"No harm: two one-sided tests of equivalence. {m['model']}, seeds {m['seeds']}."
+    alike = (f"No harm: two one-sided tests of equivalence. Not testable: they would pass less than every other time if nothing differed. "
+             f"{m['model']}, seeds {m['seeds']}.")
     return dict(
         main=(main_table(main), f'Arms. {about}'), contrasts=(contrast_table(contrasts), paired),
         rates=(rates_table(main), f'Three extraction rules. {about}'),
@@ -57,6 +59,23 @@ def _main_tables(folder):
         sampled=(sampled, f'Sampled answers, numeric rule. {about.replace("greedy", "sampled")}') if len(sampled)
             else 'No answers were sampled in this recipe.',
         harm=(harm, alike) if len(harm) else 'These arms were not probed for harm.')
+
+def _specificity_table(folder):
+    kinds = ('answers', 'training', 'margins', 'contrasts')
+    answers, training, margins, contrasts = (read_results(folder, k) for k in kinds)
+    if training.seed.nunique() < 2: return dict(specificity='One seed: there is no slope inside seeds to compare with.')
+    about = (f"{read_results(folder, 'manifest')['model']}, {training.seed.nunique()} seeds. The first is declared; all are uncorrected. "
+             'Left over: the difference minus what one slope of the outcome on the margin gives, every run a point inside its seed. 95 % '
+             'intervals over seeds and questions. Training: the mean margin of the last half of the log; slope inside arms: on held-out '
+             'pairs. Lower NLL is better.')
+    return specificity_table(answers, training, margins, contrasts), f"Differences beside the margin that DPO's own part reached. {about}"
+
+def _power_table(folder):
+    answers, contrasts = (read_results(folder, k) for k in ('answers', 'contrasts'))
+    table = power_table(answers, contrasts)
+    about = ('2,000 simulated experiments of this shape, whose variances are those of the results. Type I: false alarms at 5 %, with '
+             "Wilson's interval. Detectable: the true difference found 4 times in 5. The crossed test is Satterthwaite's.")
+    return (table, f'How good the tests are. {about}') if len(table) else dict(power='One seed: there is no test over seeds.')
 
 def _audit_table(folder):
     audit, card = read_results(folder, 'audit'), read_results(folder, 'pairs')
@@ -103,7 +122,9 @@ def _hacks_table(folder):
 
 # %% ../../nbs/lab/17_report.ipynb #20-repor-206
 TABLE_OF = dict(                                               # name: function that makes it, and the kinds of results it reads
-    main=(_main_tables, 'main', 'contrasts', 'manifest'), audit=(_audit_table, 'audit', 'pairs'),
+    main=(_main_tables, 'main', 'contrasts', 'manifest'),
+    specificity=(_specificity_table, 'answers', 'training', 'margins', 'contrasts', 'manifest'),
+    power=(_power_table, 'answers', 'contrasts'), audit=(_audit_table, 'audit', 'pairs'),
     selectors=(_selector_tables, 'selectors', 'manifest'), capability=(_capability_table, 'capability', 'manifest'),
     **{k: (functools.partial(_study, name=k), k, 'manifest') for k in ('grid', 'zoo', 'dynamic')},
     parts=(_parts_tables, 'parts', 'mediation', 'manifest'), hacks=(_hacks_table, 'hacks', 'manifest'))

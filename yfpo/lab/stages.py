@@ -316,8 +316,9 @@ def stage_notebook(stage, recipe):
 
 def _over_seeds(stage, known, recipe):
     "(label, extra parameters) of each step of a stage that trains or looks at what was trained"
-    for i, s in enumerate(recipe.seeds):
-        of_seed = dict(seed=s, **dict(warm=i % recipe.warm_starts) if 'warm' in known else {})
+    for s in recipe.seeds:
+        warm = sorted(recipe.seeds).index(s) % recipe.warm_starts
+        of_seed = dict(seed=s, **dict(warm=warm) if 'warm' in known else {})
         if 'arm' in known: yield from ((f'{stage}-{a}-seed{s}', dict(of_seed, arm=a)) for a in recipe.arms)
         elif recipe.arms: yield f'{stage}-seed{s}', dict(of_seed, arms=list(recipe.arms))
 
@@ -325,7 +326,7 @@ def _over_warm_starts(stage, known, recipe):
     "(label, extra parameters) of each step of a stage that makes a warm start, or evaluates it under the first seed that begins there"
     for w in range(recipe.warm_starts if 'warm' in known else 1):
         reference, extra = 'arms' in known, dict(warm=w) if 'warm' in known else {}
-        if reference: extra |= dict(arms=['sft'] if w else ['base', 'sft'], seed=recipe.seeds[w])
+        if reference: extra |= dict(arms=['sft'] if w else ['base', 'sft'], seed=sorted(recipe.seeds)[w] if recipe.warm_starts > 1 else recipe.seeds[0])
         yield stage + '-reference'*reference + f'-warm{w}'*(w > 0), extra
 
 def _steps_of(stage, given, known, recipe):
