@@ -230,7 +230,7 @@ def answer_mask(batch, digits):
 def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
                   ids, # (N,) the tokens
                   seed:str='centred', digits=None, chunk:int=512):
-    "The explained number of each token (N,), and its gradient with respect to `h` (N, D), float32; a cap on the logits counts as an activation"
+    "The explained number of each token (N,), and its gradient at `h` (N, D), float32; a cap on the logits counts as an activation"
     if seed not in SEEDS: raise ValueError(f"seed {seed!r} is unknown: use one of {', '.join(SEEDS)}")
     head, cap = model.get_output_embeddings(), getattr(unwrap(model).config, 'final_logit_softcapping', None)
     W, bias, h = head.weight, head.bias, h.float()

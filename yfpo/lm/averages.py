@@ -72,7 +72,8 @@ class _Sums:
     def add(self, R, W, A, even):
         scale = R.abs().sum((1, 2), keepdim=True).clamp(min=1e-30)
         R, W = (R/scale).cpu(), (W/scale).cpu()
-        if self.sums is None: self.sums = {k: torch.zeros(R.shape[1:]) for k in ('weighted', 'activation')} | dict(halves=torch.zeros(2, *R.shape[1:]))
+        if self.sums is None:
+            self.sums = dict(halves=torch.zeros(2, *R.shape[1:]), weighted=torch.zeros(R.shape[1:]), activation=torch.zeros(R.shape[1:]))
         for i, own in enumerate((even, ~even)): self.sums['halves'][i] += R[own].sum(0)
         self.sums['weighted'] += W.sum(0); self.sums['activation'] += A.cpu().sum(0)
         self.done += 1
