@@ -7,18 +7,22 @@ __all__ = ['FACTORS', 'MULTIPLIERS', 'FAMILIES', 'LRP_RULES', 'Attended', 'SEEDS
            'Family', 'family_of', 'blocks_of', 'down_projs', 'write_matrix', 'width', 'attnlrp', 'digit_ids',
            'answer_mask', 'seed_gradient', 'explaining', 'rule_scope', 'explained', 'explain', 'read_on',
            'neuron_relevance', 'relevance_sums', 'token_relevance', 'residual_relevance', 'relevance_flows',
-           'Attributor', 'attributor', 'Scoring', 'option_names', 'attribute']
+           'Relevance', 'Attributor', 'attributor', 'Scoring', 'option_names', 'attribute']
 
 # %% ../nbs/01_relevance.ipynb #04-relev-002
 import math
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable
 import torch
 from fastcore.meta import delegates
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from .data.checks import documented, refuse_name, settings_of
-from .lm.averages import Relevance, Tally, accumulate
+from .data.files import atomic_write
+from .lm.averages import Tally, accumulate
 from .lm.models import own_attention, unwrap
 from .lm.responses import TextReading, hidden_states, split_prompt, states_behind_prompt
 
@@ -230,7 +234,7 @@ def answer_mask(batch, digits):
 def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
                   ids, # (N,) the tokens
                   seed:str='centred', digits=None, chunk:int=512):
-    "The explained number of each token (N,), and its gradient with respect to `h` (N, D), float32; a cap on the logits counts as an activation"
+    "The explained number of each token (N,), and its gradient at `h` (N, D), float32; a cap on the logits counts as an activation"
     if seed not in SEEDS: raise ValueError(f"seed {seed!r} is unknown: use one of {', '.join(SEEDS)}")
     head, cap = model.get_output_embeddings(), getattr(unwrap(model).config, 'final_logit_softcapping', None)
     W, bias, h = head.weight, head.bias, h.float()
@@ -412,6 +416,37 @@ def relevance_flows(model, batch, rule:str='attnlrp', taps=_Taps):
             for h in hooks: h.remove()
     return flows
 
+# %% ../nbs/01_relevance.ipynb #04-relev-077
+@dataclass
+class Relevance:
+    "Averages over texts, each (layers, neurons)"
+    mean: torch.Tensor       # relevance, each text scaled to sum |R| = 1 first
+    halves: torch.Tensor     # the same over even and odd texts: (2, layers, neurons)
+    weighted: torch.Tensor   # relevance-weighted activation: its sign is the neuron's direction
+    activation: torch.Tensor # mean activation over response tokens
+    n: int                   # number of texts
+
+    def save(self, path):
+        "Write a safetensors file"
+        with atomic_write(path) as tmp:
+            save_file({k: getattr(self, k).contiguous() for k in ('mean', 'halves', 'weighted', 'activation')}, str(tmp),
+                      {'n': str(self.n)})
+
+    @staticmethod
+    def load(path):
+        "Read what `save` wrote"
+        if not Path(path).exists(): raise FileNotFoundError(f'{path} does not exist: give a file written by `Relevance.save`')
+        again = 'select the neurons again'
+        try:
+            with safe_open(path, 'pt') as f: found, n = {k: f.get_tensor(k) for k in f.keys()}, int((f.metadata() or {}).get('n', 0))
+        except (SafetensorError, ValueError) as e: raise ValueError(f'{path} is cut or damaged ({str(e).splitlines()[0]}): {again}') from e
+        odd = sorted(found.keys() ^ {'mean', 'halves', 'weighted', 'activation'})
+        if odd: raise ValueError(f"{path} {'holds' if odd[0] in found else 'lacks'} {odd[0]}: {again}")
+        if n < 1: raise ValueError(f'{path} does not say of how many texts it is: {again}')
+        shapes = {tuple(v.shape[k == 'halves':]) for k, v in found.items()}
+        if len(shapes) > 1: raise ValueError(f'{path} holds averages over different neurons: {again}')
+        return Relevance(**found, n=n)
+
 # %% ../nbs/01_relevance.ipynb #04-relev-083
 @dataclass(frozen=True)
 class Attributor:
@@ -465,4 +500,5 @@ def attribute(model, examples, # `Example`s, from `encode`
     family_of(model)                                           # refuses a model without rules
     known = tuple(sorted((k, v.tolist() if isinstance(v, torch.Tensor) else v) for k, v in options.items()))
     with rule_scope(model, a.rule or 'gradient'):
-        return accumulate(model, examples, pad_id, lambda batch: a.score(model, batch, **options), method, known, **vars(how))
+        def score(batch): return a.score(model, batch, **options)
+        return Relevance(**accumulate(model, examples, pad_id, score, method, known, **vars(how)))
