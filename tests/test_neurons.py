@@ -9,11 +9,11 @@ from yfpo.lm.models import load_model, save_model, tiny_model
 from yfpo.loss import dpo_loss, objective
 from yfpo.beyond.attributors import response_means
 from yfpo.beyond.controls import activation_matched, norm_matched, stability
-from yfpo.neurons import (NeuronSet, Selection, as_set, contrast_set, layer_matched, model_signature, outside, random_neurons,
-                          select_neurons, set_from_scores, split_half, top_neurons)
-from yfpo.data.templates import general_texts, make_problems
+from yfpo.neurons import (NeuronSet, Selection, as_set, capability_relevance, contrast_set, layer_matched, match_answers, match_lengths,
+                          model_signature, outside, random_neurons, select_neurons, set_from_scores, split_half, top_neurons)
+from yfpo.data.templates import chat_to_select, general_texts, make_problems
 from yfpo.relevance import Relevance, Scoring, Tally, accumulate, attribute, digit_ids
-from yfpo.lm.responses import collate, encode, format_prompt, hidden_states, text_items
+from yfpo.lm.responses import Example, collate, encode, format_prompt, hidden_states, text_items
 from yfpo.reward import (KINDS_OF_READING, Audit, Fitting, NeuronReader, NeuronReading, ReadOut, RewardStats, fit_and_read, fit_examples,
                          fit_stats, margin_auc, pair_items, read_examples, readout, reward_audit, set_readouts)
 
@@ -368,6 +368,41 @@ def test_a_set_that_cannot_be_saved_leaves_the_earlier_one(odd, tmp_path):
 def test_a_table_is_no_list_of_texts(tiny):
     with pytest.raises(ValueError, match='the capability texts are one Table: give a list'):
         select_neurons(*tiny, type('Table', (list,), dict(columns=['a']))(['question']), general_texts(4))
+
+# ---- what mathematics is contrasted with
+
+def same(a, b): return torch.equal(a.mean, b.mean) and torch.equal(a.weighted, b.weighted) and a.n == b.n
+
+def test_general_text_is_cut_from_prose_or_taken_from_answers(tiny, texts):
+    "Plain text is one stream cut to the examples' lengths; answers to a prompt keep their prompts and are matched with solutions"
+    net, tok = tiny
+    def scores(ex): return attribute(net, ex, tok.pad_token_id, 'attnlrp')
+    cap, prose, chat = encode(tok, texts[:4]), general_texts(6), chat_to_select(6)
+    got = capability_relevance(net, tok, texts[:4], prose)
+    assert same(got[0], scores(cap)) and same(got[1], scores(match_lengths(encode(tok, prose, max_length=10**6), cap)))
+    pairs = [(format_prompt(tok, r['prompt'][0]['content'], ''), r['completion'][0]['content']) for r in chat]
+    gen, cut = match_answers(encode(tok, pairs), cap)
+    for general in (chat, pairs):
+        for a, b in zip(capability_relevance(net, tok, texts[:4], general), (scores(cut), scores(gen))): assert same(a, b)
+    with pytest.raises(ValueError, match='^there are 3 general answers for 4 capability texts: give at least as many$'):
+        capability_relevance(net, tok, texts[:4], chat[:3])
+    with pytest.raises(ValueError, match='^some general texts are plain and some answer a prompt: give texts of one kind$'):
+        capability_relevance(net, tok, texts[:4], prose + chat)
+
+def test_answers_match_solutions_in_length():
+    "Pairs of equal response length, by trying every choice of answers: none is better, and what is cut is an end of a response"
+    g = torch.Generator().manual_seed(0)
+    def some(n, mark): return [Example([mark + i]*int(s + r), int(s)) for i, (s, r) in enumerate(torch.randint(1, 30, (n, 2), generator=g))]
+    def size(e): return len(e.ids) - e.start
+    for _ in range(20):
+        answers, caps = some(5, 100), some(3, 0)
+        gen, cap = match_answers(answers, caps)
+        taken = [e.ids[0] - 100 for e in gen]
+        assert [e.ids[0] for e in cap] == [0, 1, 2] and len(set(taken)) == 3
+        for g_, c, j, full in zip(gen, cap, taken, caps):
+            assert size(g_) == size(c) == min(size(answers[j]), size(full)) and (g_.start, c.start) == (answers[j].start, full.start)
+        def gap(js): return sum(abs(size(answers[j]) - size(c)) for j, c in zip(js, caps))
+        assert gap(taken) == min(map(gap, itertools.permutations(range(5), 3)))
 
 # ---- sets that say nothing of their model, and settings
 

@@ -1,5 +1,5 @@
 "Problems: extraction against hand-made answers and lm-evaluation-harness's filters, loaders on good and bad files, splits"
-import json, os, re
+import json, os, re, statistics
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from yfpo.data.problems import Problem, check_disjoint, gold_problem, masked_text, read_problems, split_problems
 from yfpo.data.files import read_numbers
 from yfpo.data.sources import OTHER_SETS, equation_solution, load_gsm8k, load_other, load_problems, load_svamp
-from yfpo.data.templates import agreement_texts, all_templates, general_texts, make_ood, make_problems
+from yfpo.data.templates import (agreement_texts, all_templates, chat_to_judge, chat_to_select, general_texts, make_ood, make_problems)
 from yfpo.data.answers import (ANSWER_RULES, annotations_hold, calc, extract_flexible, extract_number, extract_strict, is_correct,
                                normalise_answer, parse_annotations, show_number, strip_annotations, to_number)
 from yfpo.data.files import atomic_write, read_jsonl, write_jsonl
@@ -327,6 +327,37 @@ def test_general_texts():
     assert ts == general_texts(200, seed=1) and len(set(ts)) == 200
     assert all(60 <= len(t.split()) <= 150 for t in ts) and not re.search(r'\d', ''.join(ts))
 
+COUNTING = set("""zero one ones two three four five six seven eight nine ten eleven twelve thirteen fifteen twenty thirty forty fifty hundred
+    thousand million first second third fourth half halves quarter twice once double triple dozen dozens pair pairs couple single both plus
+    minus sum total times number numbers count counts many amount equal equals add adds divide multiply percent""".split())
+
+def test_chat_answers_hold_no_mathematics():
+    "No digit, no number word and no sign of a calculation, in questions and in answers"
+    rows = chat_to_select(48) + chat_to_judge(48)
+    for r in rows:
+        (asked,), (said,) = r['prompt'], r['completion']
+        assert (asked['role'], said['role']) == ('user', 'assistant')
+        text = f"{asked['content']} {said['content']}"
+        assert not re.search(r'[\d+*/=%$#<>]', text) and not COUNTING & set(re.findall('[a-z]+', text.lower())), text
+        assert 25 <= len(said['content'].split()) <= 70 and 2 <= len(re.findall(r'[.!?](?=\s|$)', said['content'])) <= 5, text
+    for k in ('prompt', 'completion'): assert len({r[k][0]['content'] for r in rows}) == 96, 'no two are alike, in either half'
+
+@pytest.mark.parametrize('draw', [chat_to_select, chat_to_judge])
+def test_a_seed_says_which_chat_answers_come(draw):
+    assert draw(48, seed=1)[:20] == draw(20, seed=1) != draw(20, seed=2)
+    assert sorted(map(str, draw(48, seed=1))) == sorted(map(str, draw(48, seed=2)))
+    with pytest.raises(ValueError, match='^only 48 of 49 different chat answers are there; ask for fewer$'): draw(49)
+    draw(1)[0]['prompt'][0]['content'] = 'changed'; assert draw(1)[0]['prompt'][0]['content'] != 'changed'
+
+def test_a_chat_answer_is_long_enough_to_be_cut_to_a_solution(tiny):
+    "Three in four solutions are no longer than the shortest answer, and the median answer has at most 2.5 times their median of words"
+    answers = [r['completion'][0]['content'] for r in chat_to_select(48) + chat_to_judge(48)]
+    solutions = [strip_annotations(p.solution) for p in make_problems(200, seed=1)]
+    for size in (lambda t: len(t.split()), lambda t: len(tiny[1](t).input_ids)):
+        assert sorted(map(size, solutions))[150] <= min(map(size, answers)), size
+    words = [statistics.median(len(t.split()) for t in ts) for ts in (answers, solutions)]
+    assert words[1] < words[0] <= 2.5*words[1]
+
 def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path/'pipe')
     for path in (tmp_path/'pipe', '/dev/null'):
@@ -527,7 +558,7 @@ def test_a_place_that_takes_no_file_is_said(tmp_path, monkeypatch):
     assert write_jsonl('~/x.jsonl', [dict(a=1)]) == tmp_path/'x.jsonl' and read_jsonl('~/x.jsonl') == [dict(a=1)]
 
 @pytest.mark.parametrize('n', [-1, 1.5, 'x', None, True])
-@pytest.mark.parametrize('make', [make_problems, make_ood, general_texts, agreement_texts])
+@pytest.mark.parametrize('make', [make_problems, make_ood, general_texts, agreement_texts, chat_to_select, chat_to_judge])
 def test_a_number_that_cannot_be_made_is_said(make, n):
     with pytest.raises(ValueError, match=f'n is {n!r}: ask for a whole number'): make(n)
 

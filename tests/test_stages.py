@@ -115,6 +115,24 @@ def selected(tmp_path_factory, tiny):
     for name in ('train', 'dev'): write_jsonl(run/'pairs'/f'{name}.jsonl', [])
     return run
 
+def test_mathematics_is_contrasted_with_chat_too(selected, tmp_path):
+    "The set is another one, says so, and the causal study scores solutions, prose and chat answers"
+    import pandas as pd
+    from yfpo.neurons import NeuronSet
+    run = shutil.copytree(selected, tmp_path/'run')
+    sets = {}
+    for contrast in ('prose', 'chat'):
+        stage('neurons', run, contrast=contrast, n_general=8)
+        assert json.loads((run/'results'/'neurons.json').read_text())['contrast'] == contrast
+        sets[contrast] = NeuronSet.load(run/'neurons'/'selected')
+    assert sets['prose'] != sets['chat']
+    stage('causal', run, n_texts=2, n_draws=1, fractions=[.1])
+    df = pd.read_csv(run/'results'/'ablation.csv')
+    assert set(df.text) == {'math', 'general', 'chat'} and (df.groupby(['set', 'draw', 'mode', 'fraction']).text.nunique() == 3).all()
+    assert (df.n == 2).all()
+    refused("^the contrast 'chats' is unknown: did you mean 'chat'\\? There are prose, chat$", 'neurons', run, contrast='chats')
+    refused('^only 48 of 60 different chat answers are there; ask for fewer$', 'neurons', run, contrast='chat', n_general=60)
+
 def meta(change):
     def f(run):
         path = run/'neurons'/'selected'/'neurons.json'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEMBER', 'WHOLE', 'REAL', 'NO_MODEL', 'DIRECTIONS', 'WEIGHTS', 'model_signature', 'NeuronSet', 'chosen_on', 'as_set',
-           'Selection', 'eligible', 'top_neurons', 'set_from_scores', 'contrast_set', 'match_lengths',
+           'Selection', 'eligible', 'top_neurons', 'set_from_scores', 'contrast_set', 'match_lengths', 'match_answers',
            'capability_relevance', 'select_neurons', 'jaccard', 'spearman', 'split_half', 'random_neurons',
            'layer_matched', 'outside']
 
@@ -277,34 +277,55 @@ def match_lengths(general, capability):
         out.append(Example(stream[o:o+len(e.ids)], e.start)); o += len(e.ids)
     return out
 
+# %% ../nbs/02_neurons.ipynb #match-answers
+def _cut(e, n): return Example(e.ids[:e.start + n], e.start)
+
+def match_answers(answers, capability):
+    """(answers, capability examples) in pairs with equally many response tokens
+
+    Each capability example takes one answer, none is taken twice, and their lengths differ as little as can be, in sum.
+    The longer response of a pair loses its end."""
+    from scipy.optimize import linear_sum_assignment           # here, since it takes a second to import
+    if len(answers) < len(capability):
+        raise ValueError(f'there are {len(answers)} general answers for {len(capability)} capability texts: give at least as many')
+    many = [torch.tensor([len(e.ids) - e.start for e in es]) for es in (capability, answers)]
+    pairs = [(answers[j], e) for j, e in zip(linear_sum_assignment((many[0][:, None] - many[1]).abs().numpy())[1], capability)]
+    least = [min(len(e.ids) - e.start for e in pair) for pair in pairs]
+    return tuple([_cut(pair[k], n) for pair, n in zip(pairs, least)] for k in (0, 1))
+
 # %% ../nbs/02_neurons.ipynb #06-neuro-023
 @delegates(Scoring, keep=True)
 def capability_relevance(model, tokenizer, capability, # texts, or (prompt, response) pairs, or dicts with prompt and completion
-                         general, # plain texts
+                         general, # plain texts, or answers to a prompt in one of these forms
                          **kwargs): # fields of `Scoring`, and options of the attributor
     "Scores of an attributor on capability text and on length-matched general text; no general text for counterfactual attributors"
     how, options = settings_of('capability_relevance', kwargs, Scoring, more=option_names())
     contrast = attributor(how.method).contrast
     capability, general = text_items(capability, 'capability'), text_items(general, 'general')
+    plain = [isinstance(g, str) for g in general]
+    if len({*plain}) > 1: raise ValueError('some general texts are plain and some answer a prompt: give texts of one kind')
     family_of(model)                                           # refuses a model without rules
     cap = encode(tokenizer, capability, max_length=how.max_length)
     def scores(examples):
         return attribute(model, examples, tokenizer.pad_token_id, how.method, batch_size=how.batch_size, progress=how.progress, **options)
     if not contrast: return scores(cap), None
-    return scores(cap), scores(match_lengths(encode(tokenizer, general, max_length=10**6), cap))
+    gen = encode(tokenizer, general, max_length=10**6)
+    gen, cap = (match_lengths(gen, cap), cap) if plain[0] else match_answers(gen, cap)
+    return scores(cap), scores(gen)
 
 # %% ../nbs/02_neurons.ipynb #02-neuro-071
 @delegates(Selection, keep=True)
 @delegates(Scoring, keep=True)
 def select_neurons(model, tokenizer, # a causal LM of a family that the attributor knows, and its tokenizer
                    capability, # texts of the capability
-                   general, # plain texts of anything else
+                   general, # plain texts of anything else, or answers to a prompt
                    **kwargs): # fields of `Selection` and of `Scoring`, and options of the attributor
     """The `NeuronSet` of the neurons that matter more to `capability` than to `general`: scores on both, contrast, top `k`
 
     model, tokenizer: a causal LM and its tokenizer, as `load_model` gives them; the model stays as it is
     capability: a list of texts, of (prompt, response) pairs, or of dicts with prompt and completion; the response is read
-    general: a list of plain texts, cut to the same lengths; if they are too short, parts repeat, with a warning
+    general: a list of plain texts, cut to the same lengths; if they are too short, parts repeat, with a warning; or a list of
+        pairs or dicts, at least one a capability text, of which those nearest in length are taken and the longer response is cut
     k: share of all neurons to choose, above 0 and at most 1; fewer, with a warning, if too few pass the guards
     universal: share of all neurons, the most relevant on general text, that cannot be chosen; 0 drops none
     per_layer: at most this share of one layer's neurons, above 0 and at most 1

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['read_texts', 'ProblemTemplate', 'all_templates', 'check_asked', 'make_problems', 'make_ood', 'general_texts',
-           'prose_to_select', 'prose_to_judge', 'agreement_texts']
+           'prose_to_select', 'prose_to_judge', 'chat_to_select', 'chat_to_judge', 'agreement_texts']
 
 # %% ../../nbs/data/04_templates.ipynb #templates-002
 import functools, hashlib, itertools, json, random, re
 from importlib.resources import files
 from typing import NamedTuple
 from .answers import calc, show_number
-from .problems import Problem
+from .problems import Problem, prompt_messages
 
 # %% ../../nbs/data/04_templates.ipynb #00-probl-056
 @functools.cache
@@ -145,6 +145,23 @@ def prose_to_select(n:int, seed:int=0) -> list: # paragraphs, see `general_texts
 def prose_to_judge(n:int, seed:int=0) -> list:
     "Paragraphs of the nine other themes, which no selection has seen: for judging what is lost"
     return general_texts(n, seed=seed, themes=range(9, 18))
+
+# %% ../../nbs/data/04_templates.ipynb #chat-sets
+def _chat_answers(n, seed, rows):
+    "`n` of some rows of the file, in chat form"
+    check_asked(n)
+    own = read_texts('chat.jsonl')[rows]
+    if n > len(own): raise ValueError(f'only {len(own)} of {n} different chat answers are there; ask for fewer')
+    random.Random(f'chat-{seed}').shuffle(own)
+    return [dict(prompt=prompt_messages(r['prompt'], ''), completion=[dict(role='assistant', content=r['completion'])]) for r in own[:n]]
+
+def chat_to_select(n:int, seed:int=0) -> list: # dicts of messages: prompt, completion
+    "`n` different chat answers without numbers, of the six themes that neurons are selected on"
+    return _chat_answers(n, seed, slice(48))
+
+def chat_to_judge(n:int, seed:int=0) -> list: # dicts of messages: prompt, completion
+    "`n` different chat answers of the six other themes, which no selection has seen: for judging what is lost"
+    return _chat_answers(n, seed, slice(48, None))
 
 # %% ../../nbs/data/04_templates.ipynb #00-probl-083
 def agreement_texts(n:int, seed:int=0) -> list: # dicts

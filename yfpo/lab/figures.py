@@ -225,7 +225,8 @@ def _tile(at, width, color, alpha):
 @styled
 def draw_ablation(ablation): # frame of ablation.csv
     "Rise in loss as more neurons are removed: selected ones, and the range of their controls"
-    modes, texts = [[v for v in want if v in set(ablation[c])] for c, want in (('mode', ('zero', 'mean')), ('text', ('math', 'general')))]
+    wanted = dict(mode=('zero', 'mean'), text=('math', 'general', 'chat'))
+    modes, texts = [[v for v in want if v in set(ablation[c])] for c, want in wanted.items()]
     fig, axs = panels(len(modes), len(texts), size=(3.6*len(texts), 2.35*len(modes) + .35), sharex=True, sharey=True)
     for i, mode in enumerate(modes):
         for j, text in enumerate(texts):
