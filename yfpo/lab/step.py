@@ -17,7 +17,7 @@ from .stages import overlap
 from .warm import template
 
 # %% ../../nbs/lab/05_step.ipynb #step-005
-KEPT = {'Relevance': 'yfpo.lm.averages'}                         # dataclasses that a part may return; no other class is ever made from a file
+KEPT = {'Relevance': 'yfpo.relevance'}                         # dataclasses that a part may return; no other class is ever made from a file
 
 def _coded(x, tensors):
     "`x` as JSON can hold it; tensors and arrays go into `tensors`, under their numbers"
