@@ -367,8 +367,9 @@ def split_half(cap, gen, model, # two `Relevance`s, and the model they came from
 # %% ../nbs/02_neurons.ipynb #06-neuro-038
 DIRECTIONS, WEIGHTS = ('random', 'copied', 'relevance'), ('shuffled', 'copied')      # of a control; the defaults first
 
-def _control(neurons, layer, index, selector, seed, g, directions='random', weights='shuffled', relevance=None):
+def _control(neurons, layer, index, selector, seed, g, how=()): # how: directions, weights and relevance, as `layer_matched` takes them
     "A set on other neurons, with weights and directions as `layer_matched` describes them"
+    directions, weights, relevance = how or (DIRECTIONS[0], WEIGHTS[0], None)
     check_name('directions', directions, DIRECTIONS); check_name('weights', weights, WEIGHTS)
     coin, order = torch.randint(0, 2, (len(neurons),), generator=g).float()*2 - 1, torch.randperm(len(neurons), generator=g)
     d = coin if directions == 'random' else neurons.direction if directions == 'copied' else _signs(relevance, neurons, seed)[layer, index]
@@ -441,7 +442,7 @@ def layer_matched(neurons, # a `NeuronSet` of K members
         pool = free.nonzero()[:, 0]
         if len(pool) < len(pos): raise ValueError(f'layer {l} has only {len(pool)} neurons left to draw {len(pos)} from: select fewer')
         index[pos] = pool[torch.randperm(len(pool), generator=g)[:len(pos)]]
-    return _control(neurons, layer, index, 'layer-matched', seed, g, directions, weights, relevance)
+    return _control(neurons, layer, index, 'layer-matched', seed, g, (directions, weights, relevance))
 
 def outside(neurons, n:int=256, seed:int=0): # at most `n` members, as many as there are
     "A seeded sample of the neurons not in `neurons`, with equal weights and positive directions: shows what training does elsewhere"

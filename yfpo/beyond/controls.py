@@ -15,7 +15,7 @@ from ..neurons import Selection, _control, _home, capability_relevance, contrast
 from ..relevance import Scoring, down_projs, option_names, write_matrix
 
 # %% ../../nbs/beyond/09_controls.ipynb #06-neuro-041
-def _matched(neurons, values, name, seed, pool, **how):
+def _matched(neurons, values, name, seed, pool, how=()):
     "For each neuron another of its layer, drawn from the `pool` nearest in value"
     layers, width = _home(neurons, seed)
     g, layer, index = torch.Generator().manual_seed(seed), neurons.layer.clone(), neurons.index.clone()
@@ -31,13 +31,13 @@ def _matched(neurons, values, name, seed, pool, **how):
             near = (v - v[neurons.index[q]]).abs().masked_fill(~free, math.inf).topk(min(pool, int(free.sum())), largest=False).indices
             index[q] = near[torch.randint(len(near), (1,), generator=g).item()]
             free[index[q]] = False
-    return _control(neurons, layer, index, name, seed, g, **how)
+    return _control(neurons, layer, index, name, seed, g, how)
 
 def activation_matched(neurons, activation, # mean absolute activations (layers, neurons), from the attributor 'mean-abs'
                        seed:int=0, pool:int=10, # of the draw; how many of the nearest are drawn from
                        directions:str='random', weights:str='shuffled', relevance=None): # as in `layer_matched`
     "Other neurons of the same layers with nearly the same mean absolute activation"
-    return _matched(neurons, activation, 'activation-matched', seed, pool, directions=directions, weights=weights, relevance=relevance)
+    return _matched(neurons, activation, 'activation-matched', seed, pool, (directions, weights, relevance))
 
 def norm_matched(neurons, model, seed:int=0, pool:int=10):
     "Other neurons of the same layers with nearly the same write norm"
