@@ -328,7 +328,8 @@ def test_general_texts():
     assert all(60 <= len(t.split()) <= 150 for t in ts) and not re.search(r'\d', ''.join(ts))
 
 COUNTING = set("""zero one ones two three four five six seven eight nine ten eleven twelve thirteen fifteen twenty thirty forty fifty
-    hundred thousand million first second third fourth half halves quarter twice once double triple dozen dozens pair pairs couple single both plus
+    hundred thousand million first second third fourth half halves quarter twice once double triple dozen dozens pair pairs couple
+    single both plus
     minus sum total times number numbers count counts many amount equal equals add adds divide multiply percent""".split())
 
 def test_chat_answers_hold_no_mathematics():

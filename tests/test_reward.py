@@ -49,7 +49,8 @@ def test_a_read_out_trains(tiny, tmp_path, name):
 def test_new_kinds_by_hand(tiny):
     "|c|/σ and the positive part of c/σ, limited and averaged; the sum is the mean times the number of tokens"
     neurons, std = some_neurons(tiny[0]), torch.full((len(some_neurons(tiny[0])),), 2.)
-    a, stats = torch.randn(1, 4, len(neurons), generator=torch.Generator().manual_seed(1))*5, RewardStats(torch.ones_like(std), std, 3*torch.ones_like(std))
+    a, stats = torch.randn(1, 4, len(neurons), generator=torch.Generator().manual_seed(1))*5, RewardStats(torch.ones_like(std), std,
+                                                                                                          3*torch.ones_like(std))
     mask = torch.tensor([[True, True, True, False]])
     c = a[0, :3]*neurons.direction*3/2
     expected = dict(absolute=c.abs().clamp(max=3.), positive=c.clamp(0., 3.))

@@ -382,8 +382,8 @@ def _signs(relevance, neurons, seed):
     shape = tuple(_home(neurons, seed))
     given = getattr(relevance, 'weighted', relevance)
     if not isinstance(given, torch.Tensor) or tuple(given.shape) != shape:
-        raise ValueError(f"directions='relevance' needs relevance=, the `Relevance` of the capability texts in a model of {shape[0]} layers "
-                         f'of {shape[1]} neurons')
+        raise ValueError(f"directions='relevance' needs relevance=, the `Relevance` of the capability texts in a model of {shape[0]} "
+                         f'layers of {shape[1]} neurons')
     return torch.where(given < 0, -1., 1.)
 
 def _home(neurons, seed):

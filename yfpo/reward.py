@@ -446,7 +446,8 @@ def join(sets):
     cat = lambda k: torch.cat([getattr(s, k) for s in sets])
     return NeuronSet(cat('layer'), cat('index'), cat('weight'), cat('direction'), dict(model=sets[0].meta['model'], selector='joined'))
 
-KINDS_OF_READING = ('standardised', 'contribution', 'absolute', 'positive', 'raw', 'sum', 'digits only', 'answer only', 'last token', 'relevance')
+KINDS_OF_READING = ('standardised', 'contribution', 'absolute', 'positive', 'raw', 'sum', 'digits only', 'answer only', 'last token',
+                    'relevance')
 
 @documented
 @dataclass

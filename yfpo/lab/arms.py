@@ -31,14 +31,16 @@ class Arm:
         if self.neurons not in NEURONS: raise ValueError(f"neurons of an arm are {self.neurons!r}: use one of {', '.join(NEURONS)}")
 
 ARMS = {'dpo': Arm('DPO', BLUE, 'the same trainer with weight 0', ('sft',), train=dict(neuron_weight=0.)),
-        'dpo-diluted': Arm('DPO (diluted)', INK, 'DPO, as slow as the neuron term makes it; no neuron takes part', train=dict(neuron_weight=0.),
+        'dpo-diluted': Arm('DPO (diluted)', INK, 'DPO, as slow as the neuron term makes it; no neuron takes part',
+                           train=dict(neuron_weight=0.),
                            diluted=True),
         'yfpo': Arm('YFPO', RED, 'the selected neurons', ('yfpo-random', 'dpo-diluted', 'yfpo-reversed', 'dpo',
                                                             'yfpo-activation-matched', 'sft')),
         'yfpo-reversed': Arm('YFPO (reversed)', GREEN, 'the selected neurons, rewarded the other way round', neurons='reversed'),
         'yfpo-random': Arm('YFPO (random neurons)', PURPLE, 'random neurons of the same layers, with the same weights and direction rule, '
                            'drawn anew for each seed', neurons='random'),
-        'yfpo-activation-matched': Arm('YFPO (activation-matched neurons)', WINE, 'the same, with neurons that are as active as the selected ones',
+        'yfpo-activation-matched': Arm('YFPO (activation-matched neurons)', WINE,
+                                       'the same, with neurons that are as active as the selected ones',
                                        neurons='activation-matched'),
         'yfpo-literal': Arm('YFPO (literal)', BROWN, 'mean activations, no reference, a linear term: the simplest reading of the paper',
                             ('yfpo', 'dpo'), train=dict(readout='paper-literal', objective='add-linear')),

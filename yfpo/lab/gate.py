@@ -43,5 +43,6 @@ def clip_norm(norms, # gradient norms of DPO's steps, unclipped
               share:float=.1): # of steps that may be clipped
     "The least of these norms that at most `share` of the steps exceed"
     norms = sorted(norms)
-    if not norms or not all(math.isfinite(x) for x in norms): raise ValueError('the gradient norms are empty or not finite: look at the training')
+    if not norms or not all(map(math.isfinite, norms)):
+        raise ValueError('the gradient norms are empty or not finite: look at the training')
     return norms[len(norms) - 1 - math.floor(share*len(norms))]

@@ -53,7 +53,9 @@ class Training:
 
     def __post_init__(self):
         self.train, self.moves = dict(self.train or {}), dict(self.moves or {})
-        check_number('dose', self.dose, 0); check_count('dose_batches', self.dose_batches); check_count('gradients', self.gradients, 0); check_count('warm', self.warm, 0)
+        check_number('dose', self.dose, 0); check_count('dose_batches', self.dose_batches); check_count('gradients', self.gradients,
+                                                                                                        0); check_count('warm', self.warm,
+                                                                                                                        0)
 
 @takes(Training)
 def train_arm(run, # folder of a run with its pairs, neurons and reference model
@@ -69,7 +71,8 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
     def prepare(trainer):
         _dosed(trainer, arm, seed, run, how)
         if how.gradients and trainer.args.neuron_weight: GradientLog(trainer, how.gradients)
-        if ARMS[arm].neurons == 'moving': watching.append(_moving(trainer, tokenizer, run, recipe, dict(batch_size=size, seed=seed) | how.moves))
+        if ARMS[arm].neurons == 'moving': watching.append(_moving(trainer, tokenizer, run, recipe, dict(batch_size=size, seed=seed)
+                                                                  | how.moves))
     with marked(run, arm, seed):
         trainer = train_yfpo(net, tokenizer, pairs, neurons, run/'train'/f'{arm}-seed{seed}'/'trainer', prepare, seed=seed,
                              **{'bf16': use_bf16(how.precision, net), 'reference_dir': str(run/'train'/'reference'), **settings})

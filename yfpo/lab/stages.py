@@ -82,7 +82,7 @@ def choices():
     objectives, readouts = words_of('OBJECTIVES', 'loss'), words_of('READOUTS', 'reward')
     scores = words_of('ATTRIBUTORS', 'relevance', 'beyond.attributors')
     return dict(precision=[forms], dtype=[forms], dtypes=[tuple(f for f in forms if f != 'auto')],
-                backend=[words_of('BACKENDS', 'lm.sampling')], pair_source=[('sampled', 'corrupted', 'both')],
+                backend=[words_of('BACKENDS', 'lm.sampling')], pair_source=[('sampled', 'corrupted', 'both')], contrast=[('prose', 'chat')],
                 rejected=[('other', 'corrupted')],
                 **dict.fromkeys(('train_set', 'test_sets', 'source', 'greedy_sets'), [sets]), curve_methods=[scores],
                 **dict.fromkeys(('objective', 'objectives'), [objectives]), **dict.fromkeys(('readout', 'readouts'), [readouts]),
@@ -326,7 +326,8 @@ def _over_warm_starts(stage, known, recipe):
     "(label, extra parameters) of each step of a stage that makes a warm start, or evaluates it under the first seed that begins there"
     for w in range(recipe.warm_starts if 'warm' in known else 1):
         reference, extra = 'arms' in known, dict(warm=w) if 'warm' in known else {}
-        if reference: extra |= dict(arms=['sft'] if w else ['base', 'sft'], seed=sorted(recipe.seeds)[w] if recipe.warm_starts > 1 else recipe.seeds[0])
+        if reference: extra |= dict(arms=['sft'] if w else ['base', 'sft'], seed=sorted(recipe.seeds)[w] if recipe.warm_starts > 1
+                                    else recipe.seeds[0])
         yield stage + '-reference'*reference + f'-warm{w}'*(w > 0), extra
 
 def _steps_of(stage, given, known, recipe):
@@ -339,8 +340,8 @@ def _steps_of(stage, given, known, recipe):
 def _instances(recipe):
     "(stage, label, notebook, extra parameters) of every step of a recipe, in order"
     if recipe.warm_starts > len(recipe.seeds):
-        raise ValueError(f'recipe {recipe.name!r} has {recipe.warm_starts} warm_starts and {len(recipe.seeds)} seeds: each warm start needs '
-                         'a seed that begins there')
+        raise ValueError(f'recipe {recipe.name!r} has {recipe.warm_starts} warm_starts and {len(recipe.seeds)} seeds: each warm start '
+                         'needs a seed that begins there')
     for stage, given in recipe.stages.items():
         nb = stage_notebook(stage, recipe)
         for label, extra in _steps_of(stage, given, notebook_parameters(nb), recipe): yield stage, label, nb, extra
