@@ -9,9 +9,9 @@ __all__ = ['STUDY_TABLES', 'TABLE_OF', 'asked', 'drawer', 'draw_tables']
 import difflib, functools
 from pathlib import Path
 from .results import SOURCES, read_results
-from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, hacks_table, harm_margins, harm_table,
-                             main_table, mediation_table, power_table, rates_table, sampled_table, selector_table, sizes_note,
-                             specificity_table, study_table, write_table)
+from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, hacks_table, harm_margins,
+                             harm_table, main_table, mediation_table, power_table, rates_table, sampled_table, selector_table,
+                             sizes_note, specificity_table, study_table, write_table)
 from .findings import audit_verdict
 
 # %% ../../nbs/lab/17_report.ipynb #20-repor-201
