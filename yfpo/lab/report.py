@@ -10,9 +10,8 @@ import difflib, functools
 from pathlib import Path
 from .results import SOURCES, read_results
 from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, hacks_table, harm_margins,
-                             harm_table,
-                             main_table, mediation_table, power_table, rates_table, sampled_table, selector_table, sizes_note,
-                             specificity_table, study_table, write_table)
+                             harm_table, main_table, mediation_table, power_table, rates_table, sampled_table, selector_table,
+                             sizes_note, specificity_table, study_table, write_table)
 from .findings import audit_verdict
 
 # %% ../../nbs/lab/17_report.ipynb #20-repor-201
@@ -35,8 +34,6 @@ def drawer(known, # {name: (function from a folder to a thing or {stem: thing}, 
     names = asked(only, known)
     def draw(name):
         make, *kinds = known[name]
-        odd = next((k for k in kinds if k not in SOURCES), None)
-        if odd: raise ValueError(f'{name} reads {odd!r}, which `SOURCES` in lab/11_results does not have: add its file and stage there')
         if names and name not in names: return
         lacks = next((SOURCES[k][1] for k in kinds if not any(folder.glob(SOURCES[k][0]))), None)
         if lacks and not names: return Markdown(f'*Not drawn: `{recipe}` has no results of the stage `{lacks}`.*')
