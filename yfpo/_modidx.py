@@ -1220,6 +1220,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'yfpo.lm.responses.example_logprobs': ('lm/responses.html#example_logprobs', 'yfpo/lm/responses.py'),
                                    'yfpo.lm.responses.format_prompt': ('lm/responses.html#format_prompt', 'yfpo/lm/responses.py'),
                                    'yfpo.lm.responses.generate': ('lm/responses.html#generate', 'yfpo/lm/responses.py'),
+                                   'yfpo.lm.responses.generate_until': ('lm/responses.html#generate_until', 'yfpo/lm/responses.py'),
                                    'yfpo.lm.responses.hidden_states': ('lm/responses.html#hidden_states', 'yfpo/lm/responses.py'),
                                    'yfpo.lm.responses.odd_item': ('lm/responses.html#odd_item', 'yfpo/lm/responses.py'),
                                    'yfpo.lm.responses.read_responses': ('lm/responses.html#read_responses', 'yfpo/lm/responses.py'),

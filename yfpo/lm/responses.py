@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW', 'written', 'format_prompt', 'Example', 'text_items', 'odd_item', 'encode', 'collate', 'batches',
            'hidden_states', 'token_logprobs', 'response_logprobs', 'example_logprobs', 'split_prompt',
-           'states_behind_prompt', 'Reading', 'TextReading', 'generate', 'read_responses']
+           'states_behind_prompt', 'Reading', 'TextReading', 'generate', 'read_responses', 'generate_until']
 
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-002
 import hashlib, json, os
@@ -324,7 +324,8 @@ def _why_not(r, asked, seen):
 
 def read_responses(path, # JSONL that `generate` wrote
                    ids, # of the questions that it must answer, all equally often
-                   again:str): # how to make it again, for the errors
+                   again:str, # how to make it again, for the errors
+                   equal:bool=True): # False: as often as each needed, see `generate_until`
     "All rows, each checked, and none missing"
     rows, asked, seen = read_jsonl(path), {*ids}, set()
     for i, r in enumerate(rows, 1):
@@ -332,7 +333,25 @@ def read_responses(path, # JSONL that `generate` wrote
         where = f"{path}, row {i} ({str(r.get('id')):.40}, sample {r.get('sample')!r:.20})"
         if why: raise ValueError(f'{where}: {why}; make it again with {again}')
         seen.add((r['id'], r['sample']))
-    n = max((s + 1 for _, s in seen), default=1)
+    n = max((s + 1 for _, s in seen), default=1) if equal else 1
     lost = len(asked) - sum(all((i, s) in seen for s in range(n)) for i in asked)
     if lost: raise ValueError(f'{path} lacks {lost} of the {len(asked)} questions, or some of their samples; make it again with {again}')
     return rows
+
+# %% ../../nbs/lm/04_responses.ipynb #02-respo-061
+@takes(Sampling)
+def generate_until(model, tokenizer, problems, # `Problem`s
+                   enough, # function of a problem and the texts that it has so far: whether it needs no more
+                   path, # JSONL file, as `generate` writes it; a killed job continues from it
+                   per:int=2, # responses in a round
+                   restart:bool=False, # as in `generate`
+                   **kwargs): # fields of `Sampling`; `n` is the most responses of one question
+    "The rows of `generate`, but none of a question that had enough before that round"
+    how, found, left = taken(generate_until, kwargs), {p.id: [] for p in problems}, list(problems)
+    if type(per) is not int or per < 1: raise ValueError(f'per is {per!r}: give the number of responses in a round, at least 1')
+    for n in [*range(per, how.n, per), how.n]:
+        rows = generate(model, tokenizer, left, path, restart, **{**vars(how), 'n': n})
+        for p in left: found[p.id] = [r for r in rows if r['id'] == p.id]
+        left = [p for p in left if not enough(p, [r['text'] for r in found[p.id]])]
+        if not left: break
+    return [r for rows in found.values() for r in rows]
