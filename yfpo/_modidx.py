@@ -550,6 +550,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'yfpo.lab.figures.draw_dynamic': ('lab/figures.html#draw_dynamic', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_faithfulness': ('lab/figures.html#draw_faithfulness', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_figures': ('lab/figures.html#draw_figures', 'yfpo/lab/figures.py'),
+                                  'yfpo.lab.figures.draw_gate': ('lab/figures.html#draw_gate', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_margins': ('lab/figures.html#draw_margins', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_method': ('lab/figures.html#draw_method', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_neurons': ('lab/figures.html#draw_neurons', 'yfpo/lab/figures.py'),

@@ -6,8 +6,8 @@
 __all__ = ['ROOM', 'ROWS', 'HUES', 'CURVES', 'MOVE_CURVES', 'STROKES', 'AXES', 'DASHBOARD', 'FIGURE_OF', 'style', 'styled',
            'panels', 'save_figure', 'small_picture', 'draw_neurons', 'draw_worked_problem', 'draw_tokens',
            'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training',
-           'draw_overoptimisation', 'draw_breakage', 'draw_dynamic', 'draw_scaling', 'draw_dashboard', 'dashboard',
-           'draw_contrasts', 'draw_specificity', 'draw_method', 'draw_figures']
+           'draw_overoptimisation', 'draw_breakage', 'draw_gate', 'draw_dynamic', 'draw_scaling', 'draw_dashboard',
+           'dashboard', 'draw_contrasts', 'draw_specificity', 'draw_method', 'draw_figures']
 
 # %% ../../nbs/lab/18_figures.ipynb #21-figur-002
 import functools, re
@@ -507,6 +507,30 @@ def _concat(*frames):
     import pandas as pd
     return pd.concat(frames, ignore_index=True)
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-gate-1
+@styled
+def draw_gate(rows): # frame of gate.csv
+    "DPO at every setting that was tried, beside the warm start: accuracy and loss on dev questions; a ring marks the chosen one"
+    fig, axs = panels(1, 2, size=(6.6, 2.9))
+    start, tried = rows[rows.learning_rate == 0].iloc[0], rows[rows.learning_rate > 0]
+    for ax, y, scale in zip(axs.flat, ('accuracy', 'nll'), (100, 1)):
+        ax.axhline(scale*start[y], color=arm_color('sft'), lw=1.2, ls=(0, (4, 2)), label=arm_label('sft'), zorder=0)
+        for k, ((beta, term), own) in enumerate(tried.groupby(['beta', 'likelihood'])):
+            own, color = own.sort_values('learning_rate'), (BLUE, ORANGE, GREEN, PURPLE, INK, RED)[k % 6]
+            err = _wilson(own[y], int(own.n.iloc[0]), scale) if y == 'accuracy' else None
+            name = (f'likelihood term {term:g}' if term else 'no likelihood term') + (f', β {beta:g}' if tried.beta.nunique() > 1 else '')
+            ax.errorbar(own.learning_rate*(1 + .06*k), scale*own[y], yerr=err, fmt='o-', color=color, ms=4, mec='white', mew=.5, lw=.9,
+                        label=name)
+            best = own[own.chosen == 1]
+            ax.plot(best.learning_rate*(1 + .06*k), scale*best[y], 'o', ms=10, mfc='none', mec=INK, mew=1.1)
+        ax.set(xscale='log', xlabel='learning rate')
+        ax.set_xticks(rates := sorted(tried.learning_rate.unique()), [f'{r:.0e}'.replace('e-0', 'e-') for r in rates])
+        ax.minorticks_off()
+    axs.flat[0].set(title='dev questions solved', ylabel='%')
+    axs.flat[1].set(title='loss on dev solutions', ylabel='nats/token')
+    fig.legend(*axs.flat[0].get_legend_handles_labels(), fontsize=7.5, ncols=3, loc='outside upper center', handlelength=1.6)
+    return fig
+
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-084
 MOVE_CURVES = {'dpo': ('DPO', BLUE), 'static': ('static', RED), 'dynamic': ('dynamic', ORANGE), 'random': ('dynamic, random', PURPLE),
                'oracle': ('oracle', GREEN)}
@@ -824,6 +848,7 @@ FIGURE_OF = dict(                                              # of a recipe: ho
     stability=_drawn_from(draw_stability, 'stability', 'selector_overlap', 'selection'),
     faithfulness=_drawn_from(draw_faithfulness, 'hiding', 'single_neurons'), worked_problems=(_worked_problems, 'worked_problems'),
     overoptimisation=(_overoptimisation, 'overoptimisation', 'manifest'), breakage=(_breakage, 'breakage', 'manifest'),
+    gate=_drawn_from(draw_gate, 'gate'),
     dynamic=(_dynamic, 'dynamic', 'dynamic_log', 'dynamic_moves'), dashboard=(_dashboard, 'overoptimisation'))
 
 def draw_figures(folder, # of results

@@ -24,6 +24,7 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                parts=('parts.csv', 'parts'), mediation=('mediation.csv', 'parts'), dynamic=('dynamic.csv', 'dynamic'),
                dynamic_log=('dynamic_log.csv', 'dynamic'), dynamic_moves=('dynamic_moves.csv', 'dynamic'),
                overoptimisation=('overoptimisation.csv', 'overoptimisation'), breakage=('breakage.csv', 'breakage'),
+               gate=('gate.csv', 'gate'),
                bench_relevance_summary=('bench_relevance.json', 'bench_relevance'), hacks=('hacks.csv', 'hacks'),
                bench_step=('bench_step.csv', 'bench_step'), bench_step_summary=('bench_step.json', 'bench_step'),
                bench_generation=('bench_generation.csv', 'bench_generation'), bench_scaling=('bench_scaling.csv', 'bench_scaling'),
@@ -69,6 +70,7 @@ RESULT_COLUMNS = dict(main=_LEVELS, evaluation=_LEVELS, sft='; step loss', train
                dynamic_log='arm; step loss neurons/margins', dynamic_moves=f'arm; {_MOVES}', moves=f'; {_MOVES}',
                mediation='arm set; k n change sufficient sufficient_low? sufficient_high? necessary necessary_low? necessary_high?',
                overoptimisation=f'; weight {_LOOK} {_AGAINST}', breakage=f'arm; weight learning_rate {_LOOK} {_AGAINST}',
+               gate='; learning_rate beta likelihood accuracy nll clip n chosen',
                hacks='readout trick model; n gain low? high?', bench_relevance='dtype variant; round seconds seconds_per_text peak_mb?',
                bench_step='kind dtype variant; round seconds peak_mb?', bench_scaling='axis; x round seconds',
                bench_generation='dtype variant; round seconds seconds_per_question peak_mb?')
