@@ -1,9 +1,10 @@
 "Attributors on every family, selectors with a criterion of their own, controls, interventions and cards beyond their notebooks."
 import math
 import numpy as np, pytest, torch
-from test_relevance import PUBLIC, random_model, relative
+from families import random_model
+from test_relevance import relative
 from yfpo.beyond.attributors import integrated_gradients, logprob_increase
-from yfpo.relevance import ATTRIBUTORS, attribute
+from yfpo.relevance import FAMILIES, ATTRIBUTORS, attribute
 from yfpo.beyond.cards import cards_html, neuron_cards
 from yfpo.beyond.controls import activation_matched, bottom_neurons, norm_matched
 from yfpo.beyond.effects import faithfulness, hiding_curve
@@ -23,7 +24,7 @@ def examples():
     return [Example(ids(n), s) for n, s in ((17, 7), (9, 6), (21, 15), (12, 5))]
 
 @pytest.mark.parametrize('method', ATTRIBUTORS)
-@pytest.mark.parametrize('family', PUBLIC)
+@pytest.mark.parametrize('family', sorted(FAMILIES))
 def test_every_attributor_on_every_family(method, family, examples):
     m = random_model(family, num_hidden_layers=1)
     options = {**({'digits': DIGITS} if method in ('relp', 'atp') else {}), **({'steps': 2} if method == 'knowledge' else {})}
@@ -139,7 +140,7 @@ def everything(m):
     return NeuronSet(torch.arange(L).repeat_interleave(F), torch.arange(F).repeat(L), torch.full((L*F,), 1/(L*F)), torch.ones(L*F),
                      dict(model=model_signature(m)))
 
-@pytest.mark.parametrize('family', PUBLIC)
+@pytest.mark.parametrize('family', sorted(FAMILIES))
 def test_patching_everything_gives_the_donor(family, examples):
     m, donor = random_model(family), random_model(family)
     for b in (donor.base_model.h if family == 'gpt2' else donor.base_model.layers):

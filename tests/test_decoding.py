@@ -7,7 +7,7 @@ from yfpo.lm.decoding import (GumbelNoise, common_beginning, completions, decode
 from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.data.templates import make_problems
 from yfpo.lm.responses import format_prompt, generate
-from test_relevance import PUBLIC, random_model
+from families import FAMILIES, random_model
 
 SHOTS = [[7, 8, 9, 10, 11, 12, 13], [7, 8, 9, 10, 20], [7, 8, 9, 10, 20, 21, 22, 23, 24, 25], [7, 8, 9, 10, 30, 31]]
 
@@ -16,7 +16,7 @@ def both(model, tok, prompts, n=10, keys=None, **kw):
     own = decode(model, prompts, read_beginning(model, common_beginning(prompts)), lambda x: False, n, noise(), **kw)
     return own, plain_decode(model, tok, prompts, n, noise())
 
-@pytest.mark.parametrize('kind', PUBLIC)
+@pytest.mark.parametrize('kind', sorted(FAMILIES))
 def test_every_family(kind, tiny):
     "Hidden states are those of the plain pass, or the family is named as one that decodes in its own way"
     model = random_model(kind).eval()

@@ -184,7 +184,7 @@ def test_the_configurations_of_accelerate(ready, name, processes):
 def test_uneven_shares_are_refused(ready, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
     with pytest.raises(ValueError, match='4 processes cannot share'): train_arm(ready, 'smoke', 'dpo', 0,
-                                                                                dict(per_device_train_batch_size=6))
+                                                                                train=dict(per_device_train_batch_size=6))
 
 SMALL = dict(k=.1, per_layer=.2, max_new_tokens=12, max_length=512, n_samples=2, ks=[1, 2], processes=2, train_set='templates',
              test_sets=['templates'],

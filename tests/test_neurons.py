@@ -167,7 +167,7 @@ def test_reward_refusals(tiny, neurons, tmp_path):
 
 def test_audit_finds_a_planted_signal(tiny, neurons, pairs):
     rows = reward_audit(*tiny, pairs, neurons, {'random': random_neurons(neurons, 0)})
-    assert [r['readout'] for r in rows if r['kind'] == 'selected'] == list(KINDS_OF_READING) and len(rows) == 2*6 + 3
+    assert [r['readout'] for r in rows if r['kind'] == 'selected'] == list(KINDS_OF_READING) and len(rows) == 2*len(KINDS_OF_READING) + 3
     assert all(0 <= r['low'] <= r['auc'] <= r['high'] <= 1 for r in rows)
     longer = [dict(p, chosen=[dict(role='assistant', content=p['chosen'][0]['content'] + ' Indeed so.')]) for p in pairs]
     assert {r['signal']: r['auc'] for r in reward_audit(*tiny, longer, neurons, {})}['length'] == 1.0
@@ -186,7 +186,7 @@ def test_audit_sees_neurons_that_know(tiny, neurons, pairs):
     assert back['standardised'] == pytest.approx(1 - rows['standardised'], abs=.05) and back['relevance'] == rows['relevance']
 
 def test_audit_is_blind_to_the_free_rescaling(tiny, neurons, pairs):
-    "Of the six read-outs only the literal one can be moved without changing the function"
+    "Of the read-outs only the literal one can be moved without changing the function"
     model, tok = tiny
     hacked = copy.deepcopy(model)
     for l, i in list(zip(neurons.layer, neurons.index))[::2]:

@@ -4,7 +4,7 @@ import pytest, torch
 from yfpo.lm.packing import (PACKS, PackedForward, branch_attention, forest, model_inputs, pack, pack_examples, packed_states, packs,
                              shared_batches, shared_logprobs, target_scores, why_plain)
 from yfpo.lm.responses import Example, collate, example_logprobs, hidden_states
-from test_relevance import PUBLIC, random_model
+from families import FAMILIES, random_model
 
 def trees(seed, n=12, vocab=6):
     "Random sequences over few words, so that many begin alike"
@@ -29,7 +29,7 @@ def test_forest_holds_every_sequence_once(seed):
     prefixes = {(groups[i] if groups else 0, *s[:t]) for i, s in enumerate(seqs) for t in range(1, len(s) + 1)}
     assert (p.branch > 0).sum() == len(prefixes) and p.input_ids.shape[1] <= max(30*(seed % 3), len(prefixes))
 
-@pytest.mark.parametrize('kind', PUBLIC)
+@pytest.mark.parametrize('kind', sorted(FAMILIES))
 def test_every_family(kind):
     model = random_model(kind).eval()
     seqs = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 10, 11, 12], [5, 6, 7, 8, 9, 3, 4], [20, 21], [20, 21, 22]]

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from yfpo.lab.publish import run_here
+from yfpo.lab.recipes import read_recipe
 
 YFPO = str(Path(sys.executable).parent/'yfpo')
 
@@ -20,27 +21,28 @@ def smoke(tmp_path_factory):
 
 def test_tables_figures_manifest(smoke):
     run, out = smoke
-    assert 'SMOKE RUN, NOT A RESULT' in out and 'figures' in out and '[1/34] problems' in out
+    assert 'SMOKE RUN, NOT A RESULT' in out and 'figures' in out and '[1/44] problems' in out
     main = pd.read_csv(run/'results'/'main.csv')
     assert list(main.columns) == ['arm', 'seed', 'set', 'n', 'metric', 'value', 'low', 'high']
-    assert set(main.arm) == {'base', 'sft', 'dpo', 'yfpo', 'yfpo-random', 'yfpo-dynamic'}
+    assert set(main.arm) == {'base', 'sft', *read_recipe('smoke').arms}
     assert {'accuracy_numeric', 'nll_gold', 'pair_accuracy', 'truncated', 'no_answer'} <= set(main.metric)
     main = main.dropna(subset=["low", "high"])                  # one question has no interval
     assert len(main) and (main.low <= main.value + 1e-9).all() and (main.value <= main.high + 1e-9).all()
     m = json.loads((run/'results'/'manifest.json').read_text())
-    assert m['recipe'] == 'smoke' and len(m['stages']) == 34 and m['versions']['torch']
+    assert m['recipe'] == 'smoke' and len(m['stages']) == 44 and m['versions']['torch']
     assert all(s['peak_memory_mb'] > 0 for s in m['stages'].values())
     assert str(run) not in json.dumps(m)
     for t in m['tests'].values():                              # pairs compares questions with them and refuses overlaps
-        assert t['opened_by'][0] == 'pairs' and t['opened_by'][-1] == 'browse'
-        assert all(l.startswith('evaluate-') for l in t['opened_by'][1:-1]), t
+        assert {*t['opened_by'][:2]} == {'pairs', 'pairs-warm1'} and t['opened_by'][-1] == 'browse'
+        assert all(l.startswith('evaluate-') for l in t['opened_by'][2:-1]), t
     for d, suffixes in (('tables', ('md', 'tex', 'csv')), ('figures', ('png', 'pdf'))):
         assert all(list((run/'results'/d).glob(f'*.{s}')) for s in suffixes)
 
 def test_training_starts_at_ln2(smoke):
     run, _ = smoke
-    first = {f.stem: pd.read_csv(f).loss[0] for f in (run/'results'/'training').glob('*.csv')}
-    assert first['dpo-seed0'] == pytest.approx(0.693147, abs=1e-4) and first['yfpo-seed0'] == pytest.approx(1.1*0.693147, abs=1e-4)
+    first = {f.stem: pd.read_csv(f).iloc[0] for f in (run/'results'/'training').glob('*.csv')}
+    for name in ('dpo-seed0', 'yfpo-seed0', 'yfpo-seed1'):
+        assert abs(first[name]['rewards/margins']) < 1e-4 and first[name]['neurons/loss'] == pytest.approx(0.693147, abs=1e-4)
 
 def test_second_run_does_nothing(smoke):
     run, _ = smoke
@@ -52,7 +54,7 @@ def test_only_what_is_missing_runs_again(smoke):
     run, _ = smoke
     (run/'results'/'tables'/'audit.md').unlink()
     out = yfpo('run', 'smoke', '--run-dir', run).stdout
-    assert out.count('up to date') == 33 and 'tables ... up to date' not in out
+    assert out.count('up to date') == 43 and 'tables ... up to date' not in out
 
 def test_report_gives_the_same_bytes(smoke):
     run, _ = smoke

@@ -156,7 +156,7 @@ def test_neurons_that_do_not_say_how_they_were_chosen(selected, tmp_path, edit, 
     refused(says, 'causal', run, n_texts=1, n_draws=1)
 
 @pytest.mark.parametrize('name,params,says', [
-    ('browse', dict(arms_read=['yfp']), "arms_read names 'yfp', which was not trained: there are sft, dpo, yfpo"),
+    ('browse', dict(arms_read=['yfp']), "arms_read names 'yfp', which was not trained: there are sft, dpo, dpo-diluted, yfpo, "),
     ('browse', dict(arms_read=['base']), "arms_read names 'base'"), ('browse', dict(arms_read=['../x']), "arms_read names '../x'"),
     ('selectors', dict(methods=['gradient']), 'methods lacks attnlrp, which the controls and the curves need: name it there'),
     ('selectors', dict(methods=['attnlrp'], curve_methods=['wanda']), 'methods lacks wanda'),

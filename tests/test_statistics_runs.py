@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from matplotlib.text import Text
 from scipy import stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
@@ -237,7 +238,8 @@ def test_the_figure_can_be_read_on_a_narrow_page(recipe):
     outcome = declared_outcome(read_results(folder, 'contrasts'))
     fig = draw_specificity(beside_margins(*(read_results(folder, k) for k in ('answers', 'training', 'margins')), outcome), outcome)
     fig.draw_without_rendering()
-    words = [t for ax in fig.axes for t in [ax._left_title, ax.xaxis.label, ax.yaxis.label, *ax.texts, *ticks(ax)] if t.get_text()]
+    words = [t for ax in fig.axes for t in [*(c for c in ax.get_children() if isinstance(c, Text)), ax.xaxis.label, ax.yaxis.label,
+                                            *ticks(ax)] if t.get_text()]
     words += fig.legends[0].get_texts()
     boxes = [t.get_window_extent() for t in words]
     assert len(words) > 20 and all(t.get_fontsize()*fig.dpi/72*390/fig.bbox.width > 9 for t in words)

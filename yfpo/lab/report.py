@@ -34,6 +34,8 @@ def drawer(known, # {name: (function from a folder to a thing or {stem: thing}, 
     names = asked(only, known)
     def draw(name):
         make, *kinds = known[name]
+        odd = next((k for k in kinds if k not in SOURCES), None)
+        if odd: raise ValueError(f'{name} reads {odd!r}, which `SOURCES` in lab/11_results does not have: add its file and stage there')
         if names and name not in names: return
         lacks = next((SOURCES[k][1] for k in kinds if not any(folder.glob(SOURCES[k][0]))), None)
         if lacks and not names: return Markdown(f'*Not drawn: `{recipe}` has no results of the stage `{lacks}`.*')
