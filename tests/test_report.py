@@ -167,7 +167,7 @@ def test_statements_agree_with_the_files():
     audit, ablation, k = pd.read_csv(f/'audit.csv'), pd.read_csv(f/'ablation.csv'), json.loads((f/'neurons.json').read_text())['k']
     s = audit[(audit.kind == 'selected') & (audit.readout == 'standardised')].iloc[0]
     assert s.low < .5 < s.high
-    assert f'in {100*s.auc:.0f} % of {s.n} held-out pairs. That cannot be told from a coin.' in str(finding(f, 'audit'))
+    assert f'in {100*s.auc:.0f} % of {s.n} held-out pairs. That is not clearly different from chance.' in str(finding(f, 'audit'))
     own = ablation[(ablation['mode'] == 'mean') & (ablation.k == k) & (ablation.text == 'math')]
     assert f"solutions by {own[own.set == 'selected'].delta_nll.item():.2f} nats" in str(finding(f, 'causal'))
     assert f"at most {own[own.set == 'layer-matched'].delta_nll.max():.2f} on solutions" in str(finding(f, 'causal'))
@@ -177,7 +177,7 @@ def test_statements_agree_with_the_files():
         p = table[table.primary].iloc[0]
         ours = (p.delta < 0) == (p.metric == 'nll_gold')
         assert p.contrast == 'yfpo - yfpo-random' and f"favours {'YFPO.' if ours else 'YFPO (random neurons).'}" in said
-        assert (table[table.family].p_holm >= .05).all() == ('No declared difference can be told from zero' in said)
+        assert (table[table.family].p_holm >= .05).all() == ('No declared difference is significant' in said)
         assert ('Lower NLL is better.' in said) == (p.metric == 'nll_gold')
 
 def row(contrast, delta, p, metric='nll_gold', **kw):
@@ -189,7 +189,7 @@ def recipe(folder, *rows):
     write_rows(folder/'contrasts.csv', pd.DataFrame([*rows]))
     return folder
 
-EQUAL = 'That does not show them equal: true differences of up to '
+EQUAL = 'That does not show them equal: these runs could miss true differences of up to '
 
 def test_a_clear_win(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', -.1, .01), row('yfpo - yfpo-random', -.2, .001))
@@ -201,19 +201,19 @@ def test_a_clear_win(tmp_path):
 def test_a_clear_loss(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', .1, .01), row('yfpo - yfpo-random', -.2, .9, mde=.5))
     assert verdict([one]) == ['YFPO loses to DPO in `one`, by more than chance explains.',
-                              'The selected neurons are not shown to beat the random neurons: no declared difference between them can '
-                              'be told from zero.',
-                              'The other differences are not shown to be zero: true differences of up to 0.50 nats per token could have '
-                              'gone unseen.']
+                              'The selected neurons are not shown to beat the random neurons: no declared difference between them '
+                              'is significant.',
+                              'The other differences are not shown to be zero: these runs could miss true differences of up to 0.50 nats '
+                              'per token.']
 
 def test_a_null(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', -.1, .4, mde=.3), row('yfpo - yfpo-random', .2, .4))
     two = recipe(tmp_path/'two', row('yfpo - dpo', .1, .1, 'accuracy_numeric', mde=.084),
                  row('yfpo - yfpo-random', -.2, .6, 'accuracy_numeric'))
-    assert verdict([one, two]) == ['YFPO is not shown to beat DPO: no declared difference between them can be told from zero.',
+    assert verdict([one, two]) == ['YFPO is not shown to beat DPO: no declared difference between them is significant.',
                                    'The selected neurons are not shown to beat the random neurons: no declared difference between them '
-                                   'can be told from zero.',
-                                   f'{EQUAL}0.30 nats per token or 8.4 points of accuracy could have gone unseen.']
+                                   'is significant.',
+                                   f'{EQUAL}0.30 nats per token or 8.4 points of accuracy.']
     mixed = [recipe(tmp_path/f'r{i}', row('yfpo - dpo', -.1, p)) for i, p in enumerate((.01, .6))]
     assert verdict(mixed)[:2] == ['YFPO beats DPO in `r0`, by more than chance explains.',
                                   'Whether the selected neurons beat the random neurons was not asked.']

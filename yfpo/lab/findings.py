@@ -46,7 +46,7 @@ def beats_a_coin(s): return s.low > .5                                # a row of
 
 def _against_chance(s, draws):
     "The selected neurons compared with chance, and with random neurons"
-    if s.low <= .5 <= s.high: return 'That cannot be told from a coin.'
+    if s.low <= .5 <= s.high: return 'That is not clearly different from chance.'
     beyond = s.auc > draws.max() if beats_a_coin(s) else s.auc < draws.min()
     return f"That is {'better' if beats_a_coin(s) else 'worse'} than a coin, {'and no' if beyond else 'but a'} random set reaches it."
 
@@ -196,7 +196,7 @@ def _contrast_finding(contrasts):
     said = [f'The primary estimate, {contrast_label(first.contrast)} on {set_label(first.set)}, is {amount_text(first)}{favoured}.',
             'Lower NLL is better.' if first.metric in _LOWER else '',
             _seed_sentence(first, single[single.contrast == first.contrast].seed.nunique()),
-            capital(how_many(sure, len(own), 'declared difference', 'can', 'can')) + " be told from zero after Holm's correction.",
+            capital(how_many(sure, len(own), 'declared difference', 'is', 'are')) + " significant after Holm's correction.",
             f'{capital(also)} zero, uncorrected.' if also else '']
     return Finding('Declared contrasts', said,
                    *(_contrast_row(r, single) for part in (own, _clear(rest), moved) for r in part.itertuples()))

@@ -36,8 +36,8 @@ def _beats(rows, ours, theirs, many): # [(folder, row)], two names, whether `our
         said = [f"{verb} {theirs} in {listed(where)}" for verb, where in
                 ((f"beat{'' if many else 's'}", won), (f"lose{'' if many else 's'} to", lost)) if where]
         return f"{capital(ours)} {' and '.join(said)}, by more than chance explains."
-    return (f"{capital(ours)} {'are' if many else 'is'} not shown to beat {theirs}: no declared difference between them can be told from "
-            "zero.")
+    return (f"{capital(ours)} {'are' if many else 'is'} not shown to beat {theirs}: no declared difference between them is "
+            "significant.")
 
 def _unseen(rows): # rows of contrasts.csv
     "One sentence: how large a difference could have been missed"
@@ -45,12 +45,12 @@ def _unseen(rows): # rows of contrasts.csv
     open_ = [r for r in null if not math.isnan(r.mde)]
     if not null:
         return f"{capital(how_many(len(rows), len(rows), 'declared difference', 'holds', 'hold'))} after correction for their number."
-    if not open_: return 'How large a difference could have gone unseen is not known.'
+    if not open_: return 'How large a difference these runs could miss is not known.'
     nats, points = ([r.mde for r in open_ if (r.metric in NATS) == side] for side in (True, False))
     said = [f'{number(max(nats))} nats per token'] if nats else []
     if points: said.append(f'{interval(max(points), math.nan, math.nan, 100, 1)} points of accuracy')
     what = 'That does not show them equal' if len(null) == len(rows) else 'The other differences are not shown to be zero'
-    return f"{what}: true differences of up to {' or '.join(said)} could have gone unseen."
+    return f"{what}: these runs could miss true differences of up to {' or '.join(said)}."
 
 def verdict(folders): # of results
     "YFPO against DPO, selected against random neurons, two more controls if declared, and how large a difference could have been missed"
@@ -95,7 +95,7 @@ def _trained(compared):
     every = _declared(compared)
     sure, old = [(f, r) for f, r in every if r.p_holm < .05], [r for _, r in every if getattr(r, 'test', 'over_seeds') != 'crossed']
     boot = [r for _, r in every if getattr(r, 'boot_low', 0) > 0 or getattr(r, 'boot_high', 0) < 0]
-    said = [capital(how_many(len(sure), len(every), 'declared difference', 'can', 'can')) + " be told from zero after Holm's correction.",
+    said = [capital(how_many(len(sure), len(every), 'declared difference', 'is', 'are')) + " significant after Holm's correction.",
             *(f'In `{recipe_name(f)}`, {contrast_label(r.contrast)} is {amount_text(r)}.' for f, r in sure),
             'These t intervals err on the wide side.' if old else '',
             'By the bootstrap over seeds and questions, which errs on the narrow side, '

@@ -342,15 +342,14 @@ def read_responses(path, # JSONL that `generate` wrote
 @takes(Sampling)
 def generate_until(model, tokenizer, problems, # `Problem`s
                    enough, # function of a problem and the texts that it has so far: whether it needs no more
-                   path, # JSONL file, as `generate` writes it; a killed job continues from it
+                   path, # JSONL file, as `generate` writes it: a killed job continues, another model or other settings start anew
                    per:int=2, # responses in a round
-                   restart:bool=False, # as in `generate`
                    **kwargs): # fields of `Sampling`; `n` is the most responses of one question
     "The rows of `generate`, but none of a question that had enough before that round"
     how, found, left = taken(generate_until, kwargs), {p.id: [] for p in problems}, list(problems)
     if type(per) is not int or per < 1: raise ValueError(f'per is {per!r}: give the number of responses in a round, at least 1')
     for n in [*range(per, how.n, per), how.n]:
-        rows = generate(model, tokenizer, left, path, restart, **{**vars(how), 'n': n})
+        rows = generate(model, tokenizer, left, path, restart=True, **{**vars(how), 'n': n})
         for p in left: found[p.id] = [r for r in rows if r['id'] == p.id]
         left = [p for p in left if not enough(p, [r['text'] for r in found[p.id]])]
         if not left: break
