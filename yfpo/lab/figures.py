@@ -842,7 +842,8 @@ def _worked_problems(folder):
 # %% ../../nbs/lab/18_figures.ipynb #21-figur-107
 FIGURE_OF = dict(                                              # of a recipe: how it is drawn, and the kinds of results that it reads
     method=_drawn_from(draw_method), contrasts=_drawn_from(draw_contrasts, 'contrasts'),
-    specificity=(_specificity, 'answers', 'training', 'margins', 'contrasts'), gate=_drawn_from(draw_gate, 'gate'), training=_drawn_from(draw_training, 'training'),
+    specificity=(_specificity, 'answers', 'training', 'margins', 'contrasts'), gate=_drawn_from(draw_gate, 'gate'),
+    training=_drawn_from(draw_training, 'training'),
     margins=_drawn_from(draw_margins, 'margins'), ablation=_drawn_from(draw_ablation, 'ablation'),
     neurons=_drawn_from(draw_neurons, 'neurons', 'selection'), selectors=_drawn_from(draw_selectors, 'selectors', 'selector_curves'),
     stability=_drawn_from(draw_stability, 'stability', 'selector_overlap', 'selection'),
