@@ -325,7 +325,7 @@ def _why_not(r, asked, seen):
 def read_responses(path, # JSONL that `generate` wrote
                    ids, # of the questions that it must answer, all equally often
                    again:str, # how to make it again, for the errors
-                   equal:bool=True): # False: as often as each needed, see `generate_until`
+                   enough=lambda i, texts: False): # function of an id and its texts: whether it needed no more, see `generate_until`
     "All rows, each checked, and none missing"
     rows, asked, seen = read_jsonl(path), {*ids}, set()
     for i, r in enumerate(rows, 1):
@@ -333,8 +333,10 @@ def read_responses(path, # JSONL that `generate` wrote
         where = f"{path}, row {i} ({str(r.get('id')):.40}, sample {r.get('sample')!r:.20})"
         if why: raise ValueError(f'{where}: {why}; make it again with {again}')
         seen.add((r['id'], r['sample']))
-    n = max((s + 1 for _, s in seen), default=1) if equal else 1
-    lost = len(asked) - sum(all((i, s) in seen for s in range(n)) for i in asked)
+    n, texts = max((s + 1 for _, s in seen), default=1), {i: [] for i in asked}
+    for r in rows: texts[r['id']].append(r['text'])
+    whole = {i for i in asked if all((i, s) in seen for s in range(len(texts[i]))) and (len(texts[i]) == n or enough(i, texts[i]))}
+    lost = len(asked) - len(whole)
     if lost: raise ValueError(f'{path} lacks {lost} of the {len(asked)} questions, or some of their samples; make it again with {again}')
     return rows
 
