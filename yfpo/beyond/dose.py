@@ -147,6 +147,7 @@ def _measured(trainer, batches):
             for batch, _ in zip(trainer.get_train_dataloader(), range(batches)):
                 trainer.compute_loss(model, trainer._prepare_inputs(batch))
     finally:
-        (args.neuron_weight, trainer.on_term), _ = before, model.train(was)
+        args.neuron_weight, trainer.on_term = before
+        model.train(was)
         trainer._metrics['train'].clear()
     return found
