@@ -192,3 +192,14 @@ def test_the_summary_takes_a_type_that_was_timed(tmp_path, dtypes):
     made = stage('bench_summary', tmp_path, starts=1, drawn='bench')['summary']
     ratios = json.loads((tmp_path/'results'/'bench_step.json').read_text())['ratios']['other']
     assert made['step_ratio_fp32'] == ratios[f"step_ratio_{'float32' if 'float32' in dtypes else 'bfloat16'}"]
+
+@pytest.mark.parametrize('broken,fails', [('', set()), ('rule', {'T3 value half'}),
+                                          ('loss', {'weight 0 is DPO: losses', 'weight 0 is DPO: weights', 'shared prompts: losses'})])
+def test_the_device_stage_sees_what_does_not_hold(tmp_path, monkeypatch, broken, fails):
+    from yfpo import relevance
+    from yfpo.trainer import YFPOTrainer
+    if broken == 'rule': monkeypatch.setitem(relevance.FACTORS, 'value', 1)
+    if broken == 'loss': monkeypatch.setattr(YFPOTrainer, 'compute_loss', lambda self, *a, f=YFPOTrainer.compute_loss, **k: 1.01*f(self, *a, **k))
+    rows = stage('device', tmp_path, dtypes=['float32'])['rows']
+    assert {r['check'] for r in rows if not r['holds']} == fails and len(rows) == 11
+    assert (tmp_path/'results'/'device.csv').exists() and {r['limit'] for r in rows} == {0., 1e-4, 2e-5}
