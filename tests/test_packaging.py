@@ -26,7 +26,7 @@ def test_metadata_is_settings_ini(wheel):
     assert meta['Summary'] == CFG['description'] and meta['Requires-Python'] == f">={CFG['min_python']}"
     required = [r for r in meta.get_all('Requires-Dist') if 'extra ==' not in r]
     assert sorted(required) == sorted(CFG['requirements'].split())
-    assert meta.get_all('Provides-Extra') == [*EXTRAS] == 'lab peft slurm harness math lxt vllm docs dev'.split()
+    assert meta.get_all('Provides-Extra') == [*EXTRAS] == 'lab peft slurm harness math gemma lxt vllm docs dev'.split()
     for k in EXTRAS: assert sorted(r.split(';')[0] for r in meta.get_all('Requires-Dist') if f'extra == "{k}"' in r) == sorted(EXTRAS[k])
     assert 'yfpo = yfpo.lab.cli:main' in points and 'yfpo = yfpo._modidx:d' in points
 

