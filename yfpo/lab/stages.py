@@ -78,7 +78,8 @@ def words_of(table, *modules): # name of a table of the library; the modules tha
 def choices():
     "What words a parameter may be, for each kind of it that stages have"
     forms = words_of('FORMATS', 'lm.machine')
-    sets = ('templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *words_of('OTHER_SETS', 'data.sources'))
+    sets = ('templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *words_of('OTHER_SETS', 'data.sources'),
+            *words_of('DRAWN_SETS', 'data.sources'))
     objectives, readouts = words_of('OBJECTIVES', 'loss'), words_of('READOUTS', 'reward')
     scores = words_of('ATTRIBUTORS', 'relevance', 'beyond.attributors')
     return dict(precision=[forms], dtype=[forms], dtypes=[tuple(f for f in forms if f != 'auto')],
