@@ -29,7 +29,7 @@ class Parts:
 
     @property
     def kept(self):
-        "The preference gradient's norm, relative to that of the sum: what a step of fixed length leaves of it"
+        "The preference gradient's norm over the norm of the sum: the part of it that is left in a step of fixed length"
         return self.preference/max(self.total, 1e-30)
 
     @property
@@ -98,7 +98,7 @@ def _parts(whole, own, both): # norm of the sum, norm of the neuron term's gradi
     return Parts(rest, own, (both - own**2)/(rest*own) if rest*own else 0.)
 
 def _check_adds(trainer):
-    "Refuse a trainer whose neuron term is no part of a sum"
+    "Refuse a trainer whose neuron term is not simply added to its loss"
     if trainer.term is None: raise ValueError('the trainer rewards no neurons: give it neurons=')
     if objective(trainer.args.objective).form != 'add':
         raise ValueError(f'{trainer.args.objective} is not linear in its weight, so its gradient has no part of its own: '
