@@ -21,7 +21,7 @@ from .lm.sampling import Sampling
 RULES = dict(strict=extract_strict, flexible=extract_flexible, numeric=extract_number)
 
 def score_answers(rows, # dicts with at least `text` and `answer`
-                  rules=tuple(RULES)): # 'math' can be added; use it alone where answers are no numbers
+                  rules=tuple(RULES)): # 'math' can be added; use it alone where answers are not numbers
     "Each row with what every rule extracted (`strict`, `flexible`, `numeric`) and whether it is right (`correct_strict`, ...)"
     return [dict(r, **{k: RULES[k](r['text']) for k in rules if k in RULES},
                  **{f'correct_{k}': bool(is_correct(r['text'], r['answer'], rule=k)) for k in rules}) for r in rows]

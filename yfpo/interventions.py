@@ -212,7 +212,7 @@ def delta_nll(model, tokenizer, items, # n texts, (prompt, response) pairs, or d
     items: texts, (prompt, response) pairs, or dicts with prompt and completion; response tokens are counted
     neurons: a `NeuronSet` of K members of this model; None ablates nothing and gives zeros
 
-    A ValueError says that there is no text, or what `ablate` refuses."""
+    A ValueError says that no text was given, or why `ablate` refuses."""
     how = taken(delta_nll, kwargs)
     base = how.nll(model, tokenizer, items) if how.base is None else how.base
     with ablate(model, neurons, **settings_in(how, Ablation)): return how.nll(model, tokenizer, items) - base

@@ -17,7 +17,7 @@ from .data.checks import check_name, check_number, check_positive, refuse_name
 
 # %% ../nbs/04_loss.ipynb #10-loss-016
 def check_shapes(**named):
-    "A ValueError if an argument is no tensor, or has another shape than the first"
+    "A ValueError if an argument is not a tensor, or its shape is not that of the first"
     first = next(iter(named))
     for k, x in named.items():
         if not isinstance(x, torch.Tensor): raise ValueError(f'{k} is a {type(x).__name__}: give a tensor')
@@ -35,7 +35,7 @@ def dpo_loss(policy_chosen:torch.Tensor, # log pi_theta(y_w|x), summed over the 
     policy_chosen, policy_rejected: log pi_theta of the preferred and of the dispreferred response, in nats, summed over tokens (B,)
     ref_chosen, ref_rejected: the same under the reference (B,)
     beta: strength of the pull towards the reference, at least 0
-    A ValueError names the argument that is no tensor, has another shape, or is below 0."""
+    A ValueError names the argument that is not a tensor, has another shape, or is below 0."""
     check_number('beta', beta, 0)
     check_shapes(policy_chosen=policy_chosen, policy_rejected=policy_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
     delta = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
@@ -72,7 +72,7 @@ LOSS_TYPES = (*PREFERENCE_LOSSES, 'aot', 'aot_unpaired', 'sft')  # values of TRL
 # %% ../nbs/04_loss.ipynb #10-loss-050
 def check_losses(types, # TRL's `loss_type`: a name, or a list of them
                  label_smoothing:float=0.):
-    "The names as a list; a ValueError if there is none, if TRL does not know one, or if one cannot be smoothed like this"
+    "The names as a list; a ValueError if the list is empty, if TRL does not know a name, or if a loss cannot be smoothed like this"
     names = [types] if isinstance(types, str) else list(types) if isinstance(types, (list, tuple)) else None
     if not names: raise ValueError(f"loss_type is {types!r}: give a name, or a list of names, of {', '.join(LOSS_TYPES)}")
     for n in names:

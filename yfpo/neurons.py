@@ -117,7 +117,7 @@ def _compare_weights(own, model, strict):
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-007
 def as_set(neurons, name='neurons'):
-    "`neurons`; a ValueError if they are no `NeuronSet`"
+    "`neurons`; a ValueError if they are not a `NeuronSet`"
     if not isinstance(neurons, NeuronSet):
         raise ValueError(f'{name} is a {type(neurons).__name__}, but must be a NeuronSet: select it with `select_neurons`, or load it with '
                          '`NeuronSet.load`')
@@ -180,7 +180,7 @@ def _meta_text(meta):
 @patch(cls_method=True)
 def load(cls:NeuronSet,
          folder): # that `save` wrote
-    "Read a `NeuronSet`; a FileNotFoundError where there is none, a ValueError where it is damaged"
+    "Read a `NeuronSet`; a FileNotFoundError if there is none, a ValueError if it is damaged"
     folder = as_path(folder, 'a folder written by `NeuronSet.save`')
     if not (folder/'neurons.safetensors').is_file() or not (folder/'neurons.json').is_file():
         raise FileNotFoundError(f'{folder} holds no NeuronSet (neurons.safetensors and neurons.json): '
@@ -325,14 +325,14 @@ def select_neurons(model, tokenizer, # a causal LM of a family that the attribut
     model, tokenizer: a causal LM and its tokenizer, as `load_model` gives them; the model stays as it is
     capability: a list of texts, of (prompt, response) pairs, or of dicts with prompt and completion; the response is read
     general: a list of plain texts, cut to the same lengths; if they are too short, parts repeat, with a warning; or a list of
-        pairs or dicts, at least one a capability text, of which those nearest in length are taken and the longer response is cut
+        pairs or dicts, at least as many as capability texts: those nearest in length are taken, and the longer response is cut
     k: share of all neurons to choose, above 0 and at most 1; fewer, with a warning, if too few pass the guards
     universal: share of all neurons, the most relevant on general text, that cannot be chosen; 0 drops none
     per_layer: at most this share of one layer's neurons, above 0 and at most 1
     batch_size, max_length: texts in one pass, and tokens of a text beyond which it is cut
     method: the attributor, a name such as 'attnlrp', 'gradient' or 'wanda'
     progress: whether a bar is shown
-    threshold: least share, 0 to 1, of the best score; 0 asks for no least
+    threshold: least share, 0 to 1, of the best score that a member must reach; 0 sets no limit
     seed, digits, on and the like: passed on to the attributor, which refuses what it does not take
 
     Weights sum to 1 and are proportional to the score, which is the contrast. `meta` says how the set was chosen, and
@@ -412,7 +412,7 @@ def random_neurons(neurons, # a `NeuronSet` of K members
     """A `NeuronSet` of K neurons drawn from the whole model, none of them in `neurons`
 
     It has the same weights in random order, and random directions. The same seed draws the same set.
-    A ValueError says that `neurons` is no set, that it does not name its model, or that too few neurons are left."""
+    A ValueError says that `neurons` is not a set, that it does not name its model, or that too few neurons are left."""
     (pool, width), g = _free(neurons, seed), torch.Generator().manual_seed(seed)
     if len(pool) < len(neurons): raise ValueError(f'only {len(pool)} neurons are left to draw {len(neurons)} from: select fewer')
     flat = pool[torch.randperm(len(pool), generator=g)[:len(neurons)]]
@@ -433,7 +433,7 @@ def layer_matched(neurons, # a `NeuronSet` of K members
     weights: 'shuffled' gives the set's weights in random order; 'copied' gives each the weight of the member whose place it takes
     relevance: the `Relevance` of the capability texts, or its `weighted` (layers, neurons); needed for 'relevance' only
 
-    A ValueError says that `neurons` is no set, that it does not name its model, or that a layer has too few neurons left."""
+    A ValueError says that `neurons` is not a set, that it does not name its model, or that a layer has too few neurons left."""
     (_, width), g = _home(neurons, seed), torch.Generator().manual_seed(seed)
     layer, index = neurons.layer.clone(), neurons.index.clone()
     for l, pos in neurons.by_layer().items():

@@ -326,7 +326,7 @@ FLOOR = 1e-6                                                   # a spread below 
 
 def check_spread(x, what:str, # read-outs or margins; their name
                  refuse:bool=True): # False: raise it to the floor instead
-    "The standard deviation of `x`; a ValueError if it is no number above the floor"
+    "The standard deviation of `x`; a ValueError unless it is a number above the floor"
     s = x.std().item() if len(x) > 1 else 0.
     if refuse and not FLOOR < s < float('inf'):
         raise ValueError(f'the {len(x)} {what} have a spread of {s:.1g}, so nothing can be in units of it: '

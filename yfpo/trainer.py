@@ -40,7 +40,7 @@ from .reward import (READOUTS, NeuronReader, RewardStats, check_margins, clipped
 @tell_fields
 @dataclass
 class YFPOConfig(DPOConfig):
-    "Settings of `YFPOTrainer`: TRL's `DPOConfig` with its defaults, `bf16` off where there is no accelerator, and these fields"
+    "Settings of `YFPOTrainer`: TRL's `DPOConfig` with its defaults (but `bf16` off without an accelerator), and these fields"
     neuron_weight: float = says(0.1, 'Weight λ of the neuron term beside the preference loss; at least 0, and 0 is plain DPO.')
     objective: str = says('add-logistic', 'How the neurons enter the loss: add-linear (Y1), add-logistic (Y2), yoked (Y3), offset (Y4) or '
                                            'reweight (Y5).')

@@ -195,7 +195,7 @@ def check_labels(rows, name):
         if type(x) not in (bool, int) or x not in (0, 1): raise ValueError(f'label of row {i} of {name} is {x!r}: give True or False')
 
 class NeuronKTOTrainer(NeuronTerm, KTOTrainer):
-    "KTO that raises the read-out of desirable responses and lowers that of others"
+    "KTO that raises the read-out of desirable responses and lowers it on the others"
     columns = ('prompt', 'completion', 'label')
     def checked(self, rows, name):
         check_labels(rows, name)

@@ -128,7 +128,7 @@ def _prose(prose): return [] if isinstance(prose, (list, tuple)) and not prose e
 
 @patch
 def _check_stop(self:Monitor):
-    "Refuse a rule that could never fire, because nobody measures what it watches"
+    "Refuse a rule that could never fire, because its metric is not measured"
     if self.how.stop.metric == 'prose_nll' and not self.prose:
         raise ValueError('the stop rule watches prose_nll, and there is no prose to measure it on: give prose=, or another metric')
     kept = 'accuracy length digits repeated ended kl kl_se kl_per_token'.split() + ['prose_nll']*bool(self.prose)

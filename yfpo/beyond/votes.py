@@ -20,7 +20,7 @@ def check_k(k, n:int, what:str='pass'):
     if type(k) is not int or not 1 <= k <= n: raise ValueError(f'{what}@{k} cannot be read off {n} samples: k must be from 1 to {n}')
 
 def pass_at_k(right:int, n:int, k:int):
-    "Chance that at least one of `k` answers is right, unbiased from `n` samples of which `right` are (Chen et al. 2021, arXiv 2107.03374)"
+    "Chance that one of `k` answers is right, unbiased from `n` samples, `right` of them right (Chen et al. 2021, arXiv 2107.03374)"
     check_k(k, n)
     if not 0 <= right <= n: raise ValueError(f'{right} of {n} samples are right: give 0 to {n}')
     return 1. if n - right < k else 1. - math.comb(n - right, k)/math.comb(n, k)

@@ -36,7 +36,7 @@ def plain_text(text:str) -> str:
     return text
 
 def _digits_only(text):
-    "`plain_text`, with a mark in place of LaTeX fractions that are no plain number, such as that of 1.5 and 2"
+    "`plain_text`, with a mark in place of LaTeX fractions that are not plain numbers, such as 1.5 over 2"
     return re.sub(r'\\[dtc]?frac\s*(?:\{[^{}]*\}|\S)?\s*(?:\{[^{}]*\}|\S)?', NO_NUMBER, plain_text(text))
 
 
@@ -52,7 +52,7 @@ NUMBER = re.compile(rf"""
     (?P<scale>\s?(?i:{'|'.join(_SCALES)})s?\b|\s?(?i:hundredth|thousandth|mil|mn|bn)s?\b|k\b|\s?[KMB]\b)?""", re.X)
 
 def _digits(s):
-    "The value of an unsigned number, or `None` if it is none: thousands in groups, at most one point"
+    "The value of an unsigned number, or `None` if it is not one: thousands in groups, at most one point"
     if len(s) > 400: return None
     s = re.sub(f'(?<=\\d)[{SPACES}](?=\\d{{3}}(?!\\d))', ',', s)
     if m := re.fullmatch(r'(?:(\d+) +)?(\d+)/(\d+)', s):

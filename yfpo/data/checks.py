@@ -17,20 +17,20 @@ from fastcore.meta import delegates
 
 # %% ../../nbs/data/00_checks.ipynb #checks-005
 def check_number(name, value, low=None):
-    "`value` as a float; a ValueError if it is no finite number, or below `low`"
+    "`value` as a float; a ValueError unless it is a finite number, at least `low`"
     bad = isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value)
     if bad: raise ValueError(f"{name} is {value!r}, which is not a finite number: give a number such as 0.1")
     if low is not None and value < low: raise ValueError(f"{name} is {value}, which is below {low}: give {low} or more")
     return float(value)
 
 def check_positive(name, value):
-    "`value` as a float; a ValueError if it is no finite number above 0"
+    "`value` as a float; a ValueError unless it is a finite number above 0"
     if check_number(name, value) <= 0: raise ValueError(f'{name} is {value}: give a number above 0')
     return float(value)
 
 # %% ../../nbs/data/00_checks.ipynb #checks-008
 def check_count(name, value, low=1):
-    "`value`; a ValueError if it is no whole number of at least `low`"
+    "`value`; a ValueError unless it is a whole number of at least `low`"
     if type(value) is not int or value < low: raise ValueError(f'{name} is {value!r}: give a whole number, {low} or more')
     return value
 
@@ -63,7 +63,7 @@ def refuse_setting(what:str, name:str, known):
     raise ValueError(f'{what} has no setting {name!r}: did you mean {near[0]!r}?')
 
 def known_settings(cls, settings):
-    "`settings`, if each is a field of the configuration `cls`; a sentence with the nearest name for one that is not"
+    "`settings`, if each is a field of the configuration `cls`; for one that is not, an error with the nearest name"
     known = field_names(cls)
     for k in settings:
         if k not in known: refuse_setting(cls.__name__, k, known)
@@ -72,7 +72,7 @@ def known_settings(cls, settings):
 def settings_of(what:str, # the function that was called, for the error
                 settings, *classes, # a dict; the configurations that it fills
                 more=()): # names of further settings
-    "An instance of each of `classes`, and a dict of what is named in `more`; a sentence with the nearest name for what nobody knows"
+    "An instance of each of `classes`, and a dict of what is named in `more`; for an unknown name, an error with the nearest one"
     known = [field_names(c) for c in classes]
     every = [k for names in known for k in names] + [*more]
     for k in settings:
@@ -104,7 +104,7 @@ def takes(cls, but=()): # fields that the function does not take
     return wrap
 
 def taken(f, kwargs):
-    "The `kwargs` of a function that `takes` a dataclass, as one; a sentence with the nearest name for one that it does not take"
+    "The `kwargs` of a function that `takes` a dataclass, as one instance of it; for a name that it lacks, an error with the nearest one"
     known = [*signature(f).parameters]
     for k in kwargs:
         if k not in known: refuse_setting(f.__qualname__.removesuffix('.__init__').split('.')[-1], k, known)
@@ -126,12 +126,12 @@ def says(default, help:str): return field(default=default, metadata=dict(help=he
 
 # %% ../../nbs/data/00_checks.ipynb #00-probl-093
 def odd_text(x):
-    "Why `x` is no readable text, in a few words, or None"
+    "Why `x` is not a readable text, in a few words, or None"
     if not isinstance(x, str): return f'is {x!r:.60} and no text'
     return 'holds half of a surrogate pair, which is no character' if re.search('[\ud800-\udfff]', x) else None
 
 def check_text(text, what:str='text') -> str: # what it is, for the error
-    "`text`; a ValueError if it is no text, or holds half of a surrogate pair"
+    "`text`; a ValueError if it is not a text, or holds half of a surrogate pair"
     if why := odd_text(text): raise ValueError(f'the {what} {why}: give a text')
     return text
 

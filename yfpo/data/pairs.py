@@ -43,7 +43,7 @@ def is_degenerate(text:str) -> bool:
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-006
 def why_no_pair(problem, chosen:str, rejected:str): # -> str | None
-    "The reason why `chosen` and `rejected` are no preference pair for `problem`, or `None`"
+    "The reason why `chosen` and `rejected` are not a preference pair for `problem`, or `None`"
     if not chosen.strip() or not rejected.strip(): return 'a response is empty'
     if _spaced(chosen) == _spaced(rejected): return 'both responses are the same'
     answers = [extract_number(t) for t in (chosen, rejected)]
@@ -60,7 +60,7 @@ def make_pair(problem, chosen:str, rejected:str,
               error:str='sampled', # class of the error in `rejected`
               keep_annotations:bool=False, # whether `<<48/2=24>>` stays
               **meta) -> dict: # further columns
-    "One row with TRL's columns `prompt`, `chosen` and `rejected`; raises when the two are no pair"
+    "One row with TRL's columns `prompt`, `chosen` and `rejected`; a ValueError if the two are not a pair"
     chosen,rejected = (clean_response(t, keep_annotations) for t in (chosen, rejected))
     if why := why_no_pair(problem, chosen, rejected):
         found = ' and '.join(str(extract_number(t)) for t in (chosen, rejected))
@@ -496,7 +496,7 @@ def _is_text(x):
 def _is_message(m): return isinstance(m, dict) and _is_text(m.get('content')) and _is_text(m.get('role'))
 
 def _check_row(r, where):
-    "Raise a ValueError if a row is no preference pair"
+    "Raise a ValueError if a row is not a preference pair"
     sides = ('prompt', 'chosen', 'rejected')
     lacking = [k for k in sides if k not in r]
     if lacking: raise ValueError(f'{where}: no column {" or ".join(lacking)}; every row needs prompt, chosen and rejected')

@@ -67,7 +67,7 @@ def _one_problem(t, rng):
 
 # %% ../../nbs/data/04_templates.ipynb #00-probl-063
 def check_asked(n):
-    "A ValueError if `n` is no count"
+    "A ValueError unless `n` is a count"
     if type(n) is not int or n < 0: raise ValueError(f'n is {n!r}: ask for a whole number, 0 or more')
 
 def _wants(x, sel): return sel is None or x in (sel if isinstance(sel, (list, tuple, set)) else [sel])

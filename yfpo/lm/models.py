@@ -159,14 +159,14 @@ def _first_line(e):
     return kind + ' '.join(lines[:end+1]).rstrip(' .:')
 
 def check_model(model, what:str='model'): # what it is, for the error
-    "`model`; a ValueError if it is no loaded language model"
+    "`model`; a ValueError unless it is a loaded language model"
     if getattr(model, 'get_output_embeddings', lambda: None)() is None:
         raise ValueError(f'the {what} is a {type(model).__name__} and no model that writes text: give the first of what `load_model` '
                          'returns')
     return model
 
 def check_tokenizer(tokenizer):
-    "`tokenizer`; a ValueError if it is none"
+    "`tokenizer`; a ValueError if it is not one"
     if not callable(tokenizer) or not hasattr(tokenizer, 'apply_chat_template'):
         raise ValueError(f'the tokenizer is a {type(tokenizer).__name__}, which makes no tokens: give the second of what `load_model` '
                          'returns')
@@ -239,7 +239,7 @@ def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'gemma3-
     return model.to(device).eval(), tokenizer
 
 def _full_model(source, revision, dtype, attn):
-    "A model that is no adapter, from where `_place_of` found it"
+    "A model that is not an adapter, from where `_place_of` found it"
     kwargs = dict(dtype=dtype, **(dict(attn_implementation=attn) if attn else {}))
     if source == TINY: model, tokenizer = tiny_model().to(dtype), byte_tokenizer()
     elif source == EMBEDDED: model, tokenizer = from_gguf(embedded_gguf(), **kwargs)
@@ -334,7 +334,7 @@ def _check_files(folder):
     if odd: raise ValueError(f'{odd[0]} is a folder and no file: save or download the model again')
 
 def _check_ends(file, config):
-    "Refuse special tokens whose ids are no whole numbers"
+    "Refuse special tokens whose ids are not whole numbers"
     for k in ('bos_token_id', 'eos_token_id', 'pad_token_id'):
         x = config.get(k)
         if x is not None and not all(type(i) is int for i in (x if isinstance(x, list) else [x])):

@@ -54,7 +54,7 @@ def _two_texts(tokenizer, item):
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-040
 def text_items(items, # any iterable of what `encode` takes
                what:str='given'): # which texts, for the error
-    "The items as a list; a ValueError names the first that is no text, no pair and no dict of prompt and completion"
+    "The items as a list; a ValueError names the first that is neither a text, nor a pair, nor a dict of prompt and completion"
     items = as_list(items, f'{what} texts', 'texts, or of dicts with prompt and completion')
     if not items: raise ValueError(f'there are no {what} texts: give at least one')
     for i, item in enumerate(items):

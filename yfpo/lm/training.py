@@ -256,7 +256,7 @@ class Resumed:
     "A mixin before a TRL trainer: goes on from complete checkpoints of the same training only"
     began = None                                               # a `BeganNote`, where the training writes one
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        "TRL's `train`; with True it continues from the newest complete checkpoint, or begins if there is none"
+        "TRL's `train`; with True it continues from the newest complete checkpoint, or starts anew if there is none"
         if resume_from_checkpoint is True: resume_from_checkpoint = self.last_whole()
         model = self.accelerator.unwrap_model(self.model)
         if resume_from_checkpoint: check_checkpoint(resume_from_checkpoint, model, self.args, self.began)
