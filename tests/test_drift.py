@@ -120,6 +120,16 @@ def test_recipe_is_valid(recipe, tmp_path):
     steps = plan(read_recipe(recipe), run_dir=str(tmp_path))
     assert read_recipe(recipe).name == recipe and len(steps) > dict(bench=5, study=10, limits=7, neurons=9).get(recipe, 15)
 
+def test_what_is_called_tried_has_a_test():
+    "Each row of the support page names one that exists, or says why there is none"
+    rows = [[c.strip() for c in r.split('|')[1:4]] for r in (ROOT/'nbs'/'paper'/'support.md').read_text().split('\n') if r.startswith('| ')]
+    rows = [r for r in rows if r[0] != 'what']
+    assert len(rows) > 15
+    for what, said, test in rows:
+        if not test: assert said.startswith('not tried') or what == 'Python 3.11', what; continue
+        file, name = test.strip('`').split('::')
+        assert f'def {name}(' in (ROOT/'tests'/file).read_text(), test
+
 def test_contributing_is_short_and_names_what_there_is():
     "Every module, table and test in its map is there, and the whole is read in two minutes"
     text = (ROOT/'CONTRIBUTING.md').read_text()

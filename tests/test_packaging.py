@@ -152,3 +152,11 @@ def test_a_missing_extra_is_named(module, extra, call):
     code = f'import sys; sys.modules[{module!r}] = None\nfrom {where} import {name}; {call}'
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert r.returncode == 1 and re.search(rf"needs {module}: pip install 'yfpo\[{extra}\]'$", r.stderr.strip()), r.stderr
+
+def test_one_version_everywhere():
+    "The package, the citation and Zenodo's metadata"
+    own = re.search(r"__version__ = '(.+)'", (ROOT/'yfpo'/'__init__.py').read_text().replace('"', "'"))[1]
+    assert re.search(r'^version: (.+)$', (ROOT/'CITATION.cff').read_text(), re.M)[1] == own
+    zenodo = json.loads((ROOT/'.zenodo.json').read_text())
+    assert zenodo['version'] == own and zenodo['license'] == 'Apache-2.0' and 'arXiv:2605.11906' in str(zenodo['related_identifiers'])
+    assert own in (ROOT/'CHANGELOG.md').read_text()
