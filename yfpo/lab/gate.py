@@ -7,7 +7,7 @@ __all__ = ['Tried', 'through', 'closed', 'clip_norm']
 
 # %% ../../nbs/lab/26_gate.ipynb #gate-002
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 # %% ../../nbs/lab/26_gate.ipynb #gate-005
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ __all__ = ['TYPES', 'MOST', 'JSON_TYPES', 'cells_of', 'parameters_in', 'notebook
 import ast, functools, json, math, os, re, sys
 from pathlib import Path
 from ..data.extras import needs
-from .recipes import ARMS, DRAWN, a_type, merged, nearest, recipes_folder, root, short, text_of
+from .recipes import DRAWN, a_type, merged, nearest, recipes_folder, root, short, text_of
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-005
 TYPES = dict(str=str, int=int, float=float, bool=bool, list=list, dict=dict)
@@ -186,7 +186,7 @@ def check_together(params, known, where): # known: what the notebook declares, s
 
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-012
-def _sets(source):
+def _assigned(source):
     "Names that a cell sets at its top level"
     try: body = ast.parse(source).body
     except SyntaxError: return set()
@@ -195,7 +195,7 @@ def _sets(source):
 
 def _files_cell(cells, where):
     "The source of the cell that sets `reads` and `writes`"
-    found = [s for s in (''.join(c['source']) for c in cells if c['cell_type'] == 'code') if {'reads', 'writes'} <= _sets(s)]
+    found = [s for s in (''.join(c['source']) for c in cells if c['cell_type'] == 'code') if {'reads', 'writes'} <= _assigned(s)]
     if len(found) == 1: return found[0]
     raise ValueError(f'{where} has {len(found)} cells that set `reads` and `writes`: it needs exactly one')
 

@@ -7,8 +7,8 @@ __all__ = ['MEASURES_OF', 'HARM', 'SELECTORS', 'MEASURES', 'TERMS', 'latex_table
            'pivot', 'main_table', 'bracket_note', 'sizes_note', 'difficulty_table', 'rates_table', 'sampled_table',
            'counting', 'delta_text', 'boot_text', 'family_table', 'contrast_table', 'harm_margins', 'testable',
            'harm_table', 'margins_reached', 'declared_outcome', 'beside_margins', 'left_text', 'specificity_table',
-           'designs', 'power_table', 'selector_table', 'drawn_table', 'capability_table', 'draw_p', 'audit_table',
-           'study_table', 'mediation_table', 'hacks_table']
+           'designs', 'power_table', 'selector_table', 'beside_draws_table', 'capability_table', 'permutation_p',
+           'audit_table', 'study_table', 'mediation_table', 'hacks_table']
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-002
 import math, re
@@ -296,7 +296,7 @@ def selector_table(card, mode:str='zero'): # frame of selectors.csv
     return pd.DataFrame(rows).reindex(columns=cols).fillna('')
 
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-028
-def drawn_table(rows, # of sets and, beside each, of its draws
+def beside_draws_table(rows, # of sets and, beside each, of its draws
                 by:str, # the column that tells the sets apart
                 first, # function of the row of a set: the cells that begin its line
                 cells, # {heading: column and the columns of its interval, or the column alone for the draws}
@@ -317,12 +317,12 @@ def capability_table(rows): # frame of capability.csv
     "What removing the set of each capability does to agreement and to solutions, beside its layer-matched draws"
     names = dict(none='nothing removed', agreement='agreement neurons', math='math neurons')
     def first(s): return {'removed': names.get(s.capability, s.capability), 'right form preferred (%)': f'{100*s.accuracy:.0f}'}
-    return drawn_table(rows, 'capability', first, {
+    return beside_draws_table(rows, 'capability', first, {
         'preference lost (nats)': ('preference_lost', 'low', 'high'), 'solutions (nats)': ('math_nll', 'math_low', 'math_high'),
         'draws: preference lost': ('preference_lost',), 'draws: solutions': ('math_nll',)})
 
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-033
-def draw_p(value, draws):
+def permutation_p(value, draws):
     "Two-sided permutation p-value of `value` among `draws`: counts draws as far from their median"
     d = np.asarray(draws, dtype=float)
     far = np.abs(d - np.median(d)) >= abs(value - np.median(d)) - 1e-12
@@ -339,7 +339,7 @@ def audit_table(audit):
                 cols[5]: interval(r.length_corr, math.nan, math.nan, digits=2)}
         if r.kind == 'selected':
             matched, free = (audit[(audit.readout == r.readout) & (audit.kind == k)].auc for k in ('layer-matched', 'random'))
-            line |= {cols[2]: spread(matched), cols[3]: spread(free), cols[4]: f'{draw_p(r.auc, matched):.2f}' if len(matched) else ''}
+            line |= {cols[2]: spread(matched), cols[3]: spread(free), cols[4]: f'{permutation_p(r.auc, matched):.2f}' if len(matched) else ''}
         rows.append(line)
     return pd.DataFrame(rows)[[c for c in cols if any(c in r for r in rows)]].fillna('')
 
@@ -368,7 +368,7 @@ def mediation_table(rows): # frame of mediation.csv
     def first(s): return {'arm': TERMS.get(s.arm, s.arm), 'change (nats)': f'{s.change:+.2f}'}
     cells = {f'{k}{of} (%)': (k, f'{k}_low', f'{k}_high') if not of else (k,)
              for k in ('sufficient', 'necessary') for of in ('', ', draws')}
-    return drawn_table(rows, 'arm', first, cells, 100, 0)
+    return beside_draws_table(rows, 'arm', first, cells, 100, 0)
 
 def hacks_table(rows): # frame of hacks.csv
     "The gain of every trick under every read-out, before and after training"

@@ -23,7 +23,7 @@ def _judges(folders): # of results
     tables = {f: counting(read_results(f, 'contrasts')) for f in folders}
     return {f: c for f, c in tables.items() if c.family.any()}
 
-def _declared(compared, contrast=None):
+def _declared_rows(compared, contrast=None):
     "[(folder, row)] of the declared contrasts"
     return [(f, r) for f, c in compared.items() for r in c[c.family].itertuples() if contrast in (None, r.contrast)]
 
@@ -56,7 +56,7 @@ def verdict(folders): # of results
     "YFPO against DPO, selected against random neurons, two more controls if declared, and how large a difference could have been missed"
     compared = _judges(folders)
     if not compared: return ['No recipe that declares its comparisons has results yet.']
-    rows = {c: _declared(compared, c) for c in FAMILY}
+    rows = {c: _declared_rows(compared, c) for c in FAMILY}
     more = {'yfpo - dpo-diluted': 'a DPO as weak', 'yfpo - yfpo-reversed': 'the reversed reward'}
     return [_beats(rows['yfpo - dpo'], 'YFPO', 'DPO', False),
             _beats(rows['yfpo - yfpo-random'], 'the selected neurons', 'the random neurons', True),
@@ -92,7 +92,7 @@ def _judged(folders):
 
 # %% ../../nbs/lab/16_verdict.ipynb #17_repor-161
 def _trained(compared):
-    every = _declared(compared)
+    every = _declared_rows(compared)
     sure, old = [(f, r) for f, r in every if r.p_holm < .05], [r for _, r in every if getattr(r, 'test', 'over_seeds') != 'crossed']
     boot = [r for _, r in every if getattr(r, 'boot_low', 0) > 0 or getattr(r, 'boot_high', 0) < 0]
     said = [capital(how_many(len(sure), len(every), 'declared difference', 'is', 'are')) + " significant after Holm's correction.",

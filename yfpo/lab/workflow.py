@@ -6,16 +6,16 @@
 __all__ = ['locked', 'rule_of', 'write_steps', 'snakefile', 'profile_folder', 'Follow', 'write_manifest', 'run_recipe']
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-002
-import collections, contextlib, fcntl, hashlib, importlib.util, json, math, os, re, shutil, signal, subprocess, sys, time
+import collections, contextlib, fcntl, hashlib, importlib.util, json, os, re, shutil, signal, subprocess, sys, time
 from importlib.resources import files
 from pathlib import Path
 from ..data.extras import needs
 from .forecast import expected, note_speed, noted_speed, promise, estimate_text, resources_of
-from .keys import all_keys, portable, step_key, versions
+from .keys import portable, step_key, versions
 from .pace import Ticking, below, most_awaited
 from .recipes import nearest, read_recipe, root
-from .stages import DRAWN, cells_of, data_folder, plan, run_folder
-from .step import finished, forget, git, is_done, own_files, record_path, set_aside, sources_hash, write_json
+from .stages import cells_of, data_folder, plan, run_folder
+from .step import finished, forget, git, is_done, own_files, set_aside, sources_hash, write_json
 from .warm import Template
 from ..lm.machine import hardware, lanes, large_pages
 
