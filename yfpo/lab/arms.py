@@ -30,6 +30,9 @@ class Arm:
     def __post_init__(self):
         if self.neurons not in NEURONS: raise ValueError(f"neurons of an arm are {self.neurons!r}: use one of {', '.join(NEURONS)}")
 
+    @property
+    def moves(self): return self.neurons == 'moving'           # its neurons are chosen again during training
+
 ARMS = {'dpo': Arm('DPO', BLUE, 'the same trainer with weight 0', ('sft',), train=dict(neuron_weight=0.)),
         'dpo-diluted': Arm('DPO (diluted)', INK, 'DPO, as slow as the neuron term makes it; no neuron takes part',
                            train=dict(neuron_weight=0.),

@@ -16,7 +16,7 @@ import numpy as np
 from ..data.extras import needs
 from ..data.files import atomic_write, read_numbers
 from ..evaluate import proportion
-from .arms import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY
+from .arms import ARMS, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY
 from .findings import before_training
 from .report import drawer
 from .results import read_results
@@ -421,22 +421,22 @@ def draw_training(training, # frame of training/*.csv with `arm` and `seed`
     cols = min(3, len(curves)); rows = -(-len(curves)//cols)
     fig, axs = panels(rows, cols, size=(2.55*cols, 1.9*rows + .45))
     for ax, (col, (name, unit)) in zip(axs.flat, curves.items()):
-        for arm in arm_order(training.arm): _curve(ax, training[training.arm == arm], col, arm_color(arm), arm_label(arm), smooth)
+        for arm in arm_order(training.arm): _curve(ax, training, arm, col, smooth)
         ax.set(title=name, ylabel=unit, xlabel='step')
     for ax in axs.flat[len(curves):]: ax.set_visible(False)
     handles = {l: h for ax in axs.flat for h, l in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles, loc='outside upper center', ncols=min(4, len(handles)))
     return fig
 
-def _curve(ax, df, col, color, label, smooth):
-    df = df[df[col].notna()]
+def _curve(ax, training, arm, col, smooth):
+    df, color = training[(training.arm == arm) & training[col].notna()], arm_color(arm)
     if df.empty: return
     by = df.pivot_table(index='step', columns='seed', values=col)
     if col == 'loss': by = by - by.iloc[0]
     smooth = min(smooth, max(1, len(by)//4))
     ax.plot(by.index, by, color=color, lw=.7, alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label,
-            ls=(0, (3, 2)) if 'dynamic' in label else '-')     # it often covers the static one
+    ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=arm_label(arm),
+            ls=(0, (3, 2)) if arm in ARMS and ARMS[arm].moves else '-')     # it often covers the static one
 
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-081
 @styled

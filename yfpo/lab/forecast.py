@@ -8,6 +8,7 @@ __all__ = ['WORK', 'estimate', 'estimate_text', 'noted_speed', 'note_speed', 'co
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-002
 import math, subprocess, sys
+from .arms import ARMS
 from .pace import START, in_words, makespan, most_awaited, scaled
 from .recipes import DRAWN, Cost, json_of, root
 from .stages import fields_of, notebook_parameters, plan, run_folder, stages_folder
@@ -33,7 +34,7 @@ def _tokens(stage, st, arms, seeds, q, s): # st(name): parameters of a stage
     n_test, dev, trained = pr['n_test']*len(pr['test_sets']), pr['n_dev']*(q + 2*s), len(arms)*len(seeds)
     drawn = own.get('n_draws', 0)*own.get('n_texts', 0)*(q + s)
     moves, passes = _with_defaults('Moving', own.get('moves', {})), _passes(own)
-    again = ('yfpo-dynamic' in arms)*len(seeds)/max(moves.get('every', 1), 1e-9)
+    again = sum(ARMS[a].moves for a in arms)*len(seeds)/max(moves.get('every', 1), 1e-9)
     study = own.get('n_train', 0)*(q + 2*s)*passes*dict(
         grid=len(own.get('weights', ()))*(6 + own.get('controls', 0)) + len(own.get('readouts', ())) + len(own.get('sizes', ())), dynamic=5,
         zoo=12, overoptimisation=len(own.get('weights', ())), parts=4, hacks=3, breakage=3*len(own.get('learning_rates', ()))).get(stage, 0)

@@ -97,7 +97,7 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
     def prepare(trainer):
         _dosed(trainer, arm, seed, run, how)
         if how.gradients and trainer.args.neuron_weight: GradientLog(trainer, how.gradients)
-        if ARMS[arm].neurons == 'moving': watching.append(_moving(trainer, tokenizer, run, recipe, dict(batch_size=size, seed=seed)
+        if ARMS[arm].moves: watching.append(_moving(trainer, tokenizer, run, recipe, dict(batch_size=size, seed=seed)
                                                                   | how.moves))
     with marked(run, arm, seed):
         trainer = train_yfpo(net, tokenizer, pairs, neurons, run/'train'/f'{arm}-seed{seed}'/'trainer', prepare, seed=seed,

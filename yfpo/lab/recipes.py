@@ -117,6 +117,8 @@ class Recipe(Strict):
     "Stages in order, each with its parameters"
     outputs: Outputs = Outputs()
     "What is drawn at the end"
+    in_verdict: bool = True
+    "Whether its comparisons count in the verdict: not where a setting was chosen on its own test questions"
     jobs: int = Field(0, ge=0, le=1000)
     "Steps beside each other; 0 is what suits the machine"
     cost: Cost | None = None
