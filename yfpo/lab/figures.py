@@ -20,7 +20,7 @@ from .arms import ARMS, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY
 from .findings import before_training
 from .report import drawer
 from .results import read_results
-from .tables import MEASURES_OF, SELECTORS, beside_margins, counting, declared_outcome
+from .tables import METRIC_LABELS, SELECTORS, beside_margins, counting, declared_outcome, whole_sets
 from .wording import (NATS, NEURON_SET_NAMES, TOKEN_NAMES, arm_color, arm_label, arm_order, contrast_label, delta_unit, is_smoke,
                               set_label)
 
@@ -645,7 +645,7 @@ def dashboard(path=None): # where to save the figure as PNG; None does not save
 def draw_contrasts(contrasts, # frame of contrasts.csv
                    metrics=('nll_gold', 'accuracy_numeric', 'pass_1', 'pair_accuracy')):
     "One panel per set and measure, one row per contrast: the difference with its interval, a dot per seed, and the detectable difference"
-    df = contrasts[contrasts.metric.isin(metrics) & ~contrasts.set.str.contains(r'-d\d+$')]
+    df = whole_sets(contrasts[contrasts.metric.isin(metrics)])
     whole, names = counting(df), [c for c in dict.fromkeys(df.contrast) if 'base' not in c]
     declared = lambda k: whole[(whole.set == k[0]) & (whole.metric == k[1])].family.any()
     shown = sorted(dict.fromkeys(zip(df.set, df.metric)), key=lambda k: (not declared(k), metrics.index(k[1])))
@@ -666,7 +666,7 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
         low, high = ax.get_xlim()
         if metric not in NATS: ax.set_xlim(max(low, -105), min(high, 105))       # shares differ by 100 points at most
         ax.axvline(0, color=INK, lw=.7); ax.grid(False); ax.locator_params(axis='x', nbins=4)
-        measure, unit = MEASURES_OF[metric].split(', ')
+        measure, unit = METRIC_LABELS[metric].split(', ')
         name = set_label(set_) if measure.startswith(set_label(set_).split()[-1][:-1]) else f'{set_label(set_)}, {measure}'
         ax.set(title=name, xlabel=f"{unit}. {'Lower' if metric in NATS else 'Higher'} is better")
         ax.set_yticks(range(len(names)), [contrast_label(c).replace(' neurons)', ')') for c in reversed(names)])
@@ -704,7 +704,7 @@ def _left_rows(ax, found, scale):
 def draw_specificity(found, # {where the margin is read: what `specificity` says}
                      outcome): # set and metric
     "Above, outcome against the margin that DPO's own part reached, a dot a run; below, what one slope leaves of each difference"
-    scale, (measure, unit) = delta_unit(outcome[1])[0], MEASURES_OF[outcome[1]].split(', ')
+    scale, (measure, unit) = delta_unit(outcome[1])[0], METRIC_LABELS[outcome[1]].split(', ')
     pairs = len(next(iter(found.values()))['left'])
     fig, _ = panels(size=(4.7, 3. + .85*pairs)); fig.clear()
     grid = fig.add_gridspec(2, len(found), height_ratios=[2.1, .85*pairs])

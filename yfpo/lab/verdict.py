@@ -12,7 +12,7 @@ from .findings import TEXTS, Finding, amount_text, beats_a_coin, favours, findin
 from .recipes import read_recipe, recipes_folder
 from .results import SOURCES, read_results, recipe_name
 from .statistics import FAMILY
-from .tables import counting, delta_text, family_table
+from .tables import counting, delta_text, family_table, whole_sets
 from .wording import NATS, capital, contrast_label, count_word, how_many, interval, listed, number, set_label, span
 
 # %% ../../nbs/lab/16_verdict.ipynb #17_repor-134
@@ -110,7 +110,7 @@ def _trained(compared):
 _PLAIN = {'dpo - sft': 'DPO minus SFT', 'yfpo - dpo': 'YFPO minus DPO', 'yfpo-random - dpo': 'YFPO (random neurons) minus DPO'}
 
 def _preferred(compared):
-    df = {f: c[(c.metric == 'nll_gold') & ~c.set.str.contains(r'-d\d+$')] for f, c in compared.items()}
+    df = {f: whole_sets(c[c.metric == 'nll_gold']) for f, c in compared.items()}
     def clear(contrast):
         "(sets where gold solutions are more likely, where they are less likely, of how many), by intervals that leave out zero"
         rows = [r for c in df.values() for r in c[c.contrast == contrast].itertuples()]
