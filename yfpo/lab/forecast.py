@@ -17,6 +17,7 @@ from ..lm.machine import lanes
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-004
 WORK = dict(train=6, read=2, relevance=4, write=2)             # operations a parameter and token
+
 def _passes(own):
     "Passes over the pairs of a stage that trains"
     if 'train' not in own: return own.get('epochs', 1)
@@ -26,7 +27,9 @@ def _with_defaults(kind, given):
     "Fields of a configuration class, those that are not given at their defaults"
     return {**{k: f['default'] for k, f in fields_of(kind, 'cost').items()}, **given}
 
-def _tokens(stage, st, arms, seeds, q, s): # st(name): parameters of a stage
+# %% ../../nbs/lab/07_forecast.ipynb #costs-013
+def _tokens(stage, st, # st(name): parameters of a stage
+            arms, seeds, q, s): # tokens of a question, of a solution
     "Tokens of each kind of work in one stage"
     pr, own = st('problems'), st(stage)
     pairs = min(st('pairs').get('max_train') or math.inf, pr['n_pairs']*st('pairs')['per_question'])*(q + 2*s)
@@ -53,6 +56,7 @@ def _tokens(stage, st, arms, seeds, q, s): # st(name): parameters of a stage
         faithfulness=lambda: dict(read=own['n_neurons']*own['n_texts']*(q + s)),
         cards=lambda: dict(relevance=own['n_texts']*(q + s))).get(stage, lambda: dict(train=study, read=study))()
 
+# %% ../../nbs/lab/07_forecast.ipynb #costs-014
 def estimate(recipe): # a `Recipe`, with `cost`
     "Rows `stage, tokens, pflop, hours` of what a recipe will take, an order of magnitude before anything has run"
     c = recipe.cost
@@ -97,6 +101,7 @@ def note_speed(run):
     if (now := _speed_here()) is not None: write_json(run/'machine.json', dict(known, speed=now))
     return now
 
+# %% ../../nbs/lab/07_forecast.ipynb #costs-015
 def committed_manifest(recipe):
     "The manifest of a recipe's committed results, or None"
     path = root()/'nbs'/'paper'/'results'/recipe.name/'manifest.json'
@@ -115,6 +120,7 @@ def expected(recipe, steps, run, speed=None): # billions of operations a second 
     where = m['hardware']['cpu'] + (f", {m['speed']:.0f} GFLOP/s, scaled to {speed:.0f} here" if ratio != 1. else '')
     return {s['label']: own.get(s['label'], there.get(s['label'])) for s in steps}, where
 
+# %% ../../nbs/lab/07_forecast.ipynb #costs-016
 def promise(todo, seconds, where, jobs):
     "What is said before a run starts"
     beside = f", {jobs} beside each other" if jobs > 1 else ''

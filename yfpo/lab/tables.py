@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRIC_LABELS', 'HARM', 'SELECTORS', 'STUDY_MEASURES', 'STUDY_NAMES', 'latex_table', 'markdown_table', 'write_table',
            'level_text', 'pivot', 'whole_sets', 'main_table', 'bracket_note', 'sizes_note', 'difficulty_table',
-           'rates_table', 'sampled_table', 'counting', 'delta_text', 'boot_text', 'family_table', 'contrast_table',
+           'rates_table', 'sampled_table', 'counting', 'delta_text', 'boot_text', 'contrast_table', 'family_table',
            'harm_margins', 'testable', 'harm_table', 'margins_reached', 'declared_outcome', 'beside_margins',
            'left_text', 'specificity_table', 'designs', 'power_table', 'selector_table', 'beside_draws_table',
            'capability_table', 'permutation_p', 'audit_table', 'study_table', 'mediation_table', 'hacks_table']
@@ -101,6 +101,7 @@ def sizes_note(main):
     said += [f"{set_label(s)} {n(s, 'pair_accuracy')}" for s in _names(main) if _has(main, s, 'pair_accuracy')]
     return f"n: {', '.join(said)}."
 
+# %% ../../nbs/lab/13_tables.ipynb #tables-008
 def difficulty_table(main):
     "Numeric accuracy by difficulty; empty if no set has levels"
     levels = sorted({*main.set} - {*_names(main)})
@@ -149,20 +150,7 @@ def boot_text(row):
     low, high = getattr(row, 'boot_low', math.nan), getattr(row, 'boot_high', math.nan)
     return '' if math.isnan(low) else f'[{scale*low:.{digits}f}, {scale*high:.{digits}f}]'
 
-def family_table(folders): # of results
-    "The contrasts that recipes declared before their runs, side by side"
-    import pandas as pd
-    rows = []
-    for folder in folders:
-        df = read_results(folder, 'contrasts')
-        for r in sorted(counting(df[df.family]).itertuples(), key=lambda r: not r.primary):
-            n = df[(df.contrast == r.contrast) & (df.seed.astype(str) != 'all')].seed.nunique()
-            rows.append({'recipe': Path(folder).name, 'contrast': contrast_label(r.contrast) + (' (primary)' if r.primary else ''),
-                         'outcome': f'{set_label(r.set)} {METRIC_LABELS.get(r.metric, r.metric)}', 'seeds x questions': f'{n} x {r.n}',
-                         'difference': delta_text(r), 'bootstrap': boot_text(r), 'p, corrected': p_text(r.p_holm),
-                         'detectable': delta_text(r, 'mde')})
-    return pd.DataFrame(rows)
-
+# %% ../../nbs/lab/13_tables.ipynb #tables-009
 def _other_p(r):
     "p of the test over seeds that was not declared, under its name; nothing where a recipe had one test"
     if not isinstance(getattr(r, 'test', None), str): return {}
@@ -185,6 +173,22 @@ def contrast_table(contrasts, metrics=('accuracy_numeric', 'pass_1', 'nll_gold',
                      'detectable': interval(r.mde, math.nan, math.nan, scale, digits), 'n': str(r.n)})
     return pd.DataFrame(rows)
 
+# %% ../../nbs/lab/13_tables.ipynb #tables-010
+def family_table(folders): # of results
+    "The contrasts that recipes declared before their runs, side by side"
+    import pandas as pd
+    rows = []
+    for folder in folders:
+        df = read_results(folder, 'contrasts')
+        for r in sorted(counting(df[df.family]).itertuples(), key=lambda r: not r.primary):
+            n = df[(df.contrast == r.contrast) & (df.seed.astype(str) != 'all')].seed.nunique()
+            rows.append({'recipe': Path(folder).name, 'contrast': contrast_label(r.contrast) + (' (primary)' if r.primary else ''),
+                         'outcome': f'{set_label(r.set)} {METRIC_LABELS.get(r.metric, r.metric)}', 'seeds x questions': f'{n} x {r.n}',
+                         'difference': delta_text(r), 'bootstrap': boot_text(r), 'p, corrected': p_text(r.p_holm),
+                         'detectable': delta_text(r, 'mde')})
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/lab/13_tables.ipynb #tables-011
 HARM = dict(nll_text=('harm_nll', .05), choice_accuracy=('harm_choice', .05))                 # parameter of the stage compare, its default
 
 def harm_margins(manifest):
@@ -367,6 +371,7 @@ def study_table(rows, # frame with the columns of `against`
         out.append(line)
     return pd.DataFrame(out)
 
+# %% ../../nbs/lab/13_tables.ipynb #tables-012
 def mediation_table(rows): # frame of mediation.csv
     "Shares of the change in pair margin that go through a set, beside the range over layer-matched draws"
     def first(s): return {'arm': STUDY_NAMES.get(s.arm, s.arm), 'change (nats)': f'{s.change:+.2f}'}
