@@ -166,7 +166,8 @@ def contrast_table(contrasts, metrics=('accuracy_numeric', 'pass_1', 'nll_gold',
     for r in counting(df).sort_values('family', ascending=False, kind='stable').itertuples():
         scale, digits = delta_unit(r.metric)
         mark = ' (primary)' if r.primary else ' (declared)' if r.family else ''
-        rows.append({'contrast': contrast_label(r.contrast) + mark, 'set': set_label(r.set), 'measure': METRIC_LABELS.get(r.metric, r.metric),
+        rows.append({'contrast': contrast_label(r.contrast) + mark, 'set': set_label(r.set),
+                     'measure': METRIC_LABELS.get(r.metric, r.metric),
                      'difference': interval(r.delta, r.low, r.high, scale, digits, '+', bold=r.low > 0 or r.high < 0),
                      **({'bootstrap': boot_text(r)} if 'boot_low' in df else {}), 'p': p_text(r.p), **_other_p(r),
                      'p, corrected': p_text(r.p_holm) if r.family else '',
@@ -205,7 +206,8 @@ def harm_table(contrasts, margins): # frame of contrasts.csv, what `harm_margins
     import pandas as pd
     if 'p_equivalent' not in contrasts: return pd.DataFrame()
     df = counting(contrasts[contrasts.p_equivalent.notna()])
-    return pd.DataFrame([{'contrast': contrast_label(r.contrast), 'probe': set_label(r.set), 'measure': METRIC_LABELS.get(r.metric, r.metric),
+    return pd.DataFrame([{'contrast': contrast_label(r.contrast), 'probe': set_label(r.set),
+                          'measure': METRIC_LABELS.get(r.metric, r.metric),
                           'difference': interval(r.delta, r.low, r.high, *delta_unit(r.metric), '+', bold=r.low > 0 or r.high < 0),
                           'p of equivalence': p_text(r.p_equivalent) if testable(r, margins) else 'not testable at this n',
                           'n': str(r.n)} for r in df.itertuples()])
@@ -347,7 +349,8 @@ def audit_table(audit):
                 cols[5]: interval(r.length_corr, math.nan, math.nan, digits=2)}
         if r.kind == 'selected':
             matched, free = (audit[(audit.readout == r.readout) & (audit.kind == k)].auc for k in ('layer-matched', 'random'))
-            line |= {cols[2]: spread(matched), cols[3]: spread(free), cols[4]: f'{permutation_p(r.auc, matched):.2f}' if len(matched) else ''}
+            line |= {cols[2]: spread(matched), cols[3]: spread(free),
+                     cols[4]: f'{permutation_p(r.auc, matched):.2f}' if len(matched) else ''}
         rows.append(line)
     return pd.DataFrame(rows)[[c for c in cols if any(c in r for r in rows)]].fillna('')
 

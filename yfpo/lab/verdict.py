@@ -31,6 +31,7 @@ def _declared_rows(compared, contrast=None):
     "[(folder, row)] of the declared contrasts"
     return [(f, r) for f, c in compared.items() for r in c[c.family].itertuples() if contrast in (None, r.contrast)]
 
+# %% ../../nbs/lab/16_verdict.ipynb #verdict-005
 def _beats(rows, ours, theirs, many): # [(folder, row)], two names, whether `ours` is plural
     "One sentence: which is better, by Holm's corrected p"
     if not rows: return f"Whether {ours} {'beat' if many else 'beats'} {theirs} was not asked."
@@ -56,6 +57,7 @@ def _unseen(rows): # rows of contrasts.csv
     what = 'That does not show them equal' if len(null) == len(rows) else 'The other differences are not shown to be zero'
     return f"{what}: these runs could miss true differences of up to {' or '.join(said)}."
 
+# %% ../../nbs/lab/16_verdict.ipynb #verdict-006
 def verdict(folders): # of results
     "YFPO against DPO, selected against random neurons, two more controls if declared, and how large a difference could have been missed"
     compared = _judges(folders)
@@ -107,6 +109,7 @@ def _trained(compared):
     table = family_table(compared).to_dict('records') if all((f/'contrasts.csv').exists() for f in compared) else []
     return Finding('Training on them', said, *table)
 
+# %% ../../nbs/lab/16_verdict.ipynb #verdict-007
 _PLAIN = {'dpo - sft': 'DPO minus SFT', 'yfpo - dpo': 'YFPO minus DPO', 'yfpo-random - dpo': 'YFPO (random neurons) minus DPO'}
 
 def _preferred(compared):
