@@ -33,6 +33,7 @@ def _fired(path):
     if not whole: raise ValueError(f'{path} lacks the layer, index or value of a neuron: run the stage `browse` again')
     return res
 
+# %% ../../nbs/lab/19_page.ipynb #20-page-028
 def browser_data(folder): # a folder of results
     "For the page: `texts`, each once, and `questions`, where answers are indices into `texts`"
     folder, texts, questions = Path(folder), {}, {}
@@ -124,6 +125,7 @@ def _place(png):
     key = 'worked_problem' if png.stem.startswith('worked_problem') else png.stem
     return (names.index(key) if key in names else len(names), png.stem)
 
+# %% ../../nbs/lab/19_page.ipynb #20-page-027
 def _sections(folder, browse):
     "{heading: its HTML} of everything on the page, in its order"
     found, cards = [glossary_html(), *map(finding_html, findings(folder))], _cards(folder/'cards.json')

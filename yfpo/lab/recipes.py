@@ -171,6 +171,7 @@ def _check_events(yaml, text):
         level += kind.endswith('StartEvent') - kind.endswith('EndEvent')
         if level > DEEP: raise ValueError(f'line {line}: more than {DEEP} brackets or levels in each other')
 
+# %% ../../nbs/lab/01_recipes.ipynb #recipe-026
 def _plain(x, where='the text'):
     "`x`, made of names, texts, numbers, lists and mappings only"
     if isinstance(x, dict):
@@ -182,6 +183,7 @@ def _plain(x, where='the text'):
     if x is None or type(x) in (str, bool, int, float): return x
     raise ValueError(f'{short(where)} is {a_type(x)}, {short(str(x))}; put it in quotes if it is meant as a text')
 
+# %% ../../nbs/lab/01_recipes.ipynb #recipe-027
 def read_yaml(text, where): # what the sentence begins with
     "What a YAML 1.2 text says, or a sentence with the line at which it is wrong"
     with needs('lab', 'a recipe'): from ruamel.yaml import YAML, YAMLError
@@ -223,6 +225,7 @@ def _exists(path):
     try: return path.exists()
     except (OSError, ValueError): return False
 
+# %% ../../nbs/lab/01_recipes.ipynb #recipe-028
 def recipes_folder(): return root()/'nbs'/'paper'/'recipes'
 
 def _found(recipe, folder):
