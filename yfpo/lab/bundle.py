@@ -250,6 +250,7 @@ class SplitFile:
         "Close the part that is open"
         if self.file: self.file.close()
 
+# %% ../../nbs/lab/25_bundle.ipynb #bundle-034
 def into_parts(folder, stem, size):
     "Move a folder into a tar file in parts; returns their paths"
     parts = SplitFile(stem, size)
@@ -295,6 +296,7 @@ def _fill(to, recipe, target, say):
     say(f'{len(pins)} packages for {target.platform} and Python {target.python} ...', flush=True)
     fetch(pins, inside/'wheels', target)
 
+# %% ../../nbs/lab/25_bundle.ipynb #bundle-035
 def bundle(name:str, # name of a recipe, or the path of a YAML file
            to, # new folder
            data_dir:str='', # folder with official data files, in place of the recipe's

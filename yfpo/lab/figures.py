@@ -453,6 +453,7 @@ def _wilson(shares, n, scale=1):
     return [[max(0., scale*(p - low)) for p, (low, _) in zip(shares, ends)],
             [max(0., scale*(high - p)) for p, (_, high) in zip(shares, ends)]]
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-over-1
 @styled
 def draw_overoptimisation(rows, # frame of overoptimisation.csv
                           n_questions=None, # that were to be solved, for an interval
@@ -654,6 +655,7 @@ def _contrast_bar(ax, y, r, seeds, scale): # r: the row that counts; seeds: rows
     ax.plot([scale*r.low, scale*r.high], [y, y], '|-', color=color, lw=1.6, ms=7, mew=1.2, zorder=4)
     ax.plot([scale*r.delta], [y], 'D', ms=3, color=color, zorder=5)
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-contr-1
 @styled
 def draw_contrasts(contrasts, # frame of contrasts.csv
                    metrics=('nll_gold', 'accuracy_numeric', 'pass_1', 'pair_accuracy')):

@@ -30,6 +30,7 @@ def _imported(source, room=''):
     near = re.findall(r'^\s*from (\.+)([\w.]+) import', source, re.M)
     return named + [f'{room}.{n}' if room and len(dots) == 1 else n for dots, n in near]
 
+# %% ../../nbs/lab/03_keys.ipynb #keys-017
 def package(): return Path(importlib.util.find_spec('yfpo').origin).parent
 
 def _module_sources(names, seen=None):

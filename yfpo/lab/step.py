@@ -47,6 +47,7 @@ def _decoded(x, tensors):
     t = tensors[str(v)]
     return t.numpy() if kind == 'array' else t
 
+# %% ../../nbs/lab/05_step.ipynb #step-021
 def save_part(path, x):
     "Write what a part of a stage returned, as safetensors: numbers and texts as JSON in its header, tensors in its body"
     from safetensors.torch import save_file
@@ -96,6 +97,7 @@ def read_record(path):
 
 def finished(run, step): return read_record(record_path(run, step['label']))
 
+# %% ../../nbs/lab/05_step.ipynb #step-022
 def mark(f):
     "What tells that a file is unchanged: its size, when it was written, and its content hash"
     s = f.stat()
@@ -180,7 +182,8 @@ def _why(label, code, own, out):
     last = ([l for l in _lines(own['log']) if l.strip()] or [f'it ended with code {code}'])[-1]
     return f'{label} failed: {last} (executed notebook: {out})'
 
-def execute(step, run, warm): # warm: a `Template`
+# %% ../../nbs/lab/05_step.ipynb #step-023
+def execute(step, run, kernels): # kernels: a `Template`
     "Run one notebook in processes of its own: `seconds, memory, files, reads, chosen`; a ValueError with its last error"
     label, key, own = step['label'], step['key'], own_files(run, step['label'])
     out = run/'notebooks'/f'{label}.ipynb'
@@ -188,7 +191,7 @@ def execute(step, run, warm): # warm: a `Template`
     for k in ('log', 'notes', 'progress'): own[k].write_text('')
     spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
     start = time.time()
-    code = warm.run(spec, _surroundings(run, label, key, own, step['threads']), own['log'], run)
+    code = kernels.run(spec, _surroundings(run, label, key, own, step['threads']), own['log'], run)
     if code: raise ValueError(_why(label, code, own, out))
     memory, chosen, _ = _noted(own['notes'])
     files = _files_written(run, own['writes'])
@@ -208,7 +211,7 @@ def sources_hash(notebook):
     code, modules = sources(notebook)
     return hashlib.sha256(json.dumps([code, modules], sort_keys=True).encode()).hexdigest()
 
-def run_step(step, run, warm):
+def run_step(step, run, kernels): # kernels: a `Template`
     "Execute one step and leave its record, which is written last; returns what there is to say"
     label, key = step['label'], step['key']
     path, parts = record_path(run, label), run/'partial'/label
@@ -216,7 +219,7 @@ def run_step(step, run, warm):
     before = read_record(old) or {}
     if step['afresh']: shutil.rmtree(parts, ignore_errors=True)
     resumed = (parts/key).exists()
-    m = execute(step, run, warm)
+    m = execute(step, run, kernels)
     if sources_hash(step['notebook']) != step['sources'] and step_key(step, step['needs_keys']) != key:
         raise ValueError(f'{label} failed: its notebook or the library was edited while it ran; run it again')
     shutil.rmtree(parts, ignore_errors=True)
@@ -256,6 +259,7 @@ def a_template():
     else:
         with template(['papermill', 'ipykernel.kernelapp', 'IPython']) as t: yield t
 
+# %% ../../nbs/lab/05_step.ipynb #step-024
 def step_main(run, label):
     "`python -m yfpo.lab.step RUN LABEL`: one step of a planned run; the exit code says whether it is done"
     run = Path(run)
@@ -265,7 +269,7 @@ def step_main(run, label):
         if is_done(run, step, step['key']): return say_state(run, label, 'done', 'done by another process')
         say_state(run, label, 'running')
         try:
-            with a_template() as warm: said = run_step(step, run, warm)
+            with a_template() as kernels: said = run_step(step, run, kernels)
         except (ValueError, OSError) as e:
             with contextlib.suppress(OSError): say_state(run, label, 'failed', str(e))       # on a full disk the runner sees the code alone
             sys.exit(1)

@@ -151,6 +151,7 @@ def ask(path, jupyter, spec, env, log, cwd): # the template's socket; where Jupy
         s.sendall((json.dumps(dict(spec=spec, cwd=str(cwd), env=env)) + '\n').encode())
         return json.loads(s.makefile().readline() or '{"code": 1}')['code']
 
+# %% ../../nbs/lab/04_warm.ipynb #28-warm-024
 class Template:
     "A running template, and methods to run a notebook in a copy of it"
     def __init__(self, modules=(), env=None):

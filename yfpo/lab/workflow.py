@@ -43,6 +43,7 @@ def _keys_there(recipe, everything, steps, run):
                              f"`yfpo run {recipe.name} --until {stage}`")
     return keys
 
+# %% ../../nbs/lab/08_workflow.ipynb #flow-019
 def _alone(steps):
     "Labels of the steps that nothing could ever run beside: each other step comes before them or after"
     under = below(steps)
@@ -86,6 +87,7 @@ def write_steps(recipe, todo, run):
     todo = [dict(s, notebook=str(s['notebook']), priority=len(todo) - i) for i, s in enumerate(todo)]
     write_json(run/'steps.json', [dict(s, rule=rule_of(s, recipe)) for s in todo])
 
+# %% ../../nbs/lab/08_workflow.ipynb #flow-020
 def snakefile(): return Path(str(files('yfpo.lab').joinpath('texts', 'Snakefile')))
 
 def profile_folder(name):
@@ -131,6 +133,7 @@ class Follow:
             if state == 'failed': self.board.ends(s['label'], f"{s['line']} ... failed"); self.failed = self.failed or text
         return ended
 
+# %% ../../nbs/lab/08_workflow.ipynb #flow-021
 def _stop(engine, profile):
     "End Snakemake and all that it has started; on a cluster it is given the time to take its jobs back"
     with contextlib.suppress(ProcessLookupError):
@@ -248,6 +251,7 @@ def _prepared(recipe, everything, steps, keys, again, run, jobs):
     for s in todo: s.update(waits=[n for n in s['needs'] if n in open_], sources=sources_hash(s['notebook']))
     return todo
 
+# %% ../../nbs/lab/08_workflow.ipynb #flow-022
 def run_recipe(name, data_dir:str='', overrides=None, run_dir:str='', jobs:int=0, say=print,
                **how): # stages: `until` one of them, `only` some, `force` those that run again; `profile` of Snakemake
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
@@ -268,6 +272,7 @@ def run_recipe(name, data_dir:str='', overrides=None, run_dir:str='', jobs:int=0
         if not todo: return 0, run
         return _go(recipe, everything, steps, todo, run, say, profile), run
 
+# %% ../../nbs/lab/08_workflow.ipynb #flow-023
 def _go(recipe, everything, steps, todo, run, say, profile):
     "Run the steps `todo`; returns how many ran"
     left, ran = {s['label'] for s in todo}, 0
