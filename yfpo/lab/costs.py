@@ -13,7 +13,7 @@ from .wording import interval
 VARIANTS = {'plain': 'plain backward pass', 'ours': 'AttnLRP, ours', 'lxt rules': "lxt's rules, our batches",
             'lxt, one text at a time': 'lxt, one text at a time', 'lxt, one token at a time': 'lxt, one token at a time'}
 
-def _ratio(a, b):
+def _ratio_text(a, b):
     "Median of a/b over rounds, with the lowest and the highest"
     x = a/b
     return interval(x.median(), x.min(), x.max(), digits=2)
@@ -27,7 +27,7 @@ def bench_relevance_table(rows): # frame of bench_relevance.csv
     for (dtype, variant), own in rows.groupby(['dtype', 'variant'], sort=False):
         base = rows[(rows.dtype == dtype) & (rows.variant == 'plain')].set_index('round').seconds
         out.append({'type': dtype, 'variant': VARIANTS.get(variant, variant), 'seconds a text': f'{own.seconds_per_text.median():.2f}',
-                    'times the plain pass': _ratio(own.set_index('round').seconds, base), 'peak memory (MB)': _memory(own)})
+                    'times the plain pass': _ratio_text(own.set_index('round').seconds, base), 'peak memory (MB)': _memory(own)})
     order = {v: i for i, v in enumerate(VARIANTS.values())}
     return pd.DataFrame(sorted(out, key=lambda r: (list(rows.dtype.unique()).index(r['type']), order.get(r['variant'], 9))))
 
@@ -43,7 +43,7 @@ def bench_step_table(rows): # frame of bench_step.csv
         base = rows[(rows.kind == kind) & (rows.dtype == dtype) & (rows.variant == 'TRL')].set_index('round').seconds
         out.append({'rejected response': REJECTED.get(kind, kind), 'type': dtype, 'variant': STEPS.get(variant, variant),
                     'seconds': f'{own.seconds.median():.2f}',
-                    'times TRL': '' if variant == 'TRL' else _ratio(base, own.set_index('round').seconds),
+                    'times TRL': '' if variant == 'TRL' else _ratio_text(base, own.set_index('round').seconds),
                     'peak memory (MB)': _memory(own)})
     order = {v: i for i, v in enumerate(STEPS.values())}
     return pd.DataFrame(sorted(out, key=lambda r: (list(REJECTED.values()).index(r['rejected response']), r['type'] != 'float32',

@@ -824,7 +824,7 @@ def _solved(folder, stage):
     return read_results(folder, 'manifest')['stages'][stage]['params'].get('n_questions')
 
 def _specificity(folder):
-    "Nothing where a single seed leaves no slope inside seeds"
+    "The figure, or nothing where a single seed has no slope"
     answers, training, margins, contrasts = (read_results(folder, k) for k in ('answers', 'training', 'margins', 'contrasts'))
     if training.seed.nunique() < 2: return {}
     outcome = declared_outcome(contrasts)

@@ -253,15 +253,16 @@ def _margin_finding(margins):
                       'log-probability margin (nats)': interval(*moved[a][1], 1, 1, '+')} for a in arms))
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-145
-def _dose_finding(training):
+def _own_margin_finding(training):
     "How far each arm moved the margin of the neurons it rewards; equal weights can move it differently"
     if 'neurons/margins' not in training: return None
     by = training[training.step > .75*training.step.max()].groupby(['arm', 'seed'])['neurons/margins'].mean()
     arms = [a for a in arm_order(training.arm) if a != 'dpo' and a in by]
     if len(arms) < 2: return None
     stands = listed([f"{number(by[a].mean(), 2, '+')} spreads for {arm_label(a)}" for a in arms[:2]])
-    return Finding('Dose', [f'In the last quarter of training, the margin of the neurons that an arm rewards stands at {stands}.',
-                            'Equal weight does not promise equal dose.'],
+    return Finding('Margin of the rewarded neurons',
+                   [f'In the last quarter of training, the margin of the neurons that an arm rewards stands at {stands}.',
+                    'Equal weights do not promise equal margins.'],
                    *({'arm': arm_label(a), 'margin of its own neurons (spreads)': number(by[a].mean(), 2, '+'),
                       'lowest and highest seed': span(by[a])} for a in arms))
 
@@ -424,7 +425,7 @@ EXPERIMENTS = dict(audit=(_audit_finding, 'audit'), causal=(_causal_finding, 'ab
                selectors=(_selector_finding, 'selectors'), faithfulness=(_faithfulness_finding, 'single_neurons', 'hiding'),
                capability=(_capability_finding, 'capability'), contrasts=(_contrast_finding, 'contrasts'),
                specificity=(_specificity_finding, 'answers', 'training', 'margins', 'contrasts'),
-               margins=(_margin_finding, 'margins'), dose=(_dose_finding, 'training'),
+               margins=(_margin_finding, 'margins'), own_margin=(_own_margin_finding, 'training'),
                harm=(_harm_finding, 'contrasts', 'manifest'), moves=(_moves_finding, 'moves'),
                **{k: (f, k, *(['grid'] if k in ('overoptimisation', 'dynamic') else [])) for k, f in STUDIES.items()})
 

@@ -393,7 +393,7 @@ def _slope_left(Y, X, i, j, own): # outcomes (arms, seeds, questions), margins (
     return np.stack([slope, (Y[i] - Y[j]).mean(0) - (X[i] - X[j]).mean()*slope])
 
 def _jackknife(f, S): # f: values (things, questions) from a list of seeds
-    "One dict a thing: its value, with `crossed` of what each seed contributes (Tukey's pseudo-values)"
+    "A dict for each thing: its value, with `crossed` of what each seed contributes (Tukey's pseudo-values)"
     from scipy.stats import t
     whole, out = f([*range(S)]), []
     each = np.stack([S*whole - (S - 1)*f([k for k in range(S) if k != s]) for s in range(S)], 1)          # (things, seeds, questions)

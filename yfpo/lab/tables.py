@@ -198,7 +198,7 @@ def harm_margins(manifest):
     return {m: asked.get(name, default) for m, (name, default) in HARM.items()}
 
 def testable(r, margins): # a row of contrasts.csv
-    "Whether equivalence would be shown at least every other time where nothing differs"
+    "Whether the test of equivalence would pass at least every second time if nothing differed"
     return equivalence_power(r.se, r.df, margins[r.metric]) >= .5
 
 def harm_table(contrasts, margins): # frame of contrasts.csv, what `harm_margins` says

@@ -16,7 +16,7 @@ from .pace import Ticking, below, most_awaited
 from .recipes import nearest, read_recipe, root
 from .stages import cells_of, data_folder, plan, run_folder
 from .step import finished, forget, git, is_done, own_files, set_aside, sources_hash, write_json
-from .warm import Template
+from .warm import KernelTemplate
 from ..lm.machine import hardware, lanes, large_pages
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-005
@@ -184,7 +184,7 @@ def _warm(todo, profile):
     "Environment of the steps: on this machine with a template from which they start in no time"
     if profile: yield dict(os.environ); return
     tunables = os.environ.get('GLIBC_TUNABLES') or large_pages()
-    t = Template(_preload(todo), dict(MPLBACKEND='module://matplotlib_inline.backend_inline',
+    t = KernelTemplate(_preload(todo), dict(MPLBACKEND='module://matplotlib_inline.backend_inline',
                                       **(dict(GLIBC_TUNABLES=tunables) if tunables else {})))
     try: yield {**os.environ, 'YFPO_TEMPLATE': f'{t.path}|{t.jupyter}'}
     except BaseException: t.kill(); raise
