@@ -252,7 +252,7 @@ def test_a_part_size_is_a_number_with_a_letter(size, tmp_path):
     assert [B.bytes_of(x) for x in ('', '3K', '60M', '1G')] == [0, 3000, 60_000_000, 1_000_000_000]
 
 def test_too_many_parts(tmp_path):
-    p = B.Parts(tmp_path/'x', 1)
+    p = B.SplitFile(tmp_path/'x', 1)
     with pytest.raises(ValueError, match='more than 1,000: give a larger part-size'): p.write(b'a'*1001)
     p.close()
 

@@ -1,12 +1,13 @@
 "The gate: which setting of DPO wins, when there is none, and where clipping begins."
 import json, math
+from dataclasses import asdict
 import pytest
 from hypothesis import given, strategies as st
 from conftest import ROOT
 from test_launch import ready                                  # noqa: F401, a fixture
 from yfpo.data.files import write_jsonl
 from yfpo.data.templates import make_problems
-from yfpo.lab.gate import Tried, asdict, clip_norm, closed, through
+from yfpo.lab.gate import Tried, best_setting, clip_norm, why_closed
 from yfpo.lab.publish import run_here
 
 def tried(accuracy, nll=.1, rate=1e-5): return Tried(rate, .1, 0., accuracy, nll, 1.)
@@ -15,13 +16,13 @@ def tried(accuracy, nll=.1, rate=1e-5): return Tried(rate, .1, 0., accuracy, nll
 def test_the_rule_by_brute_force(rows, start):
     "The winner is open, nothing open beats it, and there is none only if nothing is open"
     found, start = [tried(a/10, l/10) for a, l in rows], tried(start/10)
-    winner, open_ = through(found, start), [t for t in found if t.accuracy >= start.accuracy]
+    winner, open_ = best_setting(found, start), [t for t in found if t.accuracy >= start.accuracy]
     assert (winner is None) == (not open_)
     if winner: assert winner in open_ and all((t.accuracy, -t.nll) <= (winner.accuracy, -winner.nll) for t in open_)
 
 def test_a_setting_whose_likelihood_is_lost_is_not_chosen():
-    assert through([tried(.9, math.nan), tried(.8)], tried(.5)) == tried(.8) and through([tried(.9, math.inf)], tried(.5)) is None
-    with pytest.raises(ValueError, match='no setting was tried'): through([], tried(.5))
+    assert best_setting([tried(.9, math.nan), tried(.8)], tried(.5)) == tried(.8) and best_setting([tried(.9, math.inf)], tried(.5)) is None
+    with pytest.raises(ValueError, match='no setting was tried'): best_setting([], tried(.5))
 
 @given(st.lists(st.floats(.1, 100), min_size=1, max_size=60), st.sampled_from([0., .1, .25, .5]))
 def test_clipping_is_the_exception(norms, share):
@@ -48,7 +49,7 @@ def test_the_stage_writes_what_the_arms_train_with(stage):
     run, go = stage
     names = go(likelihoods=[0., .5], dose=1.)
     chosen, found = json.loads((run/'gate'/'chosen.json').read_text()), names['found']
-    best = through(found, names['start'])
+    best = best_setting(found, names['start'])
     assert chosen == best.train(1.) and chosen['max_grad_norm'] == pytest.approx(best.clip*2**.5) and len(found) == 2
     assert [t.likelihood for t in found] == [0., .5] and all(0 < t.clip < 1e3 for t in found) and not list((run/'gate').glob('*/model'))
     log = run_here(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', run_dir=str(run), arm='dpo', gated=True, precision='float32',
@@ -63,4 +64,4 @@ def test_a_closed_gate_ends_with_a_sentence(stage, monkeypatch):
     with pytest.raises(ValueError, match=r'the gate is closed: at none of 1 settings DPO keeps the 100.0% .* the best is 0.0% at'):
         go(likelihoods=[0.])
     assert not (run/'gate'/'chosen.json').exists() and len((run/'results'/'gate.csv').read_text().splitlines()) == 3
-    assert '60.0%' in closed([tried(.5)], tried(.6))
+    assert '60.0%' in why_closed([tried(.5)], tried(.6))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest, torch
 from conftest import ROOT
 from yfpo.lab.arms import ARMS, BLUE, Arm, arm_contrasts
-from yfpo.lab.launch import arm_parameters, failed_mark, launch_arm, neurons_of, train_arm
+from yfpo.lab.launch import arm_parameters, failure_file, launch_arm, neurons_of, train_arm
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.publish import run_here
 from yfpo.neurons import NeuronSet
@@ -125,16 +125,16 @@ def test_an_arm_that_is_not_finite_leaves_the_earlier_one_and_a_mark(ready, proc
     with pytest.raises(NotFiniteError, match=r'^the (loss|gradient norm) is (nan|inf) at step \d, on the pairs templates-') as e:
         train(learning_rate=1e7)
     assert (files(model), files(log)) == before and not list(model.parent.glob('.model*'))
-    assert json.loads(failed_mark(ready, 'yfpo', 0).read_text()) == dict(arm='yfpo', seed=0, why=str(e.value))
+    assert json.loads(failure_file(ready, 'yfpo', 0).read_text()) == dict(arm='yfpo', seed=0, why=str(e.value))
     train()
-    assert not failed_mark(ready, 'yfpo', 0).exists() and files(model).keys() == before[0].keys()
+    assert not failure_file(ready, 'yfpo', 0).exists() and files(model).keys() == before[0].keys()
 
 def test_the_stage_is_not_done_when_its_arm_is_not_finite(ready):
     "The cells of the stage as they are end with the sentence, and leave a mark and no log"
     with pytest.raises(NotFiniteError, match=r'^the .* at step \d'):
         run_here(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', run_dir=str(ready), arm='yfpo', train={**TRAIN, 'learning_rate': 1e7},
                  precision='float32')
-    assert failed_mark(ready, 'yfpo', 0).exists() and not (ready/'results'/'training').exists()
+    assert failure_file(ready, 'yfpo', 0).exists() and not (ready/'results'/'training').exists()
     run_here(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', run_dir=str(ready), arm='dpo', train=TRAIN, precision='float32')
     assert [p.name for p in (ready/'results'/'training').iterdir()] == ['dpo-seed0.csv']
 

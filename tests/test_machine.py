@@ -122,14 +122,14 @@ def test_progress_of_a_broken_file_is_nothing(tmp_path):
 
 def test_copies_share_nothing_and_end_with_the_template(tmp_path):
     import nbformat
-    from yfpo.lab.warm import Template
+    from yfpo.lab.warm import KernelTemplate
     def run(t, name, code):
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)],
                                       metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
         nbformat.write(nb, tmp_path/f'{name}.ipynb')
         spec = dict(notebook=str(tmp_path/f'{name}.ipynb'), out=str(tmp_path/f'{name}-out.ipynb'), params={}, cwd=str(tmp_path))
         return t.run(spec, {}, tmp_path/f'{name}.log', tmp_path)
-    t = Template(['papermill', 'ipykernel.kernelapp', 'colorsys'])
+    t = KernelTemplate(['papermill', 'ipykernel.kernelapp', 'colorsys'])
     try:
         assert run(t, 'a', "import colorsys; colorsys.mine = 1; open('pid', 'w').write(str(__import__('os').getpid()))") == 0
         assert run(t, 'b', "import colorsys; assert not hasattr(colorsys, 'mine')") == 0
@@ -138,8 +138,8 @@ def test_copies_share_nothing_and_end_with_the_template(tmp_path):
     assert t.process.poll() is not None and not Path(f"/proc/{(tmp_path/'pid').read_text()}").exists()
 
 def test_a_template_that_cannot_import_says_so(tmp_path):
-    from yfpo.lab.warm import Template
-    t = Template(['no_such_module'])
+    from yfpo.lab.warm import KernelTemplate
+    t = KernelTemplate(['no_such_module'])
     with pytest.raises(ValueError, match='could not import'): t.run({}, {}, tmp_path/'log', tmp_path)
     t.close()
 

@@ -9,7 +9,7 @@ from yfpo.beyond.cards import cards_html, save_cards
 from yfpo.lab.page import browser_data, card_html, page_html, table_html, write_page
 from yfpo.data.files import read_jsonl, write_jsonl
 from yfpo.data.pages import asset
-from yfpo.lab.findings import WORDS, findings
+from yfpo.lab.findings import GLOSSARY, findings
 from yfpo.lab.results import read_results
 
 RESULTS = ROOT/'nbs'/'paper'/'results'
@@ -99,7 +99,7 @@ def test_every_finding_and_every_neuron_is_a_card():
     for x in found:
         own = re.search(rf'<h3>{x.title}</h3>(.*?)</article>', text, re.S)[1]
         assert html.unescape(own).replace('\xa0', ' ').count(x.said[0]) == 1 and own.count('<tr>') == len(x.table) + 1
-    for word in WORDS: assert text.index(f'<dt>{word}</dt>') < text.index('<article class="card">'), 'explained before its first use'
+    for word in GLOSSARY: assert text.index(f'<dt>{word}</dt>') < text.index('<article class="card">'), 'explained before its first use'
     assert card_html(dict(cards[0], promotes=['<script>'])).count('<script>') == 0
 
 def test_cells_and_captions_are_text():

@@ -3,7 +3,7 @@ import json, os, pickle, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from test_run import SFT, SFT_FILES, TRAIN, alive, make, notebook, recipe, yfpo
-from yfpo.lab.keys import all_keys, outside, step_key, used_versions
+from yfpo.lab.keys import all_keys, step_key, used_versions
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.stages import plan
 

@@ -21,15 +21,19 @@ class Arm:
     name: str                    # in tables and figures
     color: str                   # in figures
     about: str                   # what differs, in a few words
-    against: tuple = ('dpo',)    # arms that it is compared with, 'sft' among them
-    neurons: str = 'selected'    # a key of `NEURONS`
+    against: tuple = ('dpo',)    # what it is compared with: other arms, or 'sft', the warm start
+    neurons: str = 'selected'    # one of `NEURONS`
     train: dict = field(default_factory=dict) # fields of `YFPOConfig` that it sets, whatever the recipe says
     times: dict = field(default_factory=dict) # fields of `YFPOConfig` that it multiplies: dict(learning_rate=.5) halves that of the recipe
-    diluted: bool = False        # its learning rate is multiplied by the share of DPO's gradient that YFPO keeps at the recipe's dose
+    diluted: bool = False        # its learning rate is multiplied by the share of DPO's gradient that is left in YFPO at the recipe's dose
 
     def __post_init__(self):
         if self.neurons not in NEURONS: raise ValueError(f"neurons of an arm are {self.neurons!r}: use one of {', '.join(NEURONS)}")
 
+    @property
+    def moves(self): return self.neurons == 'moving'           # its neurons are chosen again during training
+
+# %% ../../nbs/lab/00_arms.ipynb #arms-008
 ARMS = {'dpo': Arm('DPO', BLUE, 'the same trainer with weight 0', ('sft',), train=dict(neuron_weight=0.)),
         'dpo-diluted': Arm('DPO (diluted)', INK, 'DPO, as slow as the neuron term makes it; no neuron takes part',
                            train=dict(neuron_weight=0.),
@@ -46,7 +50,6 @@ ARMS = {'dpo': Arm('DPO', BLUE, 'the same trainer with weight 0', ('sft',), trai
                             ('yfpo', 'dpo'), train=dict(readout='paper-literal', objective='add-linear')),
         'yfpo-dynamic': Arm('YFPO (dynamic neurons)', ORANGE, 'neurons chosen again while the policy moves', ('yfpo', 'dpo'),
                             neurons='moving')}                  # base and sft are always evaluated beside them
-
 
 # %% ../../nbs/lab/00_arms.ipynb #arms-006
 def settings_of_arm(arm:str, # a key of `ARMS`

@@ -25,6 +25,7 @@ def peak_memory(f):
     finally: done.set(); t.join()
     return max(seen) - before, res
 
+# %% ../../nbs/lab/21_bench.ipynb #bench-004
 def side_by_side(variants, # {name: function without arguments}
                  rounds:int=3):
     "Rows `variant, round, seconds, peak_mb, value` of functions that take turns; a round before the first warms up and reads the memory"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUILD', 'TORCH_INDEX', 'SOURCE_ONLY', 'HERE', 'Target', 'read_installed', 'declared', 'locked_versions', 'needed',
-           'fetch', 'models_of', 'files_of', 'data_of', 'recipe_text', 'archive', 'run_text', 'bytes_of', 'Parts',
+           'fetch', 'models_of', 'files_of', 'data_of', 'recipe_text', 'archive', 'run_text', 'bytes_of', 'SplitFile',
            'into_parts', 'sums', 'bundle']
 
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-002
@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from ..data.extras import needs
 from ..data.sources import OTHER_SETS
-from .keys import READ, file_hash
+from .keys import READ_PACKAGES, file_hash
 from .recipes import read_recipe, root, short, text_of
 from .stages import data_folder, notebook_parameters, plan
 from .step import git
@@ -93,8 +93,8 @@ def _requires(name, extras, target):
     env = [dict(target.markers(), extra=e) for e in ('', *extras)]
     return [r for r in map(Requirement, found) if r.marker is None or any(r.marker.evaluate(e) for e in env)]
 
-def _there(name, wanted, target):
-    "Whether the target has a package in a version that is `wanted`; a version that is not told is taken to be"
+def _has_package(name, wanted, target):
+    "Whether the target has a package in a `wanted` version; an unknown version counts as wanted"
     from packaging.version import InvalidVersion, Version
     if name not in target.installed: return False
     try: return target.installed[name] is None or wanted.contains(Version(target.installed[name]), prereleases=True)
@@ -109,7 +109,7 @@ def needed(target):
     while todo:
         by, r = todo.pop()
         name, extras = _plain_name(r.name), tuple(sorted(r.extras))
-        if (name, extras) in seen or name not in names and by != BUILD and _there(name, r.specifier, target): continue
+        if (name, extras) in seen or name not in names and by != BUILD and _has_package(name, r.specifier, target): continue
         if name not in lock and by == 'torch': continue        # torch for CUDA needs it, torch for the CPU does not
         if name not in lock:
             raise ValueError(f'{by} needs {name} on Python {target.python}, and requirements.lock has no version of it: '
@@ -149,7 +149,7 @@ def fetch(pins, folder, target):
 HERE = '@HERE@'                                                # where the bundle lies, which only run.sh knows
 
 def _given(step):
-    "All parameters of a step, those at their default too"
+    "All parameters of a step, with the defaults of those that are not set"
     return {**{k: default for k, (_, default, _) in notebook_parameters(step['notebook']).items()}, **step['params']}
 
 def models_of(steps, recipe): # recipe: its name, for an error
@@ -157,7 +157,7 @@ def models_of(steps, recipe): # recipe: its name, for an error
     res = {}
     for name in sorted({p['model'] for p in map(_given, steps) if isinstance(p.get('model'), str)}):
         path = root()/Path(name).expanduser()
-        if name == 'tiny' or name in READ: res[name] = None; continue
+        if name == 'tiny' or name in READ_PACKAGES: res[name] = None; continue
         if not path.exists(): raise ValueError(f'recipe {recipe!r} reads the model {name} from the hub, which the target cannot reach: '
                                                'download it, and give its folder as `model`')
         if (path/'adapter_config.json').exists():
@@ -166,10 +166,10 @@ def models_of(steps, recipe): # recipe: its name, for an error
     return res
 
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-018
-def _sets(params):
+def _problem_sets(params):
     "Names of the sets of problems that a step reads from outside the run"
     given = [params.get(k) for k in ('train_set', 'test_sets', 'source', 'greedy_sets')] if 'data_dir' in params else []
-    return {x for g in given for x in (g if isinstance(g, list) else [g]) if x and not x.startswith('templates') and x not in READ}
+    return {x for g in given for x in (g if isinstance(g, list) else [g]) if x and not x.startswith('templates') and x not in READ_PACKAGES}
 
 def files_of(name):
     "The official files of a set of problems, as its loader names them"
@@ -179,7 +179,7 @@ def data_of(steps, recipe): # recipe: its name, for an error
     "{name: file} of the data that the steps read from outside the run"
     res = {}
     for p in map(_given, steps):
-        for f in sorted(f for name in _sets(p) for f in files_of(name)):
+        for f in sorted(f for name in _problem_sets(p) for f in files_of(name)):
             if not p['data_dir']: raise ValueError(f'recipe {recipe!r} reads {f} from the hub, which the target cannot reach: '
                                                    'give --data-dir, a folder that holds it')
             found = next((x for x in (Path(p['data_dir'])/f, Path(p['data_dir'])/Path(f).name) if x.is_file()), None)
@@ -226,7 +226,7 @@ def bytes_of(size):
     if not m: raise ValueError(f'part-size is {short(size)}, but must be a number with K, M or G, such as 60M')
     return int(m[1])*1000**('KMG'.index(m[2]) + 1)
 
-class Parts:
+class SplitFile:
     "A file to write to, which lies on disk as parts of at most `size` bytes"
     def __init__(self, stem, size): self.stem, self.size, self.left, self.paths, self.file = str(stem), size, 0, [], None
 
@@ -250,9 +250,10 @@ class Parts:
         "Close the part that is open"
         if self.file: self.file.close()
 
+# %% ../../nbs/lab/25_bundle.ipynb #bundle-034
 def into_parts(folder, stem, size):
     "Move a folder into a tar file in parts; returns their paths"
-    parts = Parts(stem, size)
+    parts = SplitFile(stem, size)
     try:
         with tarfile.open(fileobj=parts, mode='w|') as tar: tar.add(folder, folder.name)
     finally: parts.close()
@@ -279,7 +280,7 @@ def _copy(models, data, to):
 def _read_packages(steps):
     "Packages that hold a model or a set of the steps, in parts or whole; what else they need stays away"
     given = [x for p in map(_given, steps) for v in p.values() for x in (v if isinstance(v, list) else [v])]
-    whole = sorted({READ[x] for x in given if isinstance(x, str) and x in READ})
+    whole = sorted({READ_PACKAGES[x] for x in given if isinstance(x, str) and x in READ_PACKAGES})
     return [w for package in whole for w in (package, *(r.name for r in _requires(package, (), Target()) if r.name.startswith(package)))]
 
 def _pins(steps, target):
@@ -300,6 +301,7 @@ def _fill(to, recipe, target, say):
     say(f'{len(pins)} packages for {target.platform} and Python {target.python} ...', flush=True)
     fetch(pins, inside/'wheels', target)
 
+# %% ../../nbs/lab/25_bundle.ipynb #bundle-035
 def bundle(name:str, # name of a recipe, or the path of a YAML file
            to, # new folder
            data_dir:str='', # folder with official data files, in place of the recipe's

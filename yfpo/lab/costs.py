@@ -13,20 +13,25 @@ from .wording import interval
 VARIANTS = {'plain': 'plain backward pass', 'ours': 'AttnLRP, ours', 'lxt rules': "lxt's rules, our batches",
             'lxt, one text at a time': 'lxt, one text at a time', 'lxt, one token at a time': 'lxt, one token at a time'}
 
+def _ratio_text(a, b):
+    "Median of a/b over rounds, with the lowest and the highest"
+    x = a/b
+    return interval(x.median(), x.min(), x.max(), digits=2)
+
+def _memory(own): return '' if own.peak_mb.isna().all() else f'{own.peak_mb.median():.0f}'           # not every system tells it
+
 def bench_relevance_table(rows): # frame of bench_relevance.csv
     "Seconds and peak memory per text, and the cost relative to the plain pass of the same round and number format"
     import pandas as pd
     out = []
     for (dtype, variant), own in rows.groupby(['dtype', 'variant'], sort=False):
         base = rows[(rows.dtype == dtype) & (rows.variant == 'plain')].set_index('round').seconds
-        ratio = own.set_index('round').seconds/base
-        out.append({'type': dtype, 'variant': VARIANTS.get(variant, variant),
-                    'seconds a text': f'{own.seconds_per_text.median():.2f}',
-                    'times the plain pass': interval(ratio.median(), ratio.min(), ratio.max(), digits=2),
-                    'peak memory (MB)': '' if own.peak_mb.isna().all() else f'{own.peak_mb.median():.0f}'})
+        out.append({'type': dtype, 'variant': VARIANTS.get(variant, variant), 'seconds a text': f'{own.seconds_per_text.median():.2f}',
+                    'times the plain pass': _ratio_text(own.set_index('round').seconds, base), 'peak memory (MB)': _memory(own)})
     order = {v: i for i, v in enumerate(VARIANTS.values())}
     return pd.DataFrame(sorted(out, key=lambda r: (list(rows.dtype.unique()).index(r['type']), order.get(r['variant'], 9))))
 
+# %% ../../nbs/lab/14_costs.ipynb #costs-004-step
 STEPS = {'TRL': "TRL's DPOTrainer", 'ours, no reward': 'YFPOTrainer, no reward', 'ours': 'YFPOTrainer, neuron reward'}
 REJECTED = {'other': 'of another problem', 'corrupted': 'with a slip'}
 
@@ -36,15 +41,15 @@ def bench_step_table(rows): # frame of bench_step.csv
     out = []
     for (kind, dtype, variant), own in rows.groupby(['kind', 'dtype', 'variant'], sort=False):
         base = rows[(rows.kind == kind) & (rows.dtype == dtype) & (rows.variant == 'TRL')].set_index('round').seconds
-        times = base/own.set_index('round').seconds
         out.append({'rejected response': REJECTED.get(kind, kind), 'type': dtype, 'variant': STEPS.get(variant, variant),
                     'seconds': f'{own.seconds.median():.2f}',
-                    'times TRL': '' if variant == 'TRL' else interval(times.median(), times.min(), times.max(), digits=2),
-                    'peak memory (MB)': '' if own.peak_mb.isna().all() else f'{own.peak_mb.iloc[0]:.0f}'})
+                    'times TRL': '' if variant == 'TRL' else _ratio_text(base, own.set_index('round').seconds),
+                    'peak memory (MB)': _memory(own)})
     order = {v: i for i, v in enumerate(STEPS.values())}
     return pd.DataFrame(sorted(out, key=lambda r: (list(REJECTED.values()).index(r['rejected response']), r['type'] != 'float32',
                                                    order.get(r['variant'], 9))))
 
+# %% ../../nbs/lab/14_costs.ipynb #costs-006-shapes
 def shapes_table(summary, losses): # bench_step.json, bench_losses.json
     "Our step compared with TRL's on batches of other shapes"
     import pandas as pd
@@ -54,6 +59,7 @@ def shapes_table(summary, losses): # bench_step.json, bench_losses.json
                           'losses differ by': f"{losses['batches'][f'{prompt} + {response}']:.0e}"}
                          for s in summary['shapes'] for prompt, response in [(s['prompt'], s['response'])]])
 
+# %% ../../nbs/lab/14_costs.ipynb #costs-008-generation
 def bench_generation_table(rows, summary): # bench_generation.csv and .json
     "Seconds per question, how many times faster than the harness, and how many answers are identical"
     import pandas as pd
@@ -63,9 +69,10 @@ def bench_generation_table(rows, summary): # bench_generation.csv and .json
         out.append({'type': dtype, 'variant': variant, 'seconds a question': f'{own.seconds_per_question.median():.2f}',
                     'times the harness': interval(r['median'], r['low'], r['high'], digits=2) if variant == 'ours' else '',
                     'identical answers': f"{summary['identical'][dtype]} of {summary['questions']}" if variant == 'ours' else '',
-                    'peak memory (MB)': '' if own.peak_mb.isna().all() else f'{own.peak_mb.iloc[0]:.0f}'})
+                    'peak memory (MB)': _memory(own)})
     return pd.DataFrame(out)
 
+# %% ../../nbs/lab/14_costs.ipynb #costs-010-goals
 COSTS = {'step_ratio_fp32': ("training step, float32: TRL's time over ours", '>= 3'),
          'step_ratio_best': ("training step, each in its best type: TRL's time over ours", '>= 5'),
          'reward_overhead': ('our step with the neuron reward over without', '<= 1.02'),

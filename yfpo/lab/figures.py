@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from ..data.extras import needs
 from ..data.files import atomic_write, read_numbers
+from ..evaluate import proportion
+from .arms import ARMS, BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY
 from .findings import before_training
 from .report import drawer
 from .results import read_results
-from .tables import MEASURES_OF, SELECTORS, beside_margins, counting, declared_outcome
-from .wording import (BLUE, GREEN, GREY, INK, KINDS, NATS, ORANGE, PURPLE, RED, SKY, TOKEN_NAMES, arm_color, arm_label, arm_order,
-                              contrast_label, delta_unit, is_smoke, set_label)
+from .tables import METRIC_LABELS, SELECTORS, beside_margins, counting, declared_outcome, whole_sets
+from .wording import (NATS, NEURON_SET_NAMES, TOKEN_NAMES, arm_color, arm_label, arm_order, contrast_label, delta_unit, is_smoke,
+                              set_label)
 
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-043
 def style():
@@ -110,6 +112,7 @@ def draw_neurons(neurons, # frame of neurons.csv
     _concentration(right, np.sort(neurons.weight.to_numpy())[::-1])
     return fig
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-neur-1
 def _concentration(ax, w):
     "Cumulative share of weight over neurons, largest first"
     share = 100*np.cumsum(w)/w.sum()
@@ -163,6 +166,7 @@ def draw_worked_problem(worked): # one of worked_problems.json
     ax.set_title(f'Relevance of each token, layer by layer;\nbars: the selected neurons alone{cut}', pad=12)
     return fig
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-work-1
 def _token_line(ax, y, R, sel, labels, start, lim):
     "One line of text at height `y`: layers above the tokens, the selected neurons below, a mark where the response begins"
     widths = _widths(labels); ends = np.cumsum([0, *widths]); x = (ends[:-1] + ends[1:])/2
@@ -183,9 +187,8 @@ def _line_axes(ax, n, layers):
     ax.tick_params(length=0, pad=2, bottom=False, labelbottom=False)
     for s in ax.spines.values(): s.set_visible(False)
 
-
 # %% ../../nbs/lab/18_figures.ipynb #21-figur-tok0
-def _lines(tokens, width):
+def _line_and_column(tokens, width):
     "(line, column) of each token in lines of at most `width` characters that begin without a space, and how many lines there are"
     at, row, col = [], 0, 0
     for t in tokens:
@@ -200,7 +203,7 @@ def draw_tokens(texts, # {heading: (tokens, one number a token)}
     from matplotlib.figure import Figure
     top, em, y, laid = max(np.abs(s).max() for _, s in texts.values()) or 1., .602*11/72, 0., []
     for name, (tokens, scores) in texts.items():
-        at, n = _lines(tokens, width)
+        at, n = _line_and_column(tokens, width)
         laid.append((name, y, [(t, s, r, c) for t, s, (r, c) in zip(tokens, scores, at)]))
         y += 1.5*n + 2
     fig = Figure(figsize=(em*(width + 2), .16*y), layout='none')
@@ -208,6 +211,7 @@ def draw_tokens(texts, # {heading: (tokens, one number a token)}
     for name, y0, words in laid: _draw_text(ax, name, y0, words, top)
     return fig
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-tok-1
 def _draw_text(ax, name, y, words, top):
     "A heading, and each token in monospaced letters on its colour"
     ax.text(0, y + .4, name, fontsize=10, weight='bold', color=INK, va='center')
@@ -219,7 +223,6 @@ def _draw_text(ax, name, y, words, top):
 def _tile(at, width, color, alpha):
     from matplotlib.patches import Rectangle
     return Rectangle(at, width, 1.36, color=color, alpha=alpha, lw=0)
-
 
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-057
 @styled
@@ -238,8 +241,8 @@ def draw_ablation(ablation): # frame of ablation.csv
     return fig
 
 def _ablation_panel(ax, df):
-    for kind in [k for k in KINDS if k in set(df['set'])]:
-        own, (name, color) = df[df['set'] == kind], KINDS[kind]
+    for kind in [k for k in NEURON_SET_NAMES if k in set(df['set'])]:
+        own, (name, color) = df[df['set'] == kind], NEURON_SET_NAMES[kind]
         g = own.groupby('fraction'); x = 100*np.array(list(g.groups)); mid = g.delta_nll.median()
         many = (g.size() > 1).any()
         low, high = (g.delta_nll.min(), g.delta_nll.max()) if many else (g.low.min(), g.high.max())
@@ -280,6 +283,7 @@ def draw_selectors(card, curves): # frames of selectors.csv and selector_curves.
                columnspacing=1.2)
     return fig
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-sel-1
 def _selector_rows(ax, card):
     "One row per selector: rise in loss on solutions and on prose, and that of the median layer-matched draw on solutions"
     rows = np.arange(len(card))[::-1]
@@ -326,6 +330,7 @@ def draw_stability(stability, overlap, selection): # frames of stability.csv and
     _overlap_matrix(fig, heat, overlap)
     return fig
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-stab-1
 def _overlap_matrix(fig, ax, overlap):
     names = list(dict.fromkeys(overlap.a))
     M = overlap.pivot(index='a', columns='b', values='jaccard').loc[names, names].to_numpy()
@@ -340,6 +345,28 @@ def _overlap_matrix(fig, ax, overlap):
     for s in ax.spines.values(): s.set_visible(False)
 
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-068
+def _hiding_panel(ax, method, mean, areas, ylim): # areas: one a text
+    "The logit of the answer as tokens are hidden, most relevant or least relevant first, and the area between the two"
+    color, half = HUES.get(method, INK), 1.96*areas.sem()
+    ax.fill_between(100*mean.index, mean.most, mean.least, color=color, alpha=.15, lw=0)
+    ax.plot(100*mean.index, mean.least, color=color, ls=(0, (3, 1.5)), lw=1.4); ax.plot(100*mean.index, mean.most, color=color, lw=1.7)
+    ax.set_title(TOKEN_NAMES.get(method, method), fontsize=8)
+    ax.text(.97, .97, f'area {areas.mean():.2f}\n[{areas.mean()-half:.2f}, {areas.mean()+half:.2f}]', transform=ax.transAxes, ha='right',
+            va='top', fontsize=7)
+    ax.set(ylim=ylim, xlabel='context hidden (%)', xticks=(0, 50, 100))
+
+def _score_panel(ax, method, own):
+    "Scores of single neurons against the true effects of removing them, with their correlations"
+    scale = own.effect.abs().max(), own.score.abs().max()
+    for kind, color in (('free', GREY), ('strong', HUES.get(method, INK))):
+        d = own[own.kind == kind]
+        ax.plot(d.score/scale[1], d.effect/scale[0], 'o', color=color, ms=2.6, alpha=.65, mec='none')
+    r, rho = own.score.corr(own.effect), own.score.rank().corr(own.effect.rank())
+    ax.text(.04, .97, f'r = {r:.2f}\nrank {rho:.2f}', transform=ax.transAxes, va='top', fontsize=7)
+    ax.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.5), xticks=(-1, 0, 1), yticks=(-1, 0, 1), xlabel='score (scaled)')
+    ax.set_title(TOKEN_NAMES.get(method, method), fontsize=8); ax.axhline(0, color='#bbbbbb', lw=.6); ax.axvline(0, color='#bbbbbb', lw=.6)
+
+# %% ../../nbs/lab/18_figures.ipynb #figures-faith-1
 @styled
 def draw_faithfulness(hiding, single): # frames of hiding.csv and single_neurons.csv
     "Token curves of each map with the area between them; neuron scores against true effects"
@@ -348,33 +375,14 @@ def draw_faithfulness(hiding, single): # frames of hiding.csv and single_neurons
     fig, axs = panels(2, n, size=(1.75*n + .5, 4.1))
     mean = hiding.groupby(['method', 'hidden'])[['most', 'least']].mean()
     ylim = (mean.to_numpy().min() - .08*np.ptp(mean.to_numpy()), mean.to_numpy().max() + .25*np.ptp(mean.to_numpy()))
-    for ax, m in zip(axs[0], maps):
-        own, color = mean.loc[m], HUES.get(m, INK)
-        ax.fill_between(100*own.index, own.most, own.least, color=color, alpha=.15, lw=0)
-        ax.plot(100*own.index, own.least, color=color, ls=(0, (3, 1.5)), lw=1.4); ax.plot(100*own.index, own.most, color=color, lw=1.7)
-        area = hiding.groupby(['method', 'text']).area.first().loc[m]
-        half = 1.96*area.sem()
-        ax.set_title(TOKEN_NAMES.get(m, m), fontsize=8)
-        ax.text(.97, .97, f'area {area.mean():.2f}\n[{area.mean()-half:.2f}, {area.mean()+half:.2f}]', transform=ax.transAxes, ha='right',
-                va='top', fontsize=7)
-        ax.set(ylim=ylim, xlabel='context hidden (%)', xticks=(0, 50, 100))
+    areas = hiding.groupby(['method', 'text']).area.first()
+    for ax, m in zip(axs[0], maps): _hiding_panel(ax, m, mean.loc[m], areas.loc[m], ylim)
     axs[0, 0].set_ylabel('centred logit\nof the answer')
-    for ax, m in zip(axs[1], methods):
-        own = single[single.method == m]
-        scale = own.effect.abs().max(), own.score.abs().max()
-        for kind, color in (('free', GREY), ('strong', HUES.get(m, INK))):
-            d = own[own.kind == kind]
-            ax.plot(d.score/scale[1], d.effect/scale[0], 'o', color=color, ms=2.6, alpha=.65, mec='none')
-        r, rho = own.score.corr(own.effect), own.score.rank().corr(own.effect.rank())
-        ax.text(.04, .97, f'r = {r:.2f}\nrank {rho:.2f}', transform=ax.transAxes, va='top', fontsize=7)
-        ax.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.5), xticks=(-1, 0, 1), yticks=(-1, 0, 1), xlabel='score (scaled)')
-        ax.set_title(TOKEN_NAMES.get(m, m), fontsize=8); ax.axhline(0, color='#bbbbbb', lw=.6); ax.axvline(0, color='#bbbbbb', lw=.6)
+    for ax, m in zip(axs[1], methods): _score_panel(ax, m, single[single.method == m])
     axs[1, 0].set_ylabel('effect of removing\nthe neuron (scaled)')
     for ax in [*axs[0, len(maps):], *axs[1, len(methods):]]: ax.set_visible(False)
     for ax in [*axs[0, 1:], *axs[1, 1:]]: ax.tick_params(labelleft=False)
     return fig
-
-
 
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-072
 @styled
@@ -419,24 +427,33 @@ def draw_training(training, # frame of training/*.csv with `arm` and `seed`
     cols = min(3, len(curves)); rows = -(-len(curves)//cols)
     fig, axs = panels(rows, cols, size=(2.55*cols, 1.9*rows + .45))
     for ax, (col, (name, unit)) in zip(axs.flat, curves.items()):
-        for arm in arm_order(training.arm): _curve(ax, training[training.arm == arm], col, arm_color(arm), arm_label(arm), smooth)
+        for arm in arm_order(training.arm): _curve(ax, training, arm, col, smooth)
         ax.set(title=name, ylabel=unit, xlabel='step')
     for ax in axs.flat[len(curves):]: ax.set_visible(False)
     handles = {l: h for ax in axs.flat for h, l in zip(*ax.get_legend_handles_labels())}
     fig.legend(handles.values(), handles, loc='outside upper center', ncols=min(4, len(handles)))
     return fig
 
-def _curve(ax, df, col, color, label, smooth):
-    df = df[df[col].notna()]
+def _curve(ax, training, arm, col, smooth):
+    df, color = training[(training.arm == arm) & training[col].notna()], arm_color(arm)
     if df.empty: return
     by = df.pivot_table(index='step', columns='seed', values=col)
     if col == 'loss': by = by - by.iloc[0]
     smooth = min(smooth, max(1, len(by)//4))
     ax.plot(by.index, by, color=color, lw=.7, alpha=.3); ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=label,
-            ls=(0, (3, 2)) if 'dynamic' in label else '-')     # it often covers the static one
+    ax.plot(by.index, by.mean(axis=1).rolling(smooth, min_periods=1, center=True).mean(), color=color, label=arm_label(arm),
+            ls=(0, (3, 2)) if arm in ARMS and ARMS[arm].moves else '-')     # it often covers the static one
 
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-081
+def _start_line(draw, at): draw(at, color=RED, lw=1., ls=(0, (1, 1.5)), label='solutions before', zorder=0)
+
+def _wilson(shares, n, scale=1):
+    "Lengths of the error bars of shares of n"
+    ends = [proportion(round(p*n), n)[1:] for p in shares]
+    return [[max(0., scale*(p - low)) for p, (low, _) in zip(shares, ends)],
+            [max(0., scale*(high - p)) for p, (_, high) in zip(shares, ends)]]
+
+# %% ../../nbs/lab/18_figures.ipynb #figures-over-1
 @styled
 def draw_overoptimisation(rows, # frame of overoptimisation.csv
                           n_questions=None, # that were to be solved, for an interval
@@ -468,15 +485,17 @@ def draw_overoptimisation(rows, # frame of overoptimisation.csv
     solved.set_ylim(0, 105)
     return fig
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-break-1
 @styled
 def draw_breakage(rows, # frame of breakage.csv
                   n_questions=None): # that were to be solved, for an interval
     "YFPO, YFPO on random neurons, and DPO at growing learning rates: margin, outcome, loss and marks of samples"
+    import pandas as pd
     fig, axs = panels(1, 4, size=(10.4, 3.1))
     start = rows[rows.learning_rate == 0]
     low = rows[rows.learning_rate > 0].learning_rate.min()/3               # position of the untrained model
     for shift, arm in zip((.93, 1., 1.08), ('dpo', 'yfpo-random', 'yfpo')):
-        own = _concat(start, rows[rows.arm == arm].sort_values('learning_rate'))
+        own = pd.concat([start, rows[rows.arm == arm].sort_values('learning_rate')], ignore_index=True)
         x = own.learning_rate.where(own.learning_rate > 0, low)*shift
         for ax, y, scale, m in zip(axs.flat, ('phi_d', 'accuracy', 'nll_d', 'kl_per_token'), (1, 100, 1, 1), ('phi', None, 'nll', None)):
             v = scale*own[y]
@@ -494,18 +513,6 @@ def draw_breakage(rows, # frame of breakage.csv
         ax.axhline(0, color='#bbbbbb', lw=.7, zorder=0)
     fig.legend(*axs[0, 0].get_legend_handles_labels(), fontsize=7.5, ncols=3, loc='outside upper center', handlelength=1.)
     return fig
-
-def _start_line(draw, at): draw(at, color=RED, lw=1., ls=(0, (1, 1.5)), label='solutions before', zorder=0)
-
-def _wilson(shares, n, scale=1):
-    "Lengths of the error bars of shares of n"
-    from scipy.stats import binomtest
-    ends = [binomtest(round(p*n), n).proportion_ci(method='wilson') for p in shares]
-    return [[max(0., scale*(p - e.low)) for p, e in zip(shares, ends)], [max(0., scale*(e.high - p)) for p, e in zip(shares, ends)]]
-
-def _concat(*frames):
-    import pandas as pd
-    return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/lab/18_figures.ipynb #figures-gate-1
 @styled
@@ -620,6 +627,7 @@ def draw_dashboard(log, # TRL's log: dicts with `step`
     for ax in axs[1]: ax.set_xlabel('step')
     return fig
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-dash-1
 def dashboard(path=None): # where to save the figure as PNG; None does not save
     "A function of (log, rows) that draws the dashboard, in place in a notebook, and saves it"
     shown = []
@@ -639,11 +647,20 @@ def dashboard(path=None): # where to save the figure as PNG; None does not save
     return draw
 
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-100
+def _contrast_bar(ax, y, r, seeds, scale): # r: the row that counts; seeds: rows of single seeds
+    "A difference with its interval, a dot a seed, and the band of what is too small to detect"
+    color = RED if r.family else INK
+    ax.fill_betweenx([y - .36, y + .36], -scale*r.mde, scale*r.mde, color='#ececec', lw=0)
+    if len(seeds) > 1: ax.plot(scale*seeds.delta, [y - .24]*len(seeds), 'o', ms=3, color=color, alpha=.55, mew=0, zorder=3)
+    ax.plot([scale*r.low, scale*r.high], [y, y], '|-', color=color, lw=1.6, ms=7, mew=1.2, zorder=4)
+    ax.plot([scale*r.delta], [y], 'D', ms=3, color=color, zorder=5)
+
+# %% ../../nbs/lab/18_figures.ipynb #figures-contr-1
 @styled
 def draw_contrasts(contrasts, # frame of contrasts.csv
                    metrics=('nll_gold', 'accuracy_numeric', 'pass_1', 'pair_accuracy')):
     "One panel per set and measure, one row per contrast: the difference with its interval, a dot per seed, and the detectable difference"
-    df = contrasts[contrasts.metric.isin(metrics) & ~contrasts.set.str.contains(r'-d\d+$')]
+    df = whole_sets(contrasts[contrasts.metric.isin(metrics)])
     whole, names = counting(df), [c for c in dict.fromkeys(df.contrast) if 'base' not in c]
     declared = lambda k: whole[(whole.set == k[0]) & (whole.metric == k[1])].family.any()
     shown = sorted(dict.fromkeys(zip(df.set, df.metric)), key=lambda k: (not declared(k), metrics.index(k[1])))
@@ -652,19 +669,14 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
     fig, axs = panels(rows, cols, size=(2.1*cols + 1.9, rows*(.3*len(names) + .85)), sharey=True)
     for ax, (set_, metric) in zip(axs.flat, shown):
         scale = delta_unit(metric)[0]
+        at = lambda df: df[(df.set == set_) & (df.metric == metric)]
         for y, c in enumerate(reversed(names)):
-            own = whole[(whole.contrast == c) & (whole.set == set_) & (whole.metric == metric)]
-            if own.empty: continue
-            r, color = own.iloc[0], RED if own.family.iloc[0] else INK
-            ax.fill_betweenx([y - .36, y + .36], -scale*r.mde, scale*r.mde, color='#ececec', lw=0)
-            seeds = df[(df.contrast == c) & (df.set == set_) & (df.metric == metric) & (df.seed.astype(str) != 'all')]
-            if len(seeds) > 1: ax.plot(scale*seeds.delta, [y - .24]*len(seeds), 'o', ms=3, color=color, alpha=.55, mew=0, zorder=3)
-            ax.plot([scale*r.low, scale*r.high], [y, y], '|-', color=color, lw=1.6, ms=7, mew=1.2, zorder=4)
-            ax.plot([scale*r.delta], [y], 'D', ms=3, color=color, zorder=5)
+            own, seeds = (x[x.contrast == c] for x in (at(whole), at(df[df.seed.astype(str) != 'all'])))
+            if len(own): _contrast_bar(ax, y, own.iloc[0], seeds, scale)
         low, high = ax.get_xlim()
         if metric not in NATS: ax.set_xlim(max(low, -105), min(high, 105))       # shares differ by 100 points at most
         ax.axvline(0, color=INK, lw=.7); ax.grid(False); ax.locator_params(axis='x', nbins=4)
-        measure, unit = MEASURES_OF[metric].split(', ')
+        measure, unit = METRIC_LABELS[metric].split(', ')
         name = set_label(set_) if measure.startswith(set_label(set_).split()[-1][:-1]) else f'{set_label(set_)}, {measure}'
         ax.set(title=name, xlabel=f"{unit}. {'Lower' if metric in NATS else 'Higher'} is better")
         ax.set_yticks(range(len(names)), [contrast_label(c).replace(' neurons)', ')') for c in reversed(names)])
@@ -698,11 +710,12 @@ def _left_rows(ax, found, scale):
     ax.set_yticks(*zip(*ticks)); ax.tick_params(axis='y', length=0); ax.spines['left'].set_visible(False)
     ax.set_ylim(ticks[-1][0] - .7, .8); ax.axvline(0, color=INK, lw=.7, zorder=0); ax.grid(False); ax.locator_params(axis='x', nbins=5)
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-spec-04
 @styled
 def draw_specificity(found, # {where the margin is read: what `specificity` says}
                      outcome): # set and metric
     "Above, outcome against the margin that DPO's own part reached, a dot a run; below, what one slope leaves of each difference"
-    scale, (measure, unit) = delta_unit(outcome[1])[0], MEASURES_OF[outcome[1]].split(', ')
+    scale, (measure, unit) = delta_unit(outcome[1])[0], METRIC_LABELS[outcome[1]].split(', ')
     pairs = len(next(iter(found.values()))['left'])
     fig, _ = panels(size=(4.7, 3. + .85*pairs)); fig.clear()
     grid = fig.add_gridspec(2, len(found), height_ratios=[2.1, .85*pairs])
@@ -811,7 +824,7 @@ def _solved(folder, stage):
     return read_results(folder, 'manifest')['stages'][stage]['params'].get('n_questions')
 
 def _specificity(folder):
-    "Nothing where a single seed leaves no slope inside seeds"
+    "The figure, or nothing where a single seed has no slope"
     answers, training, margins, contrasts = (read_results(folder, k) for k in ('answers', 'training', 'margins', 'contrasts'))
     if training.seed.nunique() < 2: return {}
     outcome = declared_outcome(contrasts)
@@ -825,6 +838,7 @@ def _overoptimisation(folder):
 def _dynamic(folder):
     return draw_dynamic(*(read_results(folder, k) for k in ('dynamic', 'dynamic_log', 'dynamic_moves')), before_training(folder))
 
+# %% ../../nbs/lab/18_figures.ipynb #figures-name-1
 def _weight_of(path):
     try: return float(path.stem.removeprefix('weight-'))
     except ValueError as e: raise ValueError(f'{path} has no number after `weight-` in its name: make it again') from e

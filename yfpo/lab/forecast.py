@@ -8,16 +8,16 @@ __all__ = ['WORK', 'estimate', 'estimate_text', 'noted_speed', 'note_speed', 'co
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-002
 import math, subprocess, sys
-from pathlib import Path
+from .arms import ARMS
 from .pace import START, in_words, makespan, most_awaited, scaled
-from .recipes import Cost, json_of, root
-from .recipes import DRAWN
+from .recipes import DRAWN, Cost, json_of, root
 from .stages import fields_of, notebook_parameters, plan, run_folder, stages_folder
 from .step import finished, read_record, record_path, write_json
 from ..lm.machine import lanes
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-004
 WORK = dict(train=6, read=2, relevance=4, write=2)             # operations a parameter and token
+
 def _passes(own):
     "Passes over the pairs of a stage that trains"
     if 'train' not in own: return own.get('epochs', 1)
@@ -27,7 +27,9 @@ def _with_defaults(kind, given):
     "Fields of a configuration class, those that are not given at their defaults"
     return {**{k: f['default'] for k, f in fields_of(kind, 'cost').items()}, **given}
 
-def _tokens(stage, st, arms, seeds, q, s): # st(name): parameters of a stage
+# %% ../../nbs/lab/07_forecast.ipynb #costs-013
+def _tokens(stage, st, # st(name): parameters of a stage
+            arms, seeds, q, s): # tokens of a question, of a solution
     "Tokens of each kind of work in one stage"
     pr, own = st('problems'), st(stage)
     pairs = min(st('pairs').get('max_train') or math.inf, pr['n_pairs']*st('pairs')['per_question'])*(q + 2*s)
@@ -35,7 +37,7 @@ def _tokens(stage, st, arms, seeds, q, s): # st(name): parameters of a stage
     n_test, dev, trained = pr['n_test']*len(pr['test_sets']), pr['n_dev']*(q + 2*s), len(arms)*len(seeds)
     drawn = own.get('n_draws', 0)*own.get('n_texts', 0)*(q + s)
     moves, passes = _with_defaults('Moving', own.get('moves', {})), _passes(own)
-    again = ('yfpo-dynamic' in arms)*len(seeds)/max(moves.get('every', 1), 1e-9)
+    again = sum(ARMS[a].moves for a in arms)*len(seeds)/max(moves.get('every', 1), 1e-9)
     study = own.get('n_train', 0)*(q + 2*s)*passes*dict(
         grid=len(own.get('weights', ()))*(6 + own.get('controls', 0)) + len(own.get('readouts', ())) + len(own.get('sizes', ())), dynamic=5,
         zoo=12, overoptimisation=len(own.get('weights', ())), parts=4, hacks=3, breakage=3*len(own.get('learning_rates', ()))).get(stage, 0)
@@ -54,6 +56,7 @@ def _tokens(stage, st, arms, seeds, q, s): # st(name): parameters of a stage
         faithfulness=lambda: dict(read=own['n_neurons']*own['n_texts']*(q + s)),
         cards=lambda: dict(relevance=own['n_texts']*(q + s))).get(stage, lambda: dict(train=study, read=study))()
 
+# %% ../../nbs/lab/07_forecast.ipynb #costs-014
 def estimate(recipe): # a `Recipe`, with `cost`
     "Rows `stage, tokens, pflop, hours` of what a recipe will take, an order of magnitude before anything has run"
     c = recipe.cost
@@ -98,6 +101,7 @@ def note_speed(run):
     if (now := _speed_here()) is not None: write_json(run/'machine.json', dict(known, speed=now))
     return now
 
+# %% ../../nbs/lab/07_forecast.ipynb #costs-015
 def committed_manifest(recipe):
     "The manifest of a recipe's committed results, or None"
     path = root()/'nbs'/'paper'/'results'/recipe.name/'manifest.json'
@@ -116,6 +120,7 @@ def expected(recipe, steps, run, speed=None): # billions of operations a second 
     where = m['hardware']['cpu'] + (f", {m['speed']:.0f} GFLOP/s, scaled to {speed:.0f} here" if ratio != 1. else '')
     return {s['label']: own.get(s['label'], there.get(s['label'])) for s in steps}, where
 
+# %% ../../nbs/lab/07_forecast.ipynb #costs-016
 def promise(todo, seconds, where, jobs):
     "What is said before a run starts"
     beside = f", {jobs} beside each other" if jobs > 1 else ''

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'Name', 'Names', 'DEEP', 'LETTERS', 'root', 'a_type', 'short', 'nearest', 'plain_name', 'Strict', 'Cost',
-           'Outputs', 'Recipe', 'check_recipe', 'read_yaml', 'text_of', 'json_of', 'read_recipe', 'merged',
-           'recipes_folder']
+           'Outputs', 'Recipe', 'check_recipe', 'read_yaml', 'text_of', 'json_of', 'merged', 'recipes_folder',
+           'read_recipe']
 
 # %% ../../nbs/lab/01_recipes.ipynb #recipe-002
 import collections, difflib, importlib.util, json, math, os, re
@@ -117,6 +117,8 @@ class Recipe(Strict):
     "Stages in order, each with its parameters"
     outputs: Outputs = Outputs()
     "What is drawn at the end"
+    in_verdict: bool = True
+    "Whether its comparisons count in the verdict: not where a setting was chosen on its own test questions"
     jobs: int = Field(0, ge=0, le=1000)
     "Steps beside each other; 0 is what suits the machine"
     cost: Cost | None = None
@@ -169,6 +171,7 @@ def _check_events(yaml, text):
         level += kind.endswith('StartEvent') - kind.endswith('EndEvent')
         if level > DEEP: raise ValueError(f'line {line}: more than {DEEP} brackets or levels in each other')
 
+# %% ../../nbs/lab/01_recipes.ipynb #recipe-026
 def _plain(x, where='the text'):
     "`x`, made of names, texts, numbers, lists and mappings only"
     if isinstance(x, dict):
@@ -180,6 +183,7 @@ def _plain(x, where='the text'):
     if x is None or type(x) in (str, bool, int, float): return x
     raise ValueError(f'{short(where)} is {a_type(x)}, {short(str(x))}; put it in quotes if it is meant as a text')
 
+# %% ../../nbs/lab/01_recipes.ipynb #recipe-027
 def read_yaml(text, where): # what the sentence begins with
     "What a YAML 1.2 text says, or a sentence with the line at which it is wrong"
     with needs('lab', 'a recipe'): from ruamel.yaml import YAML, YAMLError
@@ -211,36 +215,23 @@ def json_of(path, *needed):
     if lacks: raise ValueError(f'{path} lacks {", ".join(lacks)}: an older version wrote it, or it was edited; make it again')
     return res
 
-def _there(path):
-    "Whether anything lies at `path`; nothing does where the system says that it is no path at all"
-    try: return path.exists()
-    except (OSError, ValueError): return False
-
-def read_recipe(recipe:str): # name of a file in nbs/paper/recipes, or the path of a YAML file
-    "A recipe as a dict with `name, about, jobs, shared, arms, seeds, stages, outputs`"
-    folder = root()/'nbs'/'paper'/'recipes'
-    path = Path(recipe) if str(recipe).endswith(('.yaml', '.yml')) else folder/f'{recipe}.yaml'
-    if not _there(path):
-        there = sorted(f.stem for f in folder.glob('*.yaml'))
-        raise ValueError(f"there is no recipe {short(recipe)}: {nearest(Path(str(recipe)).stem, there)}")
-    return check_recipe(read_yaml(text_of(path), path), path)
-
 # %% ../../nbs/lab/01_recipes.ipynb #recipe-023
 def merged(old, new):
     "`new` laid over `old`: mappings key by key, all else in place of what was there"
     return {**old, **{k: merged(old[k], v) if isinstance(v, dict) and isinstance(old.get(k), dict) else v for k, v in new.items()}}
 
-def _there(path):
+def _exists(path):
     "Whether anything lies at `path`; nothing does where the system says that it is no path at all"
     try: return path.exists()
     except (OSError, ValueError): return False
 
+# %% ../../nbs/lab/01_recipes.ipynb #recipe-028
 def recipes_folder(): return root()/'nbs'/'paper'/'recipes'
 
 def _found(recipe, folder):
     "The path of a recipe given by its name or path"
     path = Path(recipe) if str(recipe).endswith(('.yaml', '.yml')) else folder/f'{recipe}.yaml'
-    if _there(path): return path
+    if _exists(path): return path
     there = sorted(f.stem for f in folder.glob('*.yaml'))
     raise ValueError(f"there is no recipe {short(recipe)}: {nearest(Path(str(recipe)).stem, there)}")
 

@@ -24,6 +24,7 @@ def asked(only:str, # names separated by spaces
         raise ValueError(f"only names {n!r}: {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(known)}")
     return only.split()
 
+# %% ../../nbs/lab/17_report.ipynb #report-006
 def drawer(known, # {name: (function from a folder to a thing or {stem: thing}, *kinds of results it reads)}
            put, # function of stem and thing: saves it, and returns what to show
            folder, # of results
@@ -77,6 +78,7 @@ def _power_table(folder):
              "Wilson's interval. Detectable: the true difference found 4 times in 5. The crossed test is Satterthwaite's.")
     return (table, f'How good the tests are. {about}') if len(table) else dict(power='One seed: there is no test over seeds.')
 
+# %% ../../nbs/lab/17_report.ipynb #report-005
 def _audit_table(folder):
     audit, card = read_results(folder, 'audit'), read_results(folder, 'pairs')
     about = 'Pairs: ' + ', '.join(f'{v} {k}' for k, v in card['by_error'].items()) + '.'

@@ -36,6 +36,7 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                evaluation=('eval/*.csv', 'evaluate'), answers=('samples/*.jsonl', 'evaluate'), ablation=('ablation.csv', 'causal'),
                manifest=('manifest.json', 'compare'))
 
+# %% ../../nbs/lab/11_results.ipynb #results-004
 def read_results(folder, # a `results` folder of a run, or a committed `results/<recipe>`
                  name:str): # a key of `SOURCES`
     "A data frame (CSV), a dict (JSON) or checked rows (JSONL); tables of single arms get columns `arm` and `seed`"
@@ -76,16 +77,14 @@ RESULT_COLUMNS = dict(main=_LEVELS, evaluation=_LEVELS, sft='; step loss', train
                bench_generation='dtype variant; round seconds seconds_per_question peak_mb?')
 LATER = ('test',)                                              # columns that older results lack
 FLAGS, KEYS = ('family', 'primary'), dict(main=['arm', 'seed', 'set', 'metric'], contrasts=['contrast', 'seed', 'set', 'metric'])
+
+# %% ../../nbs/lab/11_results.ipynb #results-005
 OBJECTS = dict(selection=dict(n_layers=int, width=int, k=int), pairs=dict(by_error=dict), bench_losses=dict(batches=dict),
                manifest=dict(recipe=str, about=str, seeds=list, total_seconds=float, hardware=dict(cores=int), versions=dict(torch=object),
                              stages=dict, git=object, model=object),
                bench_step_summary=dict(shapes=list), bench_generation_summary=dict(ratios=dict, identical=dict, questions=int),
                bench_scaling_summary=dict(exponents=dict),
                worked_problems=dict(question=str, tokens=list, response_start=int, layer_relevance=list, selected_relevance=list))
-
-def _columns(name):
-    "({word: whether it may be empty}, the same of numbers) of a kind of table"
-    return [{k.rstrip('?'): k.endswith('?') for k in part.split()} for part in RESULT_COLUMNS[name].split(';')]
 
 def check_object(x, form, where): # form: {key: type, or a form}; where: file and row, for the error
     "Refuse an object that lacks a key, or has a value of another type"
@@ -130,6 +129,7 @@ def recipe_name(folder):
     name = _recipe_of(folder)
     return folder.name if name == 'RECIPE' else name
 
+# %% ../../nbs/lab/11_results.ipynb #results-006
 def read_cells(path): # a CSV file
     "Its rows as lists of text, the header first; an incomplete file is an error"
     text, again = read_text(path, 'a CSV file'), 'delete it and run its stage again'
@@ -141,6 +141,11 @@ def read_cells(path): # a CSV file
     if len(rows) == 1: raise ValueError(f'{path} has a header and no rows: {again}')
     if not text.endswith('\n'): raise ValueError(f'{path} was cut inside its last line: {again}')
     return rows
+
+# %% ../../nbs/lab/11_results.ipynb #results-007
+def _columns(name):
+    "({word: whether it may be empty}, the same of numbers) of a kind of table"
+    return [{k.rstrip('?'): k.endswith('?') for k in part.split()} for part in RESULT_COLUMNS[name].split(';')]
 
 def _frame(path, name):
     "A table of the kind `name`, checked"

@@ -11,7 +11,7 @@ __all__ = ['TYPES', 'MOST', 'JSON_TYPES', 'cells_of', 'parameters_in', 'notebook
 import ast, functools, json, math, os, re, sys
 from pathlib import Path
 from ..data.extras import needs
-from .recipes import ARMS, DRAWN, a_type, merged, nearest, recipes_folder, root, short, text_of
+from .recipes import DRAWN, a_type, merged, nearest, recipes_folder, root, short, text_of
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-005
 TYPES = dict(str=str, int=int, float=float, bool=bool, list=list, dict=dict)
@@ -44,6 +44,7 @@ def parameters_in(src, where):
     if odd: raise ValueError(f"{where}: `{odd}` is not `name:type = default # help` with one of the types {', '.join(TYPES)}")
     return _declared(found, where)
 
+# %% ../../nbs/lab/02_stages.ipynb #stages-022
 @functools.cache
 def _inspected(path, changed): # changed: when it was written last, so that an edited notebook is read again
     where = f'{path.parent.name}/{path.name}'
@@ -74,6 +75,7 @@ def words_of(table, *modules): # name of a table of the library; the modules tha
     if not found: raise ValueError(f"{modules[0]}.py sets no {table} whose keys can be read: write it as a dict, or a tuple of words")
     return tuple(found)
 
+# %% ../../nbs/lab/02_stages.ipynb #stages-023
 @functools.cache
 def choices():
     "What words a parameter may be, for each kind of it that stages have"
@@ -96,7 +98,6 @@ def _check_choice(name, value, default, where):
     known = next((c for c in choices().get(name, ()) if {*usual} <= {*c}), None)
     odd = next((x for x in given if known and x not in known), None)
     if odd is not None: raise ValueError(f'{where}: {name} is {short(odd)}: {nearest(odd, known)}')
-
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-006
 MOST = 100_000                                                 # questions, tokens, draws: no stage here has use for more
@@ -140,6 +141,7 @@ def fields_of(kind, where): # name of a configuration class, as the help of a `d
     if kind not in known: raise ValueError(f'{where}: {path.name} knows no {kind}; write it anew with `yfpo schema`')
     return known[kind]['properties']
 
+# %% ../../nbs/lab/02_stages.ipynb #stages-024
 JSON_TYPES = dict(integer=int, number=float, string=str, boolean=bool, array=list, object=dict, null=type(None))
 
 def _check_fields(name, value, help, where):
@@ -159,6 +161,7 @@ def _check_fields(name, value, help, where):
         res[k] = v
     return res
 
+# %% ../../nbs/lab/02_stages.ipynb #stages-025
 def check_parameter(name, value, known, where):
     "`value` as its notebook wants it; a sentence if the name is unknown, the type is wrong or the value makes no sense"
     if name not in known: raise ValueError(f'{where} has no parameter {short(name)}: {nearest(name, known)}')
@@ -187,7 +190,7 @@ def check_together(params, known, where): # known: what the notebook declares, s
 
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-012
-def _sets(source):
+def _assigned(source):
     "Names that a cell sets at its top level"
     try: body = ast.parse(source).body
     except SyntaxError: return set()
@@ -196,7 +199,7 @@ def _sets(source):
 
 def _files_cell(cells, where):
     "The source of the cell that sets `reads` and `writes`"
-    found = [s for s in (''.join(c['source']) for c in cells if c['cell_type'] == 'code') if {'reads', 'writes'} <= _sets(s)]
+    found = [s for s in (''.join(c['source']) for c in cells if c['cell_type'] == 'code') if {'reads', 'writes'} <= _assigned(s)]
     if len(found) == 1: return found[0]
     raise ValueError(f'{where} has {len(found)} cells that set `reads` and `writes`: it needs exactly one')
 
@@ -209,6 +212,7 @@ def _paths(names, what, where):
             raise ValueError(f"{where}: {what} names {short(x)}, which is no path in the run's folder")
     return names
 
+# %% ../../nbs/lab/02_stages.ipynb #stages-027
 def stage_files(notebook, params, where): # params: those that are not at their default
     "(reads, writes): paths in the run's folder, which the notebook's own cell makes from its parameters"
     known = {k: default for k, (_, default, _) in notebook_parameters(notebook).items()}
@@ -332,6 +336,7 @@ def _over_warm_starts(stage, known, recipe):
                                     else recipe.seeds[0])
         yield stage + '-reference'*reference + f'-warm{w}'*(w > 0), extra
 
+# %% ../../nbs/lab/02_stages.ipynb #stages-026
 def _steps_of(stage, given, known, recipe):
     "(label, extra parameters) of each step of one stage"
     if 'arms' in known or 'warm' in known and 'arm' not in known: yield from _over_warm_starts(stage, known, recipe)

@@ -328,6 +328,16 @@ def _partners(a, b, seeds): # {arm: its seeds, sorted}
     turn = sorted({s for own in seeds.values() for s in own})
     return {s: seeds[b][turn.index(s) % len(seeds[b])] for s in seeds[a]}
 
+def _corrected(rows, harm):
+    "Add Holm's p over the family, and the p of equivalence, where they are defined"
+    own = [r for r in rows if r['family']]
+    for r, p in zip(own, holm([r['p'] for r in own])): r['p_holm'] = p
+    for r in rows:
+        if r['metric'] in harm: r['p_equivalent'] = equivalent(r['delta'], r['se'], r['df'], harm[r['metric']])
+    keys = list(dict.fromkeys(k for r in rows for k in r))
+    return [{k: r.get(k, math.nan) for k in keys} for r in rows]
+
+# %% ../../nbs/lab/10_statistics.ipynb #stat-cont-1
 def contrasts(rows, n_boot:int=10000, seed:int=0,
               family=FAMILY, # contrasts declared before the run, the primary first
               outcome=None, # their set and metric; default: the NLL of gold solutions of the first set that has any
@@ -354,16 +364,6 @@ def contrasts(rows, n_boot:int=10000, seed:int=0,
                 out.append(dict(contrast=f'{a} - {b}', seed=s, set=set_, metric=metric, n=len(xy[0][1]), **st, family=declared,
                                 primary=declared and f'{a} - {b}' == family[0]))
     return _corrected(out, harm or {})
-
-def _corrected(rows, harm):
-    "Add Holm's p over the family, and the p of equivalence, where they are defined"
-    own = [r for r in rows if r['family']]
-    for r, p in zip(own, holm([r['p'] for r in own])): r['p_holm'] = p
-    for r in rows:
-        if r['metric'] in harm: r['p_equivalent'] = equivalent(r['delta'], r['se'], r['df'], harm[r['metric']])
-    keys = list(dict.fromkeys(k for r in rows for k in r))
-    return [{k: r.get(k, math.nan) for k in keys} for r in rows]
-
 
 # %% ../../nbs/lab/10_statistics.ipynb #stat-spec-02
 def margin_in_training(logs, # rows of training logs: `arm`, `seed`, `step`, `rewards/margins`
@@ -393,7 +393,7 @@ def _slope_left(Y, X, i, j, own): # outcomes (arms, seeds, questions), margins (
     return np.stack([slope, (Y[i] - Y[j]).mean(0) - (X[i] - X[j]).mean()*slope])
 
 def _jackknife(f, S): # f: values (things, questions) from a list of seeds
-    "One dict a thing: its value, with `crossed` of what each seed contributes (Tukey's pseudo-values)"
+    "A dict for each thing: its value, with `crossed` of what each seed contributes (Tukey's pseudo-values)"
     from scipy.stats import t
     whole, out = f([*range(S)]), []
     each = np.stack([S*whole - (S - 1)*f([k for k in range(S) if k != s]) for s in range(S)], 1)          # (things, seeds, questions)
@@ -423,6 +423,7 @@ def _every_run(rows, reached, outcome):
     Y = [[_aligned(first, table[key(a, s)], (arms[0], a), outcome[0])[1] for s in seeds] for a in arms]
     return arms, np.array(Y, dtype=float), np.array([[reached[a, s] for s in seeds] for a in arms])
 
+# %% ../../nbs/lab/10_statistics.ipynb #stat-spec-12
 def specificity(rows, # of evaluated questions
                 reached, # {(arm, seed): margin that DPO's own part reached}
                 outcome, # set and metric

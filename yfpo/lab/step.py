@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'FIELDS', 'ASIDE', 'save_part', 'load_part', 'kept', 'write_json', 'record_path', 'read_record', 'finished',
            'mark', 'unchanged', 'is_done', 'forget', 'set_aside', 'own_files', 'execute', 'git', 'sources_hash',
-           'run_step', 'say_state', 'alone_at', 'Borrowed', 'a_template', 'step_main']
+           'run_step', 'say_state', 'alone_at', 'BorrowedKernels', 'kernels_here', 'step_main']
 
 # %% ../../nbs/lab/05_step.ipynb #step-002
 import contextlib, fcntl, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
@@ -14,7 +14,7 @@ from ..data.files import atomic_write
 from .keys import file_hash, portable, sources, step_key
 from .recipes import root
 from .stages import overlap
-from .warm import template
+from .warm import kernel_template
 
 # %% ../../nbs/lab/05_step.ipynb #step-005
 KEPT = {'Relevance': 'yfpo.relevance'}                         # dataclasses that a part may return; no other class is ever made from a file
@@ -47,6 +47,7 @@ def _decoded(x, tensors):
     t = tensors[str(v)]
     return t.numpy() if kind == 'array' else t
 
+# %% ../../nbs/lab/05_step.ipynb #step-021
 def save_part(path, x):
     "Write what a part of a stage returned, as safetensors: numbers and texts as JSON in its header, tensors in its body"
     from safetensors.torch import save_file
@@ -58,7 +59,7 @@ def save_part(path, x):
     with atomic_write(path) as tmp: save_file(tensors, tmp, dict(value=said))
 
 def load_part(path):
-    "What `save_part` wrote; None where the file is none of its"
+    "What `save_part` wrote; None for a file that is broken or of another kind"
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, 'pt') as f: return _decoded(json.loads(f.metadata()['value']), {k: f.get_tensor(k) for k in f.keys()}),
@@ -67,7 +68,7 @@ def load_part(path):
 def kept(run, # folder of the run
          name:str, # of this part of the stage
          make): # function without arguments
-    "What `make()` returns, kept on disk until its stage is finished: a killed stage goes on from it; outside `yfpo run` just `make()`"
+    "What `make()` returns; in `yfpo run` it is kept on disk until the stage is finished, so a killed stage goes on from it"
     step = os.environ.get('YFPO_STEP')                         # label of the step, and its key
     if not step: return make()
     path = Path(run)/'partial'/step/f'{name}.safetensors'
@@ -89,13 +90,14 @@ def _inside(names):
     return all(isinstance(f, str) and f and not Path(f).is_absolute() and '..' not in Path(f).parts for f in names)
 
 def read_record(path):
-    "What a finished step left about itself, or None; a broken record, one of an older version, or one that names files elsewhere is none"
+    "What a finished step left about itself; None if the record is missing, broken, older, or names files outside the run"
     try: m = json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError): return None
     return m if isinstance(m, dict) and FIELDS <= set(m) and isinstance(m['files'], dict) and _inside(m['files']) else None
 
 def finished(run, step): return read_record(record_path(run, step['label']))
 
+# %% ../../nbs/lab/05_step.ipynb #step-022
 def mark(f):
     "What tells that a file is unchanged: its size, when it was written, and its content hash"
     s = f.stat()
@@ -130,7 +132,7 @@ def _lines(log): return Path(log).read_text(encoding='utf-8',
                                             errors='replace').splitlines() if Path(log).exists() else []   # a kill may cut a letter
 
 def _questions_read(log):
-    "Names of the files of questions, under problems/, that were opened for reading; what a step also wrote is not news to it"
+    "Names of the files of questions, under problems/, that a step read and did not write itself"
     lines = _lines(log)
     return sorted({Path(l[2:]).name for l in lines if l.startswith('< ') and l[2:] not in lines})
 
@@ -180,7 +182,8 @@ def _why(label, code, own, out):
     last = ([l for l in _lines(own['log']) if l.strip()] or [f'it ended with code {code}'])[-1]
     return f'{label} failed: {last} (executed notebook: {out})'
 
-def execute(step, run, warm): # warm: a `Template`
+# %% ../../nbs/lab/05_step.ipynb #step-023
+def execute(step, run, kernels): # kernels: a `KernelTemplate`
     "Run one notebook in processes of its own: `seconds, memory, files, reads, chosen`; a ValueError with its last error"
     label, key, own = step['label'], step['key'], own_files(run, step['label'])
     out = run/'notebooks'/f'{label}.ipynb'
@@ -188,7 +191,7 @@ def execute(step, run, warm): # warm: a `Template`
     for k in ('log', 'notes', 'progress'): own[k].write_text('')
     spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
     start = time.time()
-    code = warm.run(spec, _surroundings(run, label, key, own, step['threads']), own['log'], run)
+    code = kernels.run(spec, _surroundings(run, label, key, own, step['threads']), own['log'], run)
     if code: raise ValueError(_why(label, code, own, out))
     memory, chosen, _ = _noted(own['notes'])
     files = _files_written(run, own['writes'])
@@ -208,7 +211,7 @@ def sources_hash(notebook):
     code, modules = sources(notebook)
     return hashlib.sha256(json.dumps([code, modules], sort_keys=True).encode()).hexdigest()
 
-def run_step(step, run, warm):
+def run_step(step, run, kernels): # kernels: a `KernelTemplate`
     "Execute one step and leave its record, which is written last; returns what there is to say"
     label, key = step['label'], step['key']
     path, parts = record_path(run, label), run/'partial'/label
@@ -216,7 +219,7 @@ def run_step(step, run, warm):
     before = read_record(old) or {}
     if step['afresh']: shutil.rmtree(parts, ignore_errors=True)
     resumed = (parts/key).exists()
-    m = execute(step, run, warm)
+    m = execute(step, run, kernels)
     if sources_hash(step['notebook']) != step['sources'] and step_key(step, step['needs_keys']) != key:
         raise ValueError(f'{label} failed: its notebook or the library was edited while it ran; run it again')
     shutil.rmtree(parts, ignore_errors=True)
@@ -240,7 +243,7 @@ def alone_at(run, label):
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-class Borrowed:
+class BorrowedKernels:
     "The template that `yfpo run` has started on this machine"
     def __init__(self, path, jupyter): self.path, self.jupyter = Path(path), jupyter
     def run(self, spec, env, log, cwd):
@@ -248,14 +251,15 @@ class Borrowed:
         return ask(self.path, self.jupyter, spec, env, log, cwd)
 
 @contextlib.contextmanager
-def a_template():
+def kernels_here():
     "The runner's template, or one of its own where the runner is on another machine"
     given = os.environ.get('YFPO_TEMPLATE', '')
     path, _, jupyter = given.partition('|')
-    if path and Path(path).parent.is_dir(): yield Borrowed(path, jupyter)                  # it may still be importing
+    if path and Path(path).parent.is_dir(): yield BorrowedKernels(path, jupyter)                  # it may still be importing
     else:
-        with template(['papermill', 'ipykernel.kernelapp', 'IPython']) as t: yield t
+        with kernel_template(['papermill', 'ipykernel.kernelapp', 'IPython']) as t: yield t
 
+# %% ../../nbs/lab/05_step.ipynb #step-024
 def step_main(run, label):
     "`python -m yfpo.lab.step RUN LABEL`: one step of a planned run; the exit code says whether it is done"
     run = Path(run)
@@ -265,7 +269,7 @@ def step_main(run, label):
         if is_done(run, step, step['key']): return say_state(run, label, 'done', 'done by another process')
         say_state(run, label, 'running')
         try:
-            with a_template() as warm: said = run_step(step, run, warm)
+            with kernels_here() as kernels: said = run_step(step, run, kernels)
         except (ValueError, OSError) as e:
             with contextlib.suppress(OSError): say_state(run, label, 'failed', str(e))       # on a full disk the runner sees the code alone
             sys.exit(1)
