@@ -9,7 +9,7 @@ from yfpo.lab.arms import ARMS, BLUE, Arm, arm_contrasts
 from yfpo.lab.launch import arm_parameters, failure_file, launch_arm, neurons_of, train_arm
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.publish import run_here
-from yfpo.neurons import NeuronSet
+from yfpo.neurons import NeuronSet, contrast_set
 from yfpo.relevance import Relevance
 from yfpo.lm.models import load_model, save_model
 from yfpo.data.pairs import pairs_from_corruption, save_pairs
@@ -55,9 +55,14 @@ def test_a_row_is_an_arm(ready, monkeypatch):
     assert ('slow', 'dpo') in arm_contrasts()
 
 def test_a_control_differs_from_yfpo_in_one_thing(ready):
-    def set_of(arm, seed=3): return neurons_of(arm, seed, ready, 'smoke')
+    net, _ = load_model(str(ready/'sft'/'model'))
+    def set_of(arm, seed=3): return neurons_of(arm, seed, ready, 'smoke', net)
     own, signs = set_of('yfpo'), Relevance.load(ready/'neurons'/'capability.safetensors').weighted
     assert own == NeuronSet.load(ready/'neurons'/'selected') == set_of('dpo') == set_of('dpo-diluted') == set_of('yfpo-literal')
+    top = set_of('yfpo-top')
+    assert top != own and top.meta['selector'].endswith('-top') and set_of('yfpo-top', 5) == top
+    how = {k: own.meta[k] for k in ('k', 'per_layer', 'universal') if k in own.meta}
+    assert top == contrast_set(Relevance.load(ready/'neurons'/'capability.safetensors'), None, net, **how)
     reversed_ = set_of('yfpo-reversed')
     assert torch.equal(reversed_.direction, -own.direction) and torch.equal(reversed_.index, own.index)
     for arm in ('yfpo-random', 'yfpo-activation-matched'):
@@ -75,6 +80,14 @@ def test_every_arm_gets_the_dose(ready, arm):
     assert len(log) == 3 and ratio == pytest.approx(.7, rel=.02)
     noted = json.loads((ready/'results'/'dose'/f'{arm}-seed0.json').read_text())
     assert noted['neuron_weight'] == noted['weight'] > 0 and noted['n'] == 3 and 0 < noted['kept'] < 1.5
+
+def test_the_weighing_arm_weighs_pairs_by_the_policys_own_margin(ready):
+    "No dose, and no gradient through neurons: at the start all pairs weigh the same, so the gradient is that of DPO"
+    log = train_arm(ready, 'smoke', 'yfpo-weighing', 0, **SETTINGS, dose=.7, gradients=1)
+    plain = train_arm(ready, 'smoke', 'dpo', 0, **SETTINGS)
+    assert not (ready/'results'/'dose'/'yfpo-weighing-seed0.json').exists() and 'gradients/neurons' not in log[0]
+    assert log[0]['grad_norm'] == pytest.approx(plain[0]['grad_norm'], rel=1e-3) and log[-1]['loss'] != plain[-1]['loss']
+    assert all(r['neurons/weight'] == 1. for r in log if 'neurons/weight' in r)
 
 def test_the_diluted_arm_is_slower_dpo(ready):
     how = dict(SETTINGS, dose=2., dose_batches=2)

@@ -14,8 +14,8 @@ from ..beyond.controls import activation_matched
 from ..beyond.dose import GradientLog, fit_dose
 from ..beyond.dynamic import DynamicSelection, Moves
 from ..lm.models import atomic_folder, load_model
-from ..neurons import NeuronSet, layer_matched
-from ..relevance import Relevance
+from ..neurons import NeuronSet, Selection, contrast_set, layer_matched
+from ..relevance import Relevance, Scoring
 from ..data.pairs import load_pairs
 from ..data.problems import read_problems
 from ..data.templates import prose_to_select
@@ -58,14 +58,18 @@ class Training:
         check_count('gradients', self.gradients, 0); check_count('warm', self.warm, 0)
 
 # %% ../../nbs/lab/09_launch.ipynb #23-launch-111
-def neurons_of(arm:str, seed:int, run, recipe:str): # run: a folder with `neurons`
-    "The neurons that an arm rewards: those selected, or a control drawn for this seed"
+def neurons_of(arm:str, seed:int, run, recipe:str, # run: a folder with `neurons`
+               net): # the model that they were chosen on
+    "The neurons that an arm rewards: those selected, or others in their place"
     selected, which = NeuronSet.load(need(run/'neurons'/'selected', recipe, 'neurons')), ARMS[arm].neurons
     def kept(name): return Relevance.load(need(run/'neurons'/f'{name}.safetensors', recipe, 'neurons'))
     same = dict(directions='relevance', weights='copied')
     if which == 'random': return layer_matched(selected, seed, relevance=kept('capability'), **same)
     if which == 'activation-matched':
         return activation_matched(selected, kept('mean-abs').mean, seed, relevance=kept('capability'), **same)
+    if which == 'top':
+        how = {f.name: selected.meta[f.name] for f in fields(Selection) if f.name in selected.meta}
+        return contrast_set(kept('capability'), None, net, selected.meta.get('method', Scoring.method), **how)
     if which == 'reversed': return replace(selected, direction=-selected.direction, meta={**selected.meta, 'selector': 'reversed'})
     return selected
 
@@ -73,7 +77,7 @@ def neurons_of(arm:str, seed:int, run, recipe:str): # run: a folder with `neuron
 def _dosed(trainer, arm, seed, run, how):
     "Give an arm the recipe's dose, and note it; without one, its weight is the recipe's own"
     own = ARMS[arm]
-    if not how.dose or not (trainer.args.neuron_weight or own.diluted): return
+    if not (how.dose and own.dosed and (trainer.args.neuron_weight or own.diluted)): return
     found = fit_dose(trainer, how.dose, how.dose_batches)
     if own.diluted: trainer.args.learning_rate *= found.kept
     else: trainer.args.neuron_weight = found.weight
@@ -91,11 +95,11 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
     settings, size = _settings(arm, how)
     base = how.base(run)
     pairs = load_pairs(need(base/'pairs'/'train.jsonl', recipe, 'pairs'))
-    neurons = neurons_of(arm, seed, base, recipe)
     net, tokenizer = load_model(str(need(base/'sft'/'model', recipe, 'sft')))
+    neurons = neurons_of(arm, seed, base, recipe, net)
     def prepare(trainer):
         _dosed(trainer, arm, seed, run, how)
-        if how.gradients and trainer.args.neuron_weight: GradientLog(trainer, how.gradients)
+        if how.gradients and trainer.args.neuron_weight and ARMS[arm].dosed: GradientLog(trainer, how.gradients)
         if ARMS[arm].moves:
             watching.append(_moving(trainer, tokenizer, run, recipe, dict(batch_size=size, seed=seed) | how.moves))
     with failure_noted(run, arm, seed):
