@@ -175,7 +175,6 @@ def train(argv): # see `parse_training`
     trainer.save_model(args.output_dir)
     trainer.create_model_card(dataset_name=own.dataset_name)
     if args.push_to_hub: say(f'pushed: {trainer.push_to_hub(dataset_name=own.dataset_name)}')
-    if (end := getattr(trainer, 'end', None)): end()           # of transformers from 5.18 on: trackers, processes
     beside = ', with `neurons/` and `reward/` beside the weights' if trainer.term is not None else ''
     say(f'the model is in {args.output_dir}{beside}')
     return trainer
