@@ -4,10 +4,10 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 import pandas as pd, pytest, torch
 from conftest import ROOT
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from huggingface_hub.utils import filter_repo_objects
 from test_trainer import PAIRS, column, config, some_neurons
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from yfpo.beyond.command import parse_training, read_pairs, read_texts, select, training
 from yfpo.data.files import write_jsonl
 from yfpo.data.templates import general_texts, make_problems
@@ -17,7 +17,7 @@ from yfpo.lab.results import read_results
 from yfpo.lm.models import load_model, save_model
 from yfpo.neurons import NeuronSet, control_sets, layer_matched, random_neurons
 from yfpo.reward import RewardStats, fit_stats, reward_audit
-from yfpo.trainer import YFPOConfig, YFPOTrainer, load_policy
+from yfpo.trainer import YFPOTrainer, load_policy
 
 disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -35,8 +35,9 @@ def place(tmp_path_factory, tiny):
     return d
 
 def yaml_of(place, folder, **settings):
-    base = dict(model_name_or_path=place/'model', neurons=place/'neurons', dataset_name=place/'pairs.jsonl', output_dir=folder/'out', max_steps=2,
-                learning_rate='1e-3', per_device_train_batch_size=2, disable_tqdm='true', logging_steps=1, activation_checkpointing='false')
+    base = dict(model_name_or_path=place/'model', neurons=place/'neurons', dataset_name=place/'pairs.jsonl', output_dir=folder/'out',
+                max_steps=2, learning_rate='1e-3', per_device_train_batch_size=2, disable_tqdm='true', logging_steps=1,
+                activation_checkpointing='false')
     path = folder/'yfpo.yaml'
     path.write_text(''.join(f'{k}: {v}\n' for k, v in {**base, **settings}.items()))
     return str(path)
@@ -68,7 +69,7 @@ def test_select_train_and_audit(place, tmp_path, capsys, adapter):
     main(['audit', '--model', str(tmp_path/'out'), '--neurons', str(tmp_path/'out'), '--pairs', str(place/'pairs.jsonl'),
           '--to', str(tmp_path/'audit'), '--n-draws', '2'])
     *_, verdict, where = capsys.readouterr().out.splitlines()
-    assert re.match(r'Reward audit\. Before preference training, the margin of the selected neurons picks .* in \d+ % of 6 held-out', verdict)
+    assert re.match(r'Reward audit\. Before preference training, the margin of the selected neurons picks .* in \d+ % of 6', verdict)
     assert where == f'the audit is in {tmp_path/"audit"}: audit.csv, audit.png' and (tmp_path/'audit'/'audit.png').stat().st_size > 10_000
     assert (read_results(tmp_path/'audit', 'audit').kind == 'layer-matched').sum() == 2*10
 
@@ -136,8 +137,8 @@ def test_what_goes_wrong_in_select(place, tmp_path):
     empty, file = tmp_path/'empty.jsonl', tmp_path/'file'
     empty.write_text('\n'); file.write_text('')
     assert says(capability=tmp_path/'no.jsonl') == f'yfpo: {tmp_path}/no.jsonl does not exist; give the path of a JSONL file'
-    assert says(general=empty) == (f'yfpo: {empty} is empty: write at least one row of text, or prompt and completion, or messages into it, '
-                                   'a JSON object a line')
+    assert says(general=empty) == (f'yfpo: {empty} is empty: write at least one row of text, or prompt and completion, or messages into '
+                                   'it, a JSON object a line')
     assert says(to=file) == f'yfpo: {file} is a file: give a folder'
     assert f'the folder {tmp_path} holds no config.json' in says(model=tmp_path)
     assert "is neither embedded ('smollm2-135m-instruct', 'tiny'), an existing folder" in says(model=tmp_path/'nowhere')
@@ -206,7 +207,8 @@ def test_pairs_from_a_folder_of_data_by_split(place, tmp_path):
 
 def by_name(place, folder, **kw):
     how = {k: kw.pop(k) for k in ('model', 'neurons', 'processing_class') if k in kw}
-    t = YFPOTrainer(**{**dict(model=str(place/'model'), neurons=str(place/'neurons')), **how}, train_dataset=PAIRS, args=config(folder, **kw))
+    how = {**dict(model=str(place/'model'), neurons=str(place/'neurons')), **how}
+    t = YFPOTrainer(**how, train_dataset=PAIRS, args=config(folder, **kw))
     t.remove_callback(PrinterCallback)
     return t
 
@@ -253,7 +255,7 @@ def test_names_that_lead_nowhere_and_weights_that_are_not_whole(place, tmp_path)
     folder = shutil.copytree(place/'model', tmp_path/'cut')
     weights = load_file(folder/'model.safetensors')
     save_file({k: v for k, v in weights.items() if 'layers.1.mlp.up' not in k}, folder/'model.safetensors', metadata=dict(format='pt'))
-    with pytest.raises(ValueError, match="the weights of 'cut' are not those of its model, it lacks 1 weight, such as model.layers.1.mlp.up"):
+    with pytest.raises(ValueError, match="the weights of 'cut' are not those of its model, it lacks 1 weight, such as .*.1.mlp.up"):
         by_name(place, tmp_path/'a', model=str(folder))
 
 def test_a_model_on_several_devices_is_not_copied(place, tmp_path, monkeypatch):
@@ -331,10 +333,10 @@ def test_a_trainer_pushes_card_set_and_statistics(place, hub, tmp_path):
 
 def test_what_the_hub_refuses(place, hub, tmp_path):
     neurons = NeuronSet.load(place/'neurons')
-    with pytest.raises(FileNotFoundError, match=r"^the set 'me/no' is no folder here, and cannot be read from the hub \(404: no repository me/no"
-                                                r"\): check the spelling, or download it and give its folder$"):
+    with pytest.raises(FileNotFoundError, match=r"^the set 'me/no' is no folder here, and cannot be read from the hub \(404: no repository "
+                                                r"me/no\): check the spelling, or download it and give its folder$"):
         NeuronSet.from_pretrained('me/no')
-    with pytest.raises(ValueError, match="revision is 'v1', but .* is a folder and not on the hub"):
+    with pytest.raises(ValueError, match="revision is 'v1', but .* is a folder and not the hub"):
         NeuronSet.from_pretrained(place/'neurons', revision='v1')
     with pytest.raises(FileNotFoundError, match='is a file: give the folder with neurons.safetensors and neurons.json'):
         NeuronSet.from_pretrained(place/'neurons'/'neurons.json')
@@ -357,11 +359,13 @@ def test_without_a_stand_in_the_hub_is_asked_for_real():
 def test_an_audit_is_that_of_the_experiments(place, tiny):
     neurons, pairs = NeuronSet.load(place/'neurons'), read_pairs(place/'pairs.jsonl')
     own = audit(tiny, neurons, pairs, n_draws=2, seed=3, max_fit=4)
-    controls = {**{f'layer-matched #{s}': layer_matched(neurons, s) for s in (4, 5)}, **{f'random #{s}': random_neurons(neurons, s) for s in (4, 5)}}
+    controls = {**{f'layer-matched #{s}': layer_matched(neurons, s) for s in (4, 5)},
+                **{f'random #{s}': random_neurons(neurons, s) for s in (4, 5)}}
     assert control_sets(neurons, 2, 3) == controls
     theirs = pd.DataFrame(reward_audit(*tiny, pairs, neurons, controls, seed=3, max_fit=4))
     pd.testing.assert_frame_equal(own.rows, theirs)
-    assert own.verdict.startswith('**Reward audit.** ') and own._repr_markdown_() == own.verdict and 'selected neurons, raw' in [*own.table.iloc[:, 0]]
+    assert own.verdict.startswith('**Reward audit.** ') and own._repr_markdown_() == own.verdict
+    assert 'selected neurons, raw' in [*own.table.iloc[:, 0]]
     dots = sum(len(c.get_offsets()) for c in own.figure().axes[0].collections)
     assert dots == len(own.rows)
     pd.testing.assert_frame_equal(audit(str(place/'model'), str(place/'neurons'), place/'pairs.jsonl', 2, 3, max_fit=4).rows, theirs)
@@ -423,10 +427,9 @@ def test_tensorboards_own_files_hold_the_neuron_metrics(place, tmp_path):
 def test_trackio_is_given_the_neuron_metrics(place, tmp_path, monkeypatch):
     from transformers.integrations import integration_utils as at
     logged, none = [], lambda *args, **kwargs: None
-    stand_in = types.SimpleNamespace(init=none, finish=none, freeze=none, save=none, log=lambda m, *a, **k: logged.append(m), __version__='0.21.0',
-                                     config=types.SimpleNamespace(update=none, __setitem__=none, __class__=dict),
-                                     context_vars=types.SimpleNamespace(current_space_id=types.SimpleNamespace(get=none)))
-    stand_in.config = type('Config', (dict,), dict(update=none))()
+    space = types.SimpleNamespace(current_space_id=types.SimpleNamespace(get=none))
+    stand_in = types.SimpleNamespace(init=none, finish=none, freeze=none, save=none, log=lambda m, *a, **k: logged.append(m),
+                                     __version__='0.21.0', config=type('Config', (dict,), dict(update=none))(), context_vars=space)
     monkeypatch.setattr(at, 'is_trackio_available', lambda: True)
     monkeypatch.setitem(sys.modules, 'trackio', stand_in)
     trained(place, tmp_path, None, report_to='trackio')

@@ -48,7 +48,8 @@ def test_arrows_point_down(module):
     own, _, _ = imports(module)
     assert not [m for m in own if m and ORDER.index(m) >= ORDER.index(module)]     # '' is the package itself, asked for its version
 
-@pytest.mark.parametrize('package,doors', [('lxt', ['beyond.identities']), ('trl', ['lm.training', 'trainer', 'beyond.methods', 'beyond.command'])])
+@pytest.mark.parametrize('package,doors', [('lxt', ['beyond.identities']),
+                                           ('trl', ['lm.training', 'trainer', 'beyond.methods', 'beyond.command'])])
 def test_one_door(package, doors): assert [m for m in ORDER if package in imports(m)[2]] == doors
 
 def test_relevance_and_trainer_never_meet():

@@ -202,7 +202,7 @@ def from_pretrained(cls:NeuronSet,
                     revision:str=None): # of the hub: a branch, tag or commit
     "The `NeuronSet` in a folder or on the hub; beside the weights of a model it lies in `neurons/`"
     folder = as_path(name, 'a folder with a set')
-    if revision and folder.is_dir(): raise ValueError(f'revision is {revision!r}, but {folder} is a folder and not on the hub: leave it out')
+    if revision and folder.is_dir(): raise ValueError(f'revision is {revision!r}, but {folder} is a folder and not the hub: leave it out')
     if folder.is_file(): raise FileNotFoundError(f'{folder} is a file: give the folder with {" and ".join(SET_FILES)}')
     if not folder.is_dir(): folder = _downloaded(str(name), revision)
     beside = folder/'neurons'
@@ -231,8 +231,8 @@ def set_card(neurons, repo_id:str): # where it will lie
     rows = [f'| {k} | {x:.4g} |' if isinstance(x, float) else f'| {k} | {x} |' for k, x in facts.items() if x not in (None, '')]
     base = [f'base_model: {on}'] if HUB_ID.fullmatch(on) else []
     code = ['```python', 'from yfpo import NeuronSet', f'neurons = NeuronSet.from_pretrained({repo_id!r})', '```']
-    return '\n'.join(['---', 'tags: [yfpo, neurons]', *base, '---', '', f"# {repo_id.split('/')[-1]}", '',
-                      'A set of MLP neurons, chosen by contrast of relevance, for YFPO.', '', '| | |', '| :-- | :-- |', *rows, '', *code, ''])
+    head = ['---', 'tags: [yfpo, neurons]', *base, '---', '', f"# {repo_id.split('/')[-1]}", '', 'A set of MLP neurons for YFPO.', '']
+    return '\n'.join([*head, '| | |', '| :-- | :-- |', *rows, '', *code, ''])
 
 @patch
 def push_to_hub(self:NeuronSet,
@@ -519,5 +519,6 @@ def control_sets(neurons, n:int=3, # sets of each kind
                  seed:int=0): # the draws have the seeds after it
     "{name: control}: `n` layer-matched sets, and `n` from the whole model"
     draws = range(seed + 1, seed + 1 + n)
-    return {**{f'layer-matched #{s}': layer_matched(neurons, s) for s in draws}, **{f'random #{s}': random_neurons(neurons, s) for s in draws}}
+    return {**{f'layer-matched #{s}': layer_matched(neurons, s) for s in draws},
+            **{f'random #{s}': random_neurons(neurons, s) for s in draws}}
 

@@ -22,7 +22,8 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import create_model_from_path, use_adapter
 from .data.checks import check_count, check_name, check_number, says, tell_fields
 from .lm.machine import keep_memory
-from .lm.models import _differs, _first_line, _is_adapter, _place_of, _source, _unknown, base_fingerprint, keep_base, load_model
+from .lm.models import (EMBEDDED, TINY, _differs, _first_line, _is_adapter, _place_of, _source, _unknown, base_fingerprint, keep_base,
+                            load_model)
 from .lm.packing import packed_states, packs
 from .lm.responses import hidden_states
 from .lm.rows import ReadCollator, divergent, each_set, special_ids, spoken_lengths, spoken_mask, trl_inputs
@@ -487,7 +488,7 @@ def load_policy(name, # a folder or hub id, or another name that `load_model` kn
     place, called = _place_of(name)                            # the first refuses what is not there
     how = dict(args.model_init_kwargs or {})
     if quantization is not None: how['quantization_config'] = quantization
-    if _is_adapter(place) or not isinstance(place, Path) and place == called and '/' not in called: return _by_us(name, how, args)
+    if place in (TINY, EMBEDDED) or _is_adapter(place): return _by_us(name, how, args)
     if args.world_size > 1: how['device_map'] = None           # each process has its own device
     how = dict(trust_remote_code=args.trust_remote_code, use_safetensors=True) | how
     try:

@@ -138,18 +138,22 @@ def parse_training(argv): # such as ['--config', 'yfpo.yaml', '--max_steps', '10
 # %% ../../nbs/beyond/13_command.ipynb #yours-051
 def _is_file(name): return Path(name).suffix in ('.jsonl', '.json') or Path(name).is_file()
 
+def _found(own, mixture):
+    "What TRL's script would load: sets by the name of their split"
+    if mixture.datasets: return get_dataset(mixture)
+    if own.dataset_name: return load_dataset(own.dataset_name, name=own.dataset_config, streaming=own.dataset_streaming)
+    raise ValueError('there are no pairs: set dataset_name to a JSONL file or a hub id, or datasets to a mixture')
+
 def pairs_of(own, mixture, evaluates:bool): # `YFPOArguments`; `DatasetMixtureConfig`; whether pairs to evaluate on are needed
-    "`train_dataset` and `eval_dataset` for a trainer"
-    if own.eval_dataset_name: held_out = read_pairs(own.eval_dataset_name) if evaluates else None
-    elif evaluates and own.dataset_name and _is_file(own.dataset_name) and not mixture.datasets:
-        raise ValueError('eval_strategy is set, but there are no pairs to evaluate on: set eval_dataset_name to a JSONL file')
-    else: held_out = own.dataset_test_split if evaluates else None         # the name of a split
-    if mixture.datasets: found = get_dataset(mixture)
-    elif not own.dataset_name: raise ValueError('there are no pairs: set dataset_name to a JSONL file or a hub id, or datasets to a mixture')
-    elif _is_file(own.dataset_name): return dict(train_dataset=read_pairs(own.dataset_name), eval_dataset=held_out)
-    else: found = load_dataset(own.dataset_name, name=own.dataset_config, streaming=own.dataset_streaming)
+    "`train_dataset` and perhaps `eval_dataset` for a trainer"
+    file = not mixture.datasets and own.dataset_name and _is_file(own.dataset_name)
+    found = {own.dataset_train_split: read_pairs(own.dataset_name)} if file else _found(own, mixture)
     def split(name): return found[name] if name in found else refuse_name('split of the pairs', name, [*found])
-    return dict(train_dataset=split(own.dataset_train_split), eval_dataset=split(held_out) if isinstance(held_out, str) else held_out)
+    res = dict(train_dataset=split(own.dataset_train_split))
+    if not evaluates: return res
+    if own.eval_dataset_name: return dict(res, eval_dataset=read_pairs(own.eval_dataset_name))
+    if file: raise ValueError('eval_strategy is set, but there are no pairs to evaluate on: set eval_dataset_name to a JSONL file')
+    return dict(res, eval_dataset=split(own.dataset_test_split))
 
 def training(argv): # see `parse_training`
     "The `YFPOTrainer` of these settings, ready to train"

@@ -82,7 +82,8 @@ def draw_audit(audit): # frame of audit.csv
     for y, r in enumerate(base.itertuples(), len(kinds)): _draw_interval(ax, y, r, BLUE, 's', 'no neurons' if y == len(kinds) else None)
     ax.axvline(.5, color=INK, lw=.9, ls=(0, (4, 3)))
     names = [f'neurons, {k}' for k in kinds] + [*base.signal]
-    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .4, -.6), xlabel='AUC of the margin (chance: 0.5)', xlim=(-.03, 1.03))
+    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .4, -.6), xlim=(-.03, 1.03),
+           xlabel='AUC of the margin (chance: 0.5)')
     ax.tick_params(axis='y', length=0); ax.grid(axis='y', visible=False)
     fig.legend(loc='outside upper center', ncols=4, handletextpad=.2, columnspacing=1.2)
     return fig

@@ -84,7 +84,7 @@ def _app():
         from yfpo.lab.recipes import read_recipe
         for n in recipe_names(): print(f'{n:12s} {read_recipe(n).about}')
 
-    _add_own_commands(click, app)
+    for add in (_add_select, _add_audit, _add_train): add(click, app)
     _add_result_commands(click, app)
     _add_bundle(click, app)
     _add_other_commands(click, app)
@@ -93,12 +93,15 @@ def _app():
 # %% ../../nbs/lab/24_cli.ipynb #cli-own
 def _given(options): return {k: v for k, v in options.items() if v is not None}    # the library has the defaults
 
-def _add_own_commands(click, app):
-    "Commands on one's own model and files"
-    option = click.option
-    model = option('--model', required=True, metavar='NAME', help='A folder, a hub id, or smollm2-135m-instruct.')
-    size = option('--batch-size', type=int, metavar='N', help='Texts in one pass.')
-    dtype = option('--dtype', metavar='NAME', help='float32, bfloat16, float16, or auto for the faster one here; default auto.')
+def _own_options(option):
+    "Options that the commands on one's own files share: the model, texts in a pass, the number format"
+    return (option('--model', required=True, metavar='NAME', help='A folder, a hub id, or smollm2-135m-instruct.'),
+            option('--batch-size', type=int, metavar='N', help='Texts in one pass.'),
+            option('--dtype', metavar='NAME', help='float32, bfloat16, float16, or auto for the faster one here; default auto.'))
+
+def _add_select(click, app):
+    "The command that selects neurons"
+    option, (model, size, dtype) = click.option, _own_options(click.option)
 
     @app.command(epilog='Example: yfpo select --model smollm2-135m-instruct --capability texts.jsonl --general other.jsonl --to neurons/')
     @model
@@ -117,6 +120,10 @@ def _add_own_commands(click, app):
         "Select the neurons of a capability."
         _select(_given(given))
 
+def _add_audit(click, app):
+    "The command that audits a set"
+    option, (model, size, dtype) = click.option, _own_options(click.option)
+
     @app.command(epilog='Example: yfpo audit --model smollm2-135m-instruct --neurons neurons/ --pairs pairs.jsonl')
     @model
     @option('--neurons', required=True, metavar='FOLDER', help='Folder or hub id of the set.')
@@ -131,6 +138,8 @@ def _add_own_commands(click, app):
         "Ask whether a set tells chosen from rejected responses."
         _audit(_given(given))
 
+def _add_train(click, app):
+    "The command that trains; TRL's parser reads its settings"
     @app.command(add_help_option=False, context_settings=dict(ignore_unknown_options=True))
     @click.argument('settings', nargs=-1, type=click.UNPROCESSED)
     def train(settings):
