@@ -139,7 +139,7 @@ def test_the_lock_holds_all_that_is_declared():
 
 @pytest.mark.parametrize('module,extra,call', [
     ('papermill', 'lab', "run_recipe('neurons')"), ('pydantic', 'lab', "read_recipe('cpu')"), ('pydantic', 'lab', "main(['list'])"),
-    ('matplotlib', 'lab', 'panels()'),
+    ('matplotlib', 'lab', 'panels()'), ('matplotlib', 'lab', "main('audit --model m --neurons n --pairs p'.split())"),
     ('papermill', 'lab', "main(['run', 'cpu'])"), ('nbconvert', 'lab', "main(['readme'])"), ('statsmodels', 'lab', 'holm([.1])'),
     ('lxt', 'lxt', 'lxt_patches()'),
     ('math_verify', 'math', "is_correct('1', '1', 'math')"), ('lm_eval', 'harness', "harness_scores('m')"),

@@ -75,7 +75,8 @@ class NeuronSet:
     meta: a dict that JSON can hold: 'model' is the model's signature, 'selector' the rule's name; default empty
 
     A ValueError says what is wrong: shapes that differ, a member twice, weights that sum to more than 1.
-    `check(model)` refuses another model. `save(folder)` and `NeuronSet.load(folder)` keep it on disk."""
+    `check(model)` refuses another model. `save(folder)` and `NeuronSet.load(folder)` keep it on disk, `push_to_hub(repo_id)` and
+    `NeuronSet.from_pretrained(repo_id)` on the hub."""
     layer: torch.Tensor      # (K,) int64
     index: torch.Tensor      # (K,) int64, column of down_proj
     weight: torch.Tensor     # (K,) float32, non-negative, sums to 1

@@ -165,7 +165,7 @@ def training(argv): # see `parse_training`
     pairs = pairs_of(own, mixture, args.eval_strategy != 'no')
     how = dict(revision=about.model_revision, attn_implementation=about.attn_implementation, dtype=about.dtype)
     args.model_init_kwargs = how | dict(args.model_init_kwargs or {})
-    with needs('peft', '`use_peft`', *['peft'][:about.use_peft]): adapter = get_peft_config(about)
+    with needs('peft', '`use_peft`', *(['peft'] if about.use_peft else [])): adapter = get_peft_config(about)
     return YFPOTrainer(about.model_name_or_path, args=args, neurons=own.neurons or None, peft_config=adapter,
                        quantization_config=get_quantization_config(about), **pairs), own
 
