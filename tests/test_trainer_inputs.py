@@ -88,7 +88,7 @@ def frozen(): return tiny_model().requires_grad_(False)
 @pytest.mark.parametrize('model, words', [
     (lambda: load_model('tiny'), 'model is a tuple and no model that writes text'), (lambda: tiny_model().config, 'model is a LlamaConfig'),
     (lambda: LlamaModel(tiny_model().config), 'model is a LlamaModel'), (frozen, 'no weight of the model can be trained'),
-    (lambda: '/some/folder', 'must be a loaded model')])
+    (lambda: 3, 'model is a int and no model that writes text')])
 def test_what_cannot_be_trained_is_refused(tiny, tmp_path, model, words):
     with pytest.raises(ValueError, match=words): make(tiny, tmp_path, model=model())
 
@@ -98,7 +98,7 @@ def test_a_tuple_of_adapters_a_tokenizer_and_neurons_of_another_kind(tiny, tmp_p
         make(tiny, tmp_path, model=get_peft_model(tiny_model(), LoraConfig(task_type='CAUSAL_LM'), adapter_name='mine'))
     args = dict(model=tiny_model(), args=config(tmp_path), train_dataset=PAIRS)
     with pytest.raises(ValueError, match='there is no processing_class'): YFPOTrainer(**args, neurons=some_neurons(tiny[0]))
-    for x in ([1, 2], 'x', True):
+    for x in ([1, 2], True):
         with pytest.raises(ValueError, match='neurons is a .*, but must be a NeuronSet'):
             YFPOTrainer(**args, processing_class=tiny[1], neurons=x)
     with pytest.raises(ValueError, match='ref_model must be a loaded model'): make(tiny, tmp_path, trainer_kw=dict(ref_model='tiny'))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Seen', 'Read', 'Start', 'YFPOConfig', 'check_yfpo', 'watched', 'seen_of', 'pair_rewards', 'token_weight', 'PairTerm',
-           'ReferenceTable', 'Rewarded', 'YFPOTrainer', 'check_given', 'reference_for', 'train_yfpo', 'card_text',
-           'save_beside']
+           'ReferenceTable', 'Rewarded', 'YFPOTrainer', 'load_named', 'load_policy', 'check_given', 'reference_for',
+           'train_yfpo', 'card_text', 'save_beside']
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-002
 import contextlib, copy, hashlib, warnings
@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from transformers import PrinterCallback
+from transformers import AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import use_adapter
+from trl.trainer.utils import create_model_from_path, use_adapter
 from .data.checks import check_count, check_name, check_number, says, tell_fields
 from .lm.machine import keep_memory
-from .lm.models import base_fingerprint, keep_base, load_model
+from .lm.models import (EMBEDDED, TINY, _differs, _first_line, _is_adapter, _place_of, _source, _unknown, base_fingerprint, keep_base,
+                            load_model)
 from .lm.packing import packed_states, packs
 from .lm.responses import hidden_states
 from .lm.rows import ReadCollator, divergent, each_set, special_ids, spoken_lengths, spoken_mask, trl_inputs
@@ -51,7 +52,7 @@ class YFPOConfig(DPOConfig):
     anchor_weight: float = says(0.0, 'Weight η of the anchor (Y7), which holds neurons outside the set near the reference; at least 0.')
     n_outside: int = says(256, 'How many neurons outside the set are watched, and held by the anchor; at least 1.')
     reference_dir: str | None = says(None, "Folder for the reference's numbers on the pairs, which several runs may share; None is "
-                                            '`reference` in output_dir.')
+                                            '`_reference` in output_dir, which uploads leave out.')
     share_prompts: bool = says(True, 'Whether the beginning that two responses share is computed once; the numbers stay the same.')
 
     def __post_init__(self):
@@ -375,13 +376,14 @@ def first_margin(self:Rewarded, seen, mask, row):
 class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
     """TRL's `DPOTrainer` with a reward on the neuron margin of a set
 
-    model: the policy, loaded (`load_model`); the reference is a copy of it as it is now
+    model: the policy: a folder or hub id, which TRL loads with `model_init_kwargs`, or loaded; the reference is a copy of it as it is now
     ref_model: another reference, loaded
     args: a `YFPOConfig`; its help lists the settings of the neuron term
     train_dataset: n pairs, a list of dicts or a `Dataset` with chosen, rejected and perhaps prompt, all text or all messages
     eval_dataset: the same, or a dict of such sets
-    processing_class: the tokenizer of the model; it must be given
-    neurons: the rewarded `NeuronSet`: layer, index, weight and direction, (K,) each; None is plain DPO, at neuron_weight=0
+    processing_class: the tokenizer of the model; with a loaded model it must be given
+    neurons: the rewarded `NeuronSet`: layer, index, weight and direction, (K,) each; or its folder or hub id; None is plain DPO, at
+        neuron_weight=0
     reward_stats: `RewardStats` of an earlier run that this one continues: mean, std and wnorm (K,), scale and slope numbers;
         default: fitted on the reference and the training pairs
     card_sections: {heading: Markdown} for the model card, such as the audit's verdict
@@ -401,14 +403,15 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
     @delegates(DPOTrainer)
     def __init__(self, model=None, *, args:YFPOConfig=None, neurons=None, reward_stats=None, card_sections=None, **kwargs):
         "Check what is given, tokenise the pairs, and read the reference on them; the parameters are described in the class"
-        args, self.neurons, self.reward_stats = args or YFPOConfig('yfpo-out'), neurons, reward_stats
+        args, named = args or YFPOConfig('yfpo-out'), isinstance(model, (str, Path))
+        model, neurons = load_named(model, neurons, args, kwargs)
+        self.neurons, self.reward_stats, self.reads = neurons, reward_stats, neurons is not None
         self.card_sections, ref_model = dict(card_sections or {}), kwargs.pop('ref_model', None)
-        self.reads = neurons is not None
         self.rewarded = self.term = self.start = self.ref_phi = None       # until the reference is read
         self.on_term = None                                    # a function of both parts of a training batch's loss, before its backward
         check_given(model, ref_model, args, neurons, kwargs)
         kwargs.update(datasets_of(args, kwargs))
-        super().__init__(model, reference_for(model, ref_model, args, kwargs), args, **kwargs)
+        with _used(args, named): super().__init__(model, reference_for(model, ref_model, args, kwargs), args, **kwargs)
         check_made(self.train_dataset, self.eval_dataset, args, model)
         if model.device.type == 'cpu': keep_memory()
         if args.share_prompts: packs(self.accelerator.unwrap_model(self.model), 1)           # tried out, and said, before training
@@ -468,10 +471,56 @@ def _live_reference(self:YFPOTrainer, inputs, packed=None):
     with disable_gradient_checkpointing(self.model, self.args.activation_checkpointing_kwargs), scope(), self.accelerator.autocast():
         return seen_of(model, [self.term.neurons, self.term.outside], inputs, packed)
 
+# %% ../nbs/05_trainer.ipynb #trainer-names
+def load_named(model, neurons, args, kwargs): # kwargs: what else the trainer was given; it gets the tokenizer of a named model
+    "Model and set; what is given by name is loaded"
+    if not isinstance(args, YFPOConfig): raise ValueError(f'args is a {type(args).__name__}: YFPOTrainer needs a YFPOConfig')
+    if isinstance(neurons, (str, Path)): neurons = NeuronSet.from_pretrained(neurons)
+    if isinstance(model, (str, Path)):
+        model, tokenizer = load_policy(model, args, kwargs.pop('quantization_config', None))
+        if kwargs.get('processing_class') is None: kwargs['processing_class'] = tokenizer
+    return model, neurons
+
+def load_policy(name, # a folder or hub id, or another name that `load_model` knows
+                args, # a `YFPOConfig`
+                quantization=None): # see TRL's `quantization_config`
+    "Model and tokenizer to train, loaded as TRL loads them"
+    place, called = _place_of(name)                            # the first refuses what is not there
+    how = dict(args.model_init_kwargs or {})
+    if quantization is not None: how['quantization_config'] = quantization
+    if place in (TINY, EMBEDDED) or _is_adapter(place): return _by_us(name, how, args)
+    if args.world_size > 1: how['device_map'] = None           # each process has its own device
+    how = dict(trust_remote_code=args.trust_remote_code, use_safetensors=True) | how
+    try:
+        model, found = create_model_from_path(str(place), output_loading_info=True, **how)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=how.get('revision'), trust_remote_code=how['trust_remote_code'])
+    except Exception as e:
+        if not isinstance(place, Path): raise FileNotFoundError(_unknown(name, _first_line(e))) from e
+        raise ValueError(f'TRL cannot load the folder {place}: {_first_line(e)}') from e
+    if why := _differs(model, found): raise ValueError(f'the weights of {called!r} are not those of its model, {why}: give another model')
+    if tokenizer.eos_token_id is None: raise ValueError(f'the tokenizer of {called!r} has no eos_token, which ends a response: set it')
+    model.name, model.source = called, _source(name)
+    return model, tokenizer
+
+def _by_us(name, how, args):
+    "What TRL cannot load: an adapter, or the models that come with the package"
+    odd = sorted(k for k, v in how.items() if k not in ('dtype', 'attn_implementation', 'revision', 'trust_remote_code') and v is not None)
+    if odd: raise ValueError(f'model_init_kwargs has {odd[0]!r}, which {str(name)!r} does not take: leave it out, or give a whole model')
+    device = 'cpu' if args.use_cpu else None
+    return load_model(str(name), how.get('dtype') or 'float32', device, attn=how.get('attn_implementation'))
+
+@contextlib.contextmanager
+def _used(args, named:bool): # whether the model was given by name
+    "In this scope TRL does not say that `model_init_kwargs`, which a named model was loaded with, are ignored"
+    kept = args.model_init_kwargs
+    if named and not args.precompute_ref_log_probs: args.model_init_kwargs = None
+    try: yield
+    finally: args.model_init_kwargs = kept
+
+
 # %% ../nbs/05_trainer.ipynb #13-trainer-027
 def check_given(model, ref_model, args, neurons, kwargs): # kwargs: what else the trainer was given
     "Refuse what cannot be trained, before any work is done"
-    if not isinstance(args, YFPOConfig): raise ValueError(f'args is a {type(args).__name__}: YFPOTrainer needs a YFPOConfig')
     check_loaded(model, 'model')
     _check_neurons(model, args, neurons)
     if ref_model is not None: check_loaded(ref_model, 'ref_model')
@@ -495,6 +544,9 @@ def reference_for(model, given, args, kwargs):
     if args.anchor_weight and args.precompute_ref_log_probs and given is None and not adapted:
         raise ValueError('anchor_weight needs the reference beside the policy: set precompute_ref_log_probs=False, or give ref_model')
     if given is not None or args.precompute_ref_log_probs or adapted: return given
+    if len({*getattr(model, 'hf_device_map', {}).values()}) > 1:           # accelerate's hooks of a copy would run the policy
+        raise ValueError('the model lies on several devices, where it cannot be copied as the reference: give ref_model or a peft_config, '
+                         'or start with `accelerate launch`')
     return copy.deepcopy(tidy(model)).requires_grad_(False)
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-028
@@ -510,7 +562,7 @@ def reference(self:YFPOTrainer):
 def _read_reference(self:YFPOTrainer):
     "Number the pairs of all datasets, and read the reference on them"
     args, tok, (model, scope) = self.args, self._tokenizer, self.reference()
-    folder, weights = args.reference_dir or Path(args.output_dir)/'reference', base_fingerprint(model)
+    folder, weights = args.reference_dir or Path(args.output_dir)/'_reference', base_fingerprint(model)
     self.table = ReferenceTable(model, scope, self.accelerator, folder, tok.pad_token_id, 2*args.per_device_train_batch_size)
     def add(data, name): return self.table.add(name, data, args.max_length, READOUTS[args.readout].over)
     self.train_dataset = add(self.train_dataset, 'train_dataset')

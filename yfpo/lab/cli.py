@@ -56,8 +56,9 @@ def _app():
     recipe, run_dir = _options(click)
     option = click.option
 
-    @click.group(help='Run the experiments of the YFPO companion and draw their tables and figures. RECIPE is a name from `yfpo list`, '
-                      'or the path of a YAML file.', context_settings=dict(max_content_width=110),
+    @click.group(help='Select neurons, audit and train on your own files (select, audit, train). Or run the experiments of the YFPO '
+                      'companion and draw their tables and figures: RECIPE is a name from `yfpo list`, or the path of a YAML file.',
+                 context_settings=dict(max_content_width=110),
                  epilog="Completion of names: eval \"$(_YFPO_COMPLETE=bash_source yfpo)\", or zsh_source, fish_source.")
     @click.version_option(sys.modules['yfpo'].__version__, prog_name='yfpo', message='%(prog)s %(version)s')
     def app(): pass
@@ -83,10 +84,69 @@ def _app():
         from yfpo.lab.recipes import read_recipe
         for n in recipe_names(): print(f'{n:12s} {read_recipe(n).about}')
 
+    for add in (_add_select, _add_audit, _add_train): add(click, app)
     _add_result_commands(click, app)
     _add_bundle(click, app)
     _add_other_commands(click, app)
     return app
+
+# %% ../../nbs/lab/24_cli.ipynb #cli-own
+def _given(options): return {k: v for k, v in options.items() if v is not None}    # the library has the defaults
+
+def _own_options(option):
+    "Options that the commands on one's own files share: the model, texts in a pass, the number format"
+    return (option('--model', required=True, metavar='NAME', help='A folder, a hub id, or smollm2-135m-instruct.'),
+            option('--batch-size', type=int, metavar='N', help='Texts in one pass.'),
+            option('--dtype', metavar='NAME', help='float32, bfloat16, float16, or auto for the faster one here; default auto.'))
+
+def _add_select(click, app):
+    "The command that selects neurons"
+    option, (model, size, dtype) = click.option, _own_options(click.option)
+
+    @app.command(epilog='Example: yfpo select --model smollm2-135m-instruct --capability texts.jsonl --general other.jsonl --to neurons/')
+    @model
+    @option('--capability', required=True, metavar='FILE', help='JSONL with text, or prompt and completion, or messages.')
+    @option('--general', required=True, metavar='FILE', help='The same, of anything else.')
+    @option('--to', required=True, metavar='FOLDER', help='Folder for the set.')
+    @option('--k', type=float, metavar='SHARE', help='Share of all neurons to choose.')
+    @option('--universal', type=float, metavar='SHARE', help='Share of all neurons that general text needs most, never chosen.')
+    @option('--per-layer', type=float, metavar='SHARE', help='At most this share of one layer.')
+    @option('--threshold', type=float, metavar='SHARE', help='Least share of the best score.')
+    @option('--method', metavar='NAME', help='The attributor, such as attnlrp or gradient.')
+    @option('--max-length', type=int, metavar='N', help='Tokens read of a text.')
+    @size
+    @dtype
+    def select(**given):
+        "Select the neurons of a capability."
+        _select(_given(given))
+
+def _add_audit(click, app):
+    "The command that audits a set"
+    option, (model, size, dtype) = click.option, _own_options(click.option)
+
+    @app.command(epilog='Example: yfpo audit --model smollm2-135m-instruct --neurons neurons/ --pairs pairs.jsonl')
+    @model
+    @option('--neurons', required=True, metavar='FOLDER', help='Folder or hub id of the set.')
+    @option('--pairs', required=True, metavar='FILE', help='JSONL of held-out pairs: chosen, rejected and perhaps prompt.')
+    @option('--to', default='audit', show_default=True, metavar='FOLDER', help='Folder for audit.csv and audit.png.')
+    @option('--n-draws', type=int, metavar='N', help='Random sets of each kind.')
+    @option('--seed', type=int, metavar='N', help='Of the draws and of the bootstrap.')
+    @option('--relevance/--no-relevance', default=None, help='Whether relevance is read too, the one backward pass.')
+    @size
+    @dtype
+    def audit(**given):
+        "Ask whether a set tells chosen from rejected responses."
+        _audit(_given(given))
+
+def _add_train(click, app):
+    "The command that trains; TRL's parser reads its settings"
+    @app.command(add_help_option=False, context_settings=dict(ignore_unknown_options=True))
+    @click.argument('settings', nargs=-1, type=click.UNPROCESSED)
+    def train(settings):
+        "Train on pairs, with settings as TRL's scripts take them: --config FILE, or --NAME VALUE."
+        from yfpo.beyond.command import train
+        train([*settings])
+
 
 # %% ../../nbs/lab/24_cli.ipynb #cli-106
 def _add_result_commands(click, app):
@@ -169,6 +229,21 @@ def _add_other_commands(click, app):
         from yfpo.lab.schema import write_schema
         print(write_schema())
 
+# %% ../../nbs/lab/24_cli.ipynb #cli-own-run
+def _select(given): # given: the arguments of `select`, by name
+    from yfpo.beyond.command import select, selected_text
+    neurons = select(given.pop('model'), given.pop('capability'), given.pop('general'), to := given.pop('to'), progress=True, **given)
+    print(selected_text(neurons))
+    print(f'the set is in {to}: neurons.safetensors, neurons.json')
+
+def _audit(given): # given: the arguments of `audit`, by name
+    with needs('lab', '`yfpo audit`', 'matplotlib', 'statsmodels'): from yfpo.lab.audit import audit
+    folder = given.pop('to')
+    found = audit(given.pop('model'), given.pop('neurons'), given.pop('pairs'), progress=True, **given)
+    print(found.verdict.replace('**', ''))
+    print(f'the audit is in {found.save(folder)}: audit.csv, audit.png')
+
+
 # %% ../../nbs/lab/24_cli.ipynb #cli-007
 def _run(recipe, run_dir, given): # given: the options of `yfpo run`, by name
     from yfpo.lab.publish import agreement_text, show_results
@@ -225,3 +300,6 @@ def _usage(e):
     if not isinstance(e, ClickException): raise e
     e.show()
     sys.exit(e.exit_code)
+
+# %% ../../nbs/lab/24_cli.ipynb #cli-module
+if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'ipykernel' not in sys.modules: main()

@@ -170,7 +170,7 @@ def check_loaded(model, what):
 def shared_rows(data, args, name):
     "An in-memory dataset as files for all processes, if TRL keeps the reference's log-probabilities in a file beside them"
     if args.world_size < 2 or not args.precompute_ref_log_probs or data.cache_files: return data
-    folder = Path(args.output_dir)/'pairs'/re.sub(r'\W', '-', name)
+    folder = Path(args.output_dir)/'_pairs'/re.sub(r'\W', '-', name)
     with args.main_process_first():
         if args.local_process_index == 0:
             with atomic_folder(folder) as tmp: data.save_to_disk(str(tmp))
