@@ -6,7 +6,7 @@ import pytest, torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 from explicit_lrp import block_relevance
-from families import SMALL, capped, random_model
+from families import SMALL, VARIANTS, capped, random_model, row
 from yfpo import relevance
 from yfpo.beyond.identities import identities, lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
@@ -14,7 +14,9 @@ from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, at
                             residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
-@pytest.fixture(params=sorted(FAMILIES))
+EVERY = [*sorted(FAMILIES), *VARIANTS]
+
+@pytest.fixture(params=EVERY)
 def model(request): return random_model(request.param)
 
 @pytest.fixture(scope='module')
@@ -115,14 +117,13 @@ def test_lxt_agrees(batch):
 # ---- mutants: whoever removes a rule is caught
 
 def without(*names): return [mock.patch.dict(relevance.FACTORS, {n: 1}) for n in names]
-def true_gradient(name):
-    f = ACT2FN[name]
-    def derivative(x):
+def derivative(f):
+    def slope(x):
         with torch.enable_grad(): y = x.detach().requires_grad_(); return torch.autograd.grad(f(y).sum(), y)[0]
-    return derivative
+    return slope
 
 MUTANTS = {'norm': lambda: [mock.patch.object(relevance, 'held_norm', lambda norm, kind: norm.forward)], 'gate': lambda: without('gate'),
-           'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, SiLUActivation=true_gradient('silu'))],
+           'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, SiLUActivation=derivative(ACT2FN['silu']))],
            'query': lambda: without('query'), 'key': lambda: without('key'), 'query and key': lambda: without('query', 'key'),
            'value': lambda: without('value'), 'all factors of attention': lambda: without('query', 'key', 'value')}
 JUDGES = {'T1': lambda m, b: identities(m, b)['T1 conserved'], 'T2': lambda m, b: identities(m, b)['T2 balance of a block'],
@@ -145,6 +146,22 @@ def test_mutant_is_caught_by(mutant, batch):
     with ExitStack() as s:
         for p in MUTANTS[mutant](): s.enter_context(p)
         assert {j for j in JUDGES if judge(j) > 1e-3} == CAUGHT[mutant]
+
+def mutants_of(m):
+    "Those of `MUTANTS` that change something in a model of this family, and the identities that must notice"
+    family, mlp = row(m.config.model_type), relevance.mlps_of(m)[0]
+    act = type(getattr(mlp, family.act)).__name__
+    x = torch.zeros(1, 1, m.config.hidden_size)
+    skip = ['gate'] if family.parts(mlp, x)[1] is None else []
+    true = {'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, {act: derivative(getattr(mlp, family.act))})]}
+    return {k: (({**MUTANTS, **true})[k], CAUGHT[k] - {'T6'}) for k in MUTANTS if k not in skip}
+
+def test_every_family_notices_every_mutant(model, batch):
+    assert all(judge(model, batch) < 5e-6 for judge in JUDGES.values() if judge)
+    for name, (patches, caught) in mutants_of(model).items():
+        with ExitStack() as s:
+            for p in patches(): s.enter_context(p)
+            assert {j for j, judge in JUDGES.items() if judge and judge(model, batch) > 1e-4} == caught, name
 
 def test_mutant_one_backend_unpatched(batch):
     m = random_model('llama')

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'MULTIPLIERS', 'FAMILIES', 'LRP_RULES', 'Attended', 'SEEDS', 'ATTRIBUTORS', 'scale_gradient', 'held_norm',
-           'Family', 'family_of', 'blocks_of', 'down_projs', 'write_matrix', 'width', 'attnlrp', 'digit_ids',
-           'answer_mask', 'seed_gradient', 'explaining', 'rule_scope', 'explained', 'explain', 'read_on',
-           'neuron_relevance', 'relevance_sums', 'token_relevance', 'residual_relevance', 'relevance_flows',
-           'Relevance', 'Attributor', 'attributor', 'Scoring', 'option_names', 'attribute']
+           'Family', 'family_of', 'blocks_of', 'mlps_of', 'down_projs', 'final_gain', 'branch_scale', 'write_matrix',
+           'width', 'attnlrp', 'digit_ids', 'answer_mask', 'seed_gradient', 'explaining', 'rule_scope', 'explained',
+           'explain', 'read_on', 'neuron_relevance', 'relevance_sums', 'token_relevance', 'residual_relevance',
+           'relevance_flows', 'Relevance', 'Attributor', 'attributor', 'Scoring', 'option_names', 'attribute']
 
 # %% ../nbs/01_relevance.ipynb #04-relev-002
 import math
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 import torch
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from .data.checks import documented, refuse_name, settings_of
 from .data.files import atomic_write
 from .lm.averages import Tally, accumulate
-from .lm.models import own_attention, unwrap
+from .lm.models import logit_scale, own_attention, unwrap
 from .lm.responses import TextReading, hidden_states, split_prompt, states_behind_prompt
 
 # %% ../nbs/01_relevance.ipynb #04-relev-007
@@ -85,36 +85,61 @@ def held_norm(norm, # a norm module
             f = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             c = f - f.mean(-1, keepdim=True) if kind == 'layer' else f
             r = (torch.linalg.vector_norm(c, dim=-1, keepdim=True).square()/x.shape[-1] + eps).rsqrt()
-            out, w = plain(x), norm.weight.to(r.dtype)
+            w = getattr(norm, 'weight', None)                   # Gemma 4 has norms without one
+            out, w = plain(x), torch.ones_like(r) if w is None else w.to(r.dtype)
         return _Held.apply(x, out, r, w + 1 if kind == 'rms+1' else w, kind == 'layer')
     return forward
 
 # %% ../nbs/01_relevance.ipynb #04-relev-020
 def _split(mlp, x): return mlp.gate_proj(x), mlp.up_proj(x)
+def _fused(mlp, x): return mlp.gate_up_proj(x).chunk(2, -1)
 
 @dataclass(frozen=True)
 class Family:
     "Where the models of one `model_type` keep what the rules need"
+    note: str = field(default='', compare=False) # what is special
     norm: str = 'rms'            # 'rms', 'rms+1' or 'layer', see `held_norm`
+    after: bool = False          # whether what the MLP writes passes a norm of its own
     layers: str = 'layers'       # the blocks, in the base model
     final: str = 'norm'          # the norm before the output head
-    act: str = 'act_fn'          # the activation, in a block's `mlp`
+    mlp: str = 'mlp'             # the MLP, in a block
+    act: str = 'act_fn'          # the activation, in the MLP
     down: str = 'down_proj'      # the down-projection, there too
     parts: Callable = _split     # (mlp, x) -> (gate, up), or (hidden, None) where there is no gate
     rest: Callable = lambda mlp, x: x # what the MLP does after the down-projection
 
-FAMILIES = dict(llama=Family(), mistral=Family(), qwen2=Family(), qwen3=Family(),
-                gemma2=Family(norm='rms+1'), gemma3_text=Family(norm='rms+1'),
-                phi3=Family(act='activation_fn', parts=lambda mlp, x: mlp.gate_up_proj(x).chunk(2, -1)),
-                gpt2=Family(norm='layer', layers='h', final='ln_f', act='act', down='c_proj',
-                            parts=lambda mlp, x: (mlp.c_fc(x), None), rest=lambda mlp, x: mlp.dropout(x)))
+FAMILIES = dict(
+    llama=Family(), mistral=Family('windows'), ministral3=Family('queries grow with the position'),
+    smollm3=Family('no rotary positions in every fourth layer'), seed_oss=Family('biases of q, k, v'),
+    qwen2=Family('biases of q, k, v'), qwen3=Family('norms of q and k'),
+    granite=Family('multipliers of embeddings, branches, scores and logits'),
+    gemma=Family('1 + w in norms', 'rms+1'),
+    gemma2=Family('1 + w in norms, which stand around each branch; soft caps', 'rms+1', True),
+    gemma3_text=Family('1 + w in norms, which stand around each branch; norms of q and k', 'rms+1', True),
+    olmo2=Family('norms behind each branch only; norms of q and k', after=True),
+    olmo3=Family('norms behind each branch only; norms of q and k; windows', after=True),
+    exaone4=Family('norms behind each branch only; norms of q and k; windows', after=True),
+    phi3=Family('fused gate and up', act='activation_fn', parts=_fused),
+    glm4=Family('fused gate and up; norms around each branch', after=True, act='activation_fn', parts=_fused),
+    cohere=Family('parallel branches; logits scaled', 'layer'), cohere2=Family('parallel branches; logits scaled; windows', 'layer'),
+    stablelm=Family('some with parallel branches', 'layer'),
+    gpt_neox=Family('parallel branches; no gate; biases', 'layer', final='final_layer_norm', act='act', down='dense_4h_to_h',
+                    parts=lambda mlp, x: (mlp.dense_h_to_4h(x), None)),
+    starcoder2=Family('no gate; biases', 'layer', act='act', down='c_proj', parts=lambda mlp, x: (mlp.c_fc(x), None),
+                      rest=lambda mlp, x: torch.nn.functional.dropout(x, mlp.residual_dropout, mlp.training)),
+    gpt2=Family('no gate; biases', 'layer', layers='h', final='ln_f', act='act', down='c_proj',
+                parts=lambda mlp, x: (mlp.c_fc(x), None), rest=lambda mlp, x: mlp.dropout(x)))
+
+def _odd_kind(c):
+    "What a configuration has that no rule covers, in words, or ''"
+    if getattr(c, 'is_encoder_decoder', False): return 'an encoder-decoder'
+    if any(getattr(c, k, None) for k in ('num_experts', 'num_local_experts', 'n_routed_experts')): return 'a mixture of experts'
+    return ''
 
 def family_of(model):
     "The `Family` of a model, or a ValueError that names the supported ones"
     c = getattr(unwrap(model), 'config', None)
-    kind = getattr(c, 'model_type', type(model).__name__)
-    why = ('an encoder-decoder' if getattr(c, 'is_encoder_decoder', False) else
-           'a mixture of experts' if any(getattr(c, k, None) for k in ('num_experts', 'num_local_experts', 'n_routed_experts')) else None)
+    kind, why = getattr(c, 'model_type', type(model).__name__), _odd_kind(c)
     if why or kind not in FAMILIES:
         raise ValueError(f"relevance is not defined here for {kind!r} models{f', {why}' if why else ''}: "
                          f"supported are {', '.join(FAMILIES)}")
@@ -125,9 +150,21 @@ def family_of(model):
 
 def blocks_of(model): return getattr(unwrap(model).base_model, family_of(model).layers)
 
+def mlps_of(model): return [getattr(b, family_of(model).mlp) for b in blocks_of(model)]
+
 def down_projs(model):
     "The down-projection of every layer, first to last: its input holds the layer's MLP neurons"
-    return [getattr(b.mlp, family_of(model).down) for b in blocks_of(model)]
+    return [getattr(m, family_of(model).down) for m in mlps_of(model)]
+
+def final_gain(model):
+    "The weights (D,) by which the norm before the output head multiplies"
+    family = family_of(model)
+    w = getattr(unwrap(model).base_model, family.final).weight.float()
+    return w + 1 if family.norm == 'rms+1' else w
+
+def branch_scale(model):
+    "What a block multiplies the MLP's output by before adding it: Granite's `residual_multiplier`, else 1"
+    return getattr(unwrap(model).config, 'residual_multiplier', 1.)
 
 def write_matrix(down):
     "The weights of a down-projection as (hidden, neurons): column i is what neuron i writes into the residual stream"
@@ -137,6 +174,7 @@ def write_matrix(down):
 def width(model):
     "Neurons per layer"
     return write_matrix(down_projs(model)[0]).shape[1]
+
 
 # %% ../nbs/01_relevance.ipynb #04-relev-025
 LRP_RULES = ('attnlrp', 'cp-lrp')
@@ -186,8 +224,8 @@ def _patches(base):
             raise ValueError(f'no identity rule for the activation {type(act).__name__}: known are {", ".join(MULTIPLIERS)}')
         multiplier = MULTIPLIERS[type(act).__name__]
         return lambda x: family.rest(mlp, down(_Gated.apply(*family.parts(mlp, x), act, multiplier)))
-    norms = [m for m in base.modules() if isinstance(m, torch.nn.LayerNorm) or type(m).__name__.endswith('RMSNorm')]
-    return [(m, held_norm(m, family.norm)) for m in norms] + [(b.mlp, mlp_forward(b.mlp)) for b in blocks_of(base)]
+    norms = [m for m in base.modules() if type(m).__name__.endswith(('LayerNorm', 'RMSNorm'))]
+    return [(m, held_norm(m, family.norm)) for m in norms] + [(m, mlp_forward(m)) for m in mlps_of(base)]
 
 @contextmanager
 def attnlrp(model, # a causal LM of a supported family
@@ -237,7 +275,7 @@ def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
     "The explained number of each token (N,), and its gradient at `h` (N, D), float32; a cap on the logits counts as an activation"
     if seed not in SEEDS: raise ValueError(f"seed {seed!r} is unknown: use one of {', '.join(SEEDS)}")
     head, cap = model.get_output_embeddings(), getattr(unwrap(model).config, 'final_logit_softcapping', None)
-    W, bias, h = head.weight, head.bias, h.float()
+    W, bias, h, scale = head.weight, head.bias, h.float(), logit_scale(model)
     if seed == 'contrast':
         D = digits.to(h.device)
         against = torch.zeros(len(W), device=h.device)
@@ -250,17 +288,17 @@ def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
         else: base = W[D].float().sum(0)/(len(D) - 1) if seed == 'contrast' else 0
         c = own*W[ids].float() - base
         y = (h*c).sum(-1)
-        return (y if bias is None else y + own*bias[ids].float() - (against*bias.float()).sum()), c
+        return scale*(y if bias is None else y + own*bias[ids].float() - (against*bias.float()).sum()), scale*c
     ys, cs = [], []
     for i in range(0, len(h), chunk):
-        u = torch.nn.functional.linear(h[i:i+chunk], W.float(), None if bias is None else bias.float())
+        u = scale*torch.nn.functional.linear(h[i:i+chunk], W.float(), None if bias is None else bias.float())
         m = torch.ones_like(u) if cap is None else _tanh_share(u/cap)
         z, rows, y = u*m, torch.arange(len(u), device=u.device), ids[i:i+chunk]
         s = -torch.softmax(z, -1) if seed == 'logprob' else -against.expand_as(z).clone()
         if seed == 'contrast': s[rows, y] = 0
         s[rows, y] += 1
         ys.append(torch.log_softmax(z, -1)[rows, y] if seed == 'logprob' else (s*z).sum(-1))
-        cs.append((s*m)@W.float())
+        cs.append(scale*((s*m)@W.float()))
     return torch.cat(ys), torch.cat(cs)
 
 # %% ../nbs/01_relevance.ipynb #04-relev-038
