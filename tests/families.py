@@ -8,7 +8,10 @@ from yfpo.relevance import FAMILIES
 VARIANTS = {'gpt_neox one after the other': ('gpt_neox', dict(use_parallel_residual=False)),
             'stablelm parallel': ('stablelm', dict(use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True)),
             'cohere with norms': ('cohere', dict(use_qk_norm=True)), 'glm4 with biases': ('glm4', dict(attention_bias=True)),
-            'granite with biases': ('granite', dict(attention_bias=True, mlp_bias=True))}
+            'granite with biases': ('granite', dict(attention_bias=True, mlp_bias=True)),
+            'gemma4 that shares keys': ('gemma4_text', dict(num_kv_shared_layers=1, hidden_size_per_layer_input=24)),
+            'gemma4 with keys as values': ('gemma4_text', dict(attention_k_eq_v=True, hidden_size_per_layer_input=0)),
+            'qwen3.5 with biases': ('qwen3_5_text', dict(attention_bias=True))}
 
 def parted(family): return VARIANTS.get(family, (family, {}))
 

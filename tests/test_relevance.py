@@ -126,6 +126,7 @@ MUTANTS = {'norm': lambda: [mock.patch.object(relevance, 'held_norm', lambda nor
            'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, SiLUActivation=derivative(ACT2FN['silu']))],
            'query': lambda: without('query'), 'key': lambda: without('key'), 'query and key': lambda: without('query', 'key'),
            'value': lambda: without('value'), 'all factors of attention': lambda: without('query', 'key', 'value')}
+BESIDE = {'inner': lambda: without('inner'), 'outer': lambda: without('outer')}  # of families without attention in some layers
 JUDGES = {'T1': lambda m, b: identities(m, b)['T1 conserved'], 'T2': lambda m, b: identities(m, b)['T2 balance of a block'],
           'T3': lambda m, b: max(identities(m, b)[k] for k in ('T3 value half', 'T3 query is key')),
           'T4': lambda m, b: identities(m, b)['T4 softmax'], 'T6': None}
@@ -150,11 +151,12 @@ def test_mutant_is_caught_by(mutant, batch):
 def mutants_of(m):
     "Those of `MUTANTS` that change something in a model of this family, and the identities that must notice"
     family, mlp = row(m.config.model_type), relevance.mlps_of(m)[0]
-    act = type(getattr(mlp, family.act)).__name__
+    act = relevance.activation_of(mlp, family)
     x = torch.zeros(1, 1, m.config.hidden_size)
     skip = ['gate'] if family.parts(mlp, x)[1] is None else []
-    true = {'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, {act: derivative(getattr(mlp, family.act))})]}
-    return {k: (({**MUTANTS, **true})[k], CAUGHT[k] - {'T6'}) for k in MUTANTS if k not in skip}
+    true = {'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, {type(act).__name__: derivative(act)})]}
+    beside = {k: (f, {'T1', 'T2'}) for k, f in BESIDE.items() if family.also == 'convolutions'}
+    return {k: (({**MUTANTS, **true})[k], CAUGHT[k] - {'T6'}) for k in MUTANTS if k not in skip} | beside
 
 def test_every_family_notices_every_mutant(model, batch):
     assert all(judge(model, batch) < 5e-6 for judge in JUDGES.values() if judge)
@@ -162,6 +164,31 @@ def test_every_family_notices_every_mutant(model, batch):
         with ExitStack() as s:
             for p in patches(): s.enter_context(p)
             assert {j for j, judge in JUDGES.items() if judge and judge(model, batch) > 1e-4} == caught, name
+
+def test_shares_of_a_gated_convolution(batch):
+    "y = C conv(B x): half to C, a quarter to B and to x"
+    m, R = random_model('lfm2'), {}
+    conv = next(b.conv for b in m.model.layers if hasattr(b, 'conv'))
+    def keep(name, t):
+        if t.requires_grad: t.register_hook(lambda g, t=t.detach(): R.update({name: (t*g).sum((0, 1))}))
+    with attnlrp(m):
+        conv.in_proj.register_forward_hook(lambda mod, args, out: keep('parts', out), prepend=True)
+        conv.out_proj.register_forward_pre_hook(lambda mod, args: keep('y', args[0]))
+        relevance.explain(m, batch, relevance.down_projs(m), 'attnlrp', lambda *a: None)
+    parts, y = R['parts'].view(3, 32).sum(1), R['y'].sum()
+    assert torch.allclose(parts, y*torch.tensor([.25, .5, .25]), rtol=1e-4) and y.abs() > 1e-2
+
+@pytest.mark.parametrize('part', ['decay', 'beta', 'address'])
+def test_mutant_of_the_delta_rule(part, batch):
+    "What the rule holds constant must be constant: with a gradient through it, relevance is not conserved, or keys and queries differ"
+    m, plain = random_model('qwen3_5_text'), relevance.delta_rule
+    assert max(judge(m, batch) for judge in JUDGES.values() if judge) < 5e-6
+    def live(q, k, v, beta, decay, state, address):
+        slip = (k.sum(-1) - k.sum(-1).detach())*.5             # 0, with a gradient
+        if part == 'beta': beta = beta*(1 + slip)
+        if part == 'decay': decay = decay + slip
+        return plain(q, k, v, beta, decay, state, k if part == 'address' else address)
+    with mock.patch.object(relevance, 'delta_rule', live): assert identities(m, batch)['T3 query is key'] > 1e-4
 
 def test_mutant_one_backend_unpatched(batch):
     m = random_model('llama')

@@ -19,8 +19,11 @@ from ..lm.responses import Example, batches, collate, hidden_states
 @torch.no_grad()
 def _forward(model, batch, read, gate:bool=False):
     "One forward pass; `read(layer, x)` gets the input of every down-projection, or of every activation function if `gate`"
-    modules = [getattr(m, family_of(model).act) for m in mlps_of(model)] if gate else down_projs(model)
-    hooks = [m.register_forward_pre_hook(lambda m, args, i=i: read(i, args[0])) for i, m in enumerate(modules)]
+    family, modules = family_of(model), enumerate(mlps_of(model) if gate else down_projs(model))
+    def pre(m, i): return m.register_forward_pre_hook(lambda m, args: read(i, args[0]))
+    def behind(m, i): return m.register_forward_hook(lambda m, args, out: read(i, out))
+    if not gate: hooks = [pre(m, i) for i, m in modules]
+    else: hooks = [pre(getattr(m, family.act), i) if family.act else behind(getattr(m, family.gate), i) for i, m in modules]
     try: return hidden_states(model, batch)
     finally:
         for h in hooks: h.remove()

@@ -17,25 +17,30 @@ from ..relevance import FAMILIES, family_of, mlps_of
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              head_dim=8, sliding_window=9, initializer_range=.15, pad_token_id=0, bos_token_id=1, eos_token_id=2,
              embedding_multiplier=3., residual_multiplier=.4, attention_multiplier=.2, logits_scaling=2.5, logit_scale=.5)
-MORE = dict(seed_oss=dict(attention_bias=True))                 # where a family's defaults leave a part of it idle
+MORE = dict(seed_oss=dict(attention_bias=True), lfm2=dict(layer_types=['conv', 'full_attention'], block_auto_adjust_ff_dim=False),
+            gemma4_text=dict(final_logit_softcapping=4., hidden_size_per_layer_input=16, vocab_size_per_layer_input=97, global_head_dim=16),
+            qwen3_5_text=dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4))
 
-def _has(config, name):
-    try: return hasattr(config, name)
-    except ValueError: return True                             # one value per layer
-
-def _kinds(config, n):
+def _kinds(config, n, kinds):
     "Kinds of `n` layers, every kind that the family has among them; None where the default has them all"
-    kinds = getattr(config, 'layer_types', None) or []
-    if set(kinds) <= set(kinds[:n]): return None
+    own = getattr(config, 'layer_types', None) or []
+    if not kinds and set(own) <= set(own[:n]): return None
+    kinds = kinds or own
     each = [k for k in dict.fromkeys(kinds) if k != kinds[-1]] + [kinds[-1]]
     return (each*n)[-n:]
 
 def small_config(family, **sizes):
     "The configuration of a small model of `family`: of `SIZES` what it has; a window only where it has one by default"
     own, sizes = AutoConfig.for_model(family), {**SIZES, **MORE.get(family, {}), **sizes}
-    if kinds := _kinds(own, sizes['num_hidden_layers']): sizes['layer_types'] = kinds
+    own.allow_global_per_layer_attribute_access = True         # else Gemma 4 hides what may differ between layers
+    if kinds := _kinds(own, sizes['num_hidden_layers'], sizes.get('layer_types')): sizes['layer_types'] = kinds
     if not getattr(own, 'sliding_window', None): sizes.pop('sliding_window', None)
-    return AutoConfig.for_model(family, **{k: v for k, v in sizes.items() if _has(own, k)})
+    return AutoConfig.for_model(family, **{k: v for k, v in sizes.items() if hasattr(own, k) or k in MORE.get(family, {})})
+
+@torch.no_grad()
+def _as_trained(gemma4):
+    "Gemma 4 multiplies what leaves a layer, and scales scores by the norms of queries"
+    for b in gemma4.model.layers: b.layer_scalar.fill_(.7); b.self_attn.q_norm.weight.mul_(b.self_attn.head_dim**-.5)
 
 def random_model(family, # a key of `FAMILIES`
                  attn=None, seed:int=1, **sizes): # fields of the family's configuration
@@ -46,6 +51,7 @@ def random_model(family, # a key of `FAMILIES`
     for name, p in m.named_parameters():
         gain = name.endswith('weight') and ('norm' in name or '.ln_' in name)
         if gain or name.endswith('bias'): torch.nn.init.normal_(p, centre if gain else 0., .3)
+    if family == 'gemma4_text': _as_trained(m)
     return m
 
 # %% ../../nbs/beyond/12_families.ipynb #fam-008
