@@ -222,16 +222,15 @@ def test_faithfulness_of_a_known_map(examples):
     assert (least - most).mean() > 0
     assert torch.allclose(hiding_curve(m, b, -truth, True, 5).mean(), least.mean(), atol=1e-3)
 
-def test_cards_for_other_families(examples):
+@pytest.mark.parametrize('family', sorted(FAMILIES))
+def test_cards_for_every_family(family, examples):
     class Tok:
         pad_token_id, eos_token_id, added_tokens_decoder = 0, None, {}
         def __len__(self): return 97
         def decode(self, ids): return f'<{ids[0]}>'
         def __call__(self, text, **k): return type('E', (), dict(input_ids=[int(t) for t in text.split()]))
         def apply_chat_template(self, messages, **k): raise AssertionError('the items are texts, not messages')
-    for family in ('gpt2', 'gemma2'):
-        m = random_model(family)
-        items = [(' '.join(map(str, e.ids[:e.start])), ' '.join(map(str, e.ids[e.start:]))) for e in examples]
-        full = everything(m)
-        cards = neuron_cards(m, Tok(), full, items, top=2, contexts=2)
-        assert len(cards) == 2 and all(len(c['contexts']) <= 2 and len(c['promotes']) == 8 for c in cards) and '&lt;' in cards_html(cards)
+    m = random_model(family)
+    items = [(' '.join(map(str, e.ids[:e.start])), ' '.join(map(str, e.ids[e.start:]))) for e in examples]
+    cards = neuron_cards(m, Tok(), everything(m), items, top=2, contexts=2)
+    assert len(cards) == 2 and all(len(c['contexts']) <= 2 and len(c['promotes']) == 8 for c in cards) and '&lt;' in cards_html(cards)

@@ -1,16 +1,17 @@
 "AttnLRP: the identities on every family, an explicit second formulation, mutants, and what must not leak out of its scope."
 import copy
 from contextlib import ExitStack
+from types import SimpleNamespace
 from unittest import mock
 import pytest, torch
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.activations import ACT2FN
 from explicit_lrp import block_relevance
 from families import SMALL, VARIANTS, capped, random_model, row
 from yfpo import relevance
 from yfpo.beyond.identities import identities, lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
-from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, neuron_relevance, relevance_flows,
+from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, family_of, neuron_relevance, relevance_flows,
                             residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
@@ -358,10 +359,31 @@ def test_already_patched_is_refused(batch):
 
 def test_unsupported_families_are_named():
     moe = AutoModelForCausalLM.from_config(AutoConfig.for_model('mixtral', **SMALL, num_local_experts=2))
-    with pytest.raises(ValueError, match='mixture of experts: supported are llama, mistral'): neuron_relevance(moe, {})
+    with pytest.raises(ValueError, match='only some tokens meet: supported are llama, mistral'): neuron_relevance(moe, {})
     opt = AutoModelForCausalLM.from_config(AutoConfig.for_model('opt', vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=1,
                                                                 num_attention_heads=4, word_embed_proj_dim=32))
     with pytest.raises(ValueError, match="'opt' models: supported are"): neuron_relevance(opt, {})
+
+@pytest.mark.parametrize('kind,settings,says', [
+    ('mixtral', {}, 'a mixture of experts, whose neurons are rows of one tensor'), ('qwen3_moe', {}, 'a mixture of experts'),
+    ('gpt_oss', {}, 'a mixture of experts'), ('lfm2_moe', {}, 'a mixture of experts'),
+    ('gemma4_text', dict(enable_moe_block=True), 'a mixture of experts'),
+    ('gemma4_text', dict(use_double_wide_mlp=True, num_kv_shared_layers=10), 'whose layers differ in their number of neurons'),
+    ('gemma4', {}, 'which read more than text .load the text model alone.'), ('qwen3_vl', {}, 'which read more than text'),
+    ('gemma3_text', dict(use_bidirectional_attention=True), 'whose tokens see those behind them'),
+    ('lfm2', dict(conv_bias=True), 'with biases in their convolutions'), ('olmo_hybrid', {}, 'with layers of type linear_attention'),
+    ('t5', {}, 'an encoder-decoder'), ('mamba', {}, "'mamba' models, with layers of type linear_attention")])
+def test_what_no_rule_covers_is_named(kind, settings, says):
+    with pytest.raises(ValueError, match=says) as e: family_of(SimpleNamespace(config=AutoConfig.for_model(kind, **settings)))
+    assert 'supported are llama' in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('how', [BitsAndBytesConfig(load_in_4bit=True), dict(quant_method='gptq', bits=4), dict(quant_method='awq'),
+                                 dict(quant_method='fp8')], ids=['bitsandbytes', 'gptq', 'awq', 'fp8'])
+def test_a_quantised_model_is_refused(request, how):
+    name, config = request.node.callspec.id, AutoConfig.for_model('llama')
+    config.quantization_config = how
+    with pytest.raises(ValueError, match=f'the model is quantised .{name}., and its weights cannot be read as numbers: load it unquantised'):
+        family_of(SimpleNamespace(config=config))
 
 def test_exception_inside_the_scope(batch):
     m = random_model('llama')

@@ -149,7 +149,8 @@ def _odd_kind(c):
     "What a configuration has that no rule covers, in words, or ''"
     def on(*names): return any(getattr(c, k, None) for k in names)
     if on('is_encoder_decoder'): return 'an encoder-decoder'
-    if on('num_experts', 'num_local_experts', 'n_routed_experts', 'enable_moe_block'): return 'a mixture of experts'
+    if on('num_experts', 'num_local_experts', 'n_routed_experts', 'enable_moe_block'):
+        return 'a mixture of experts, whose neurons are rows of one tensor that only some tokens meet'
     if on('text_config'): return 'which read more than text (load the text model alone)'
     if getattr(c, 'use_bidirectional_attention', None) in (True, 'all'): return 'whose tokens see those behind them'
     if on('use_double_wide_mlp') and on('num_kv_shared_layers'): return 'whose layers differ in their number of neurons'
@@ -164,8 +165,10 @@ def family_of(model):
     if why or kind not in FAMILIES:
         raise ValueError(f"relevance is not defined here for {kind!r} models{f', {why}' if why else ''}: "
                          f"supported are {', '.join(FAMILIES)}")
-    if getattr(c, 'quantization_config', None):
-        raise ValueError('the model is quantised, and its weights cannot be read as numbers: '
+    if quantised := getattr(c, 'quantization_config', None):
+        how = (quantised if isinstance(quantised, dict) else vars(quantised)).get('quant_method', '')
+        how = getattr(how, 'value', how)
+        raise ValueError(f"the model is quantised{f' ({how})' if how else ''}, and its weights cannot be read as numbers: "
                          'load it unquantised, or call its `dequantize()`')
     return FAMILIES[kind]
 
