@@ -1,8 +1,8 @@
 "The decoding loop against transformers' own generate: families, kernels, adapters, interventions, ends, and what is refused"
 import copy, math, sys, types
 import pytest, torch
-from yfpo.lm.decoding import (GumbelNoise, common_beginning, completions, decode, decodes, left_padded, odd_attention, plain_decode, read_beginning,
-                              text_ids,
+from yfpo.lm.decoding import (GumbelNoise, common_beginning, completions, decode, decodes, left_padded, odd_attention, plain_decode,
+                              read_beginning, text_ids,
                            why_plain_decoding)
 from yfpo.lm.packing import _window
 from yfpo.lm.models import byte_tokenizer, load_model

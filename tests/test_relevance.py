@@ -11,8 +11,8 @@ from families import SMALL, VARIANTS, capped, random_model, row
 from yfpo import relevance
 from yfpo.beyond.identities import identities, lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
-from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, family_of, neuron_relevance, relevance_flows,
-                            residual_relevance)
+from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, family_of, neuron_relevance,
+                            relevance_flows, residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
 EVERY = [*sorted(FAMILIES), *VARIANTS]
@@ -382,7 +382,7 @@ def test_what_no_rule_covers_is_named(kind, settings, says):
 def test_a_quantised_model_is_refused(request, how):
     name, config = request.node.callspec.id, AutoConfig.for_model('llama')
     config.quantization_config = how
-    with pytest.raises(ValueError, match=f'the model is quantised .{name}., and its weights cannot be read as numbers: load it unquantised'):
+    with pytest.raises(ValueError, match=f'the model is quantised .{name}., and its weights cannot be read as numbers: load it'):
         family_of(SimpleNamespace(config=config))
 
 def test_exception_inside_the_scope(batch):

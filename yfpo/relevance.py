@@ -133,7 +133,7 @@ FAMILIES = dict(
     exaone4=Family('norms behind each branch only; norms of q and k; windows', after=True),
     lfm2=Family('gated convolutions in most layers', mlp='feed_forward', act='', gate='w1', down='w2', final='embedding_norm',
                 parts=lambda mlp, x: (mlp.w1(x), mlp.w3(x)), also='convolutions'),
-    qwen3_5_text=Family('1 + w in norms; the delta rule in three of four layers, gated attention in the fourth', 'rms+1', also='delta rule'),
+    qwen3_5_text=Family('1 + w in norms; the delta rule in three of four layers, gated attention in one', 'rms+1', also='delta rule'),
     phi3=Family('fused gate and up', act='activation_fn', parts=_fused),
     glm4=Family('fused gate and up; norms around each branch', after=True, act='activation_fn', parts=_fused),
     cohere=Family('parallel branches; logits scaled', 'layer'), cohere2=Family('parallel branches; logits scaled; windows', 'layer'),
@@ -289,8 +289,8 @@ def _delta_nets(base, scope):
     "Layers with the delta rule run once as they are, and once with the rules; in the other layers the gate of attention is a constant"
     def ruled(m, plain):
         def forward(hidden_states, cache_params=None, attention_mask=None, **kwargs):
-            past = [None]*2 if cache_params is None else [f(m.layer_idx) for f in (cache_params.get_conv_state, cache_params.get_recurrent_state)]
-            past = [None if t is None else t.clone() for t in past]
+            c, i = cache_params, m.layer_idx
+            past = [None if t is None else t.clone() for t in ((None, None) if c is None else (c.get_conv_state(i), c.get_recurrent_state(i)))]
             with torch.no_grad(): out = plain(hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs)
             if not torch.is_grad_enabled(): return out
             x = hidden_states if attention_mask is None else hidden_states*attention_mask[:, :, None].to(hidden_states)

@@ -18,7 +18,8 @@ SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_lay
              head_dim=8, sliding_window=9, initializer_range=.15, pad_token_id=0, bos_token_id=1, eos_token_id=2,
              embedding_multiplier=3., residual_multiplier=.4, attention_multiplier=.2, logits_scaling=2.5, logit_scale=.5)
 MORE = dict(seed_oss=dict(attention_bias=True), lfm2=dict(layer_types=['conv', 'full_attention'], block_auto_adjust_ff_dim=False),
-            gemma4_text=dict(final_logit_softcapping=4., hidden_size_per_layer_input=16, vocab_size_per_layer_input=97, global_head_dim=16),
+            gemma4_text=dict(final_logit_softcapping=4., hidden_size_per_layer_input=16, vocab_size_per_layer_input=300,
+                             global_head_dim=16),
             qwen3_5_text=dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4))
 
 def _kinds(config, n, kinds):

@@ -47,7 +47,7 @@ def identities(model, batch) -> dict:
     later = (cp['bias'] + cp['carried']).flip(1).cumsum(1).flip(1)   # biases of this layer and of those after it, and keys they share
     kept = f['out'] - f['query'] - f['key'] - f['value']
     return {'T1 conserved': error(cp['stream'] + later - cp['y'][:, None], cp['y']),
-            'T2 balance of a block': error((f['stream'][:, 1:] - f['stream'][:, :-1] - kept[:, :-1] - (f['bias'] + f['carried'])[:, :-1]), f['y']),
+            'T2 balance of a block': error(f['stream'].diff(dim=1) - (kept + f['bias'] + f['carried'])[:, :-1], f['y']),
             'T3 value half': error(f['value'] - f['out']/2, f['y']), 'T3 query is key': error(f['query'] - f['key'], f['y']),
             'T4 softmax': error(f['query'] + f['key'] - f['softmax'], f['y']),
             'T9 same output': error(inside - before, before)}
