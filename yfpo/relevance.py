@@ -290,7 +290,8 @@ def _delta_nets(base, scope):
     def ruled(m, plain):
         def forward(hidden_states, cache_params=None, attention_mask=None, **kwargs):
             c, i = cache_params, m.layer_idx
-            past = [None if t is None else t.clone() for t in ((None, None) if c is None else (c.get_conv_state(i), c.get_recurrent_state(i)))]
+            past = (None, None) if c is None else (c.get_conv_state(i), c.get_recurrent_state(i))
+            past = [None if t is None else t.clone() for t in past]        # the pass as it is overwrites them
             with torch.no_grad(): out = plain(hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs)
             if not torch.is_grad_enabled(): return out
             x = hidden_states if attention_mask is None else hidden_states*attention_mask[:, :, None].to(hidden_states)
