@@ -9,7 +9,7 @@ from yfpo.beyond.cards import cards_html, neuron_cards
 from yfpo.beyond.controls import activation_matched, bottom_neurons, norm_matched
 from yfpo.beyond.effects import faithfulness, hiding_curve
 from yfpo.interventions import ablate, delta_nll, draw_rank, patch, patch_from, record, selectivity, single_effects
-from yfpo.lm.models import load_model
+from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.neurons import NeuronSet, capability_relevance, contrast_set, jaccard, model_signature, select_neurons, spearman
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.relevance import blocks_of, down_projs, explained, mlps_of, width, write_matrix
@@ -166,6 +166,19 @@ def test_interventions_while_decoding_ignore_padding(chosen):
         with scope(): alone = generate(m, tok, [short], max_new_tokens=6, progress=False)[0]['text']
         with scope(): both = generate(m, tok, [short, long], max_new_tokens=6, progress=False)[0]['text']
         assert alone == both
+
+@pytest.mark.parametrize('family', sorted(FAMILIES))
+def test_every_family_generates_without_a_set_alone_and_in_a_batch(family):
+    m, tok = random_model(family, vocab_size=259), byte_tokenizer()
+    at = torch.arange(0, 48, 3)
+    s = NeuronSet(torch.zeros_like(at), at, torch.full((16,), 1/16), torch.ones(16), dict(model=model_signature(m)))
+    def texts(*prompts): return [r['text'] for r in generate(m, tok, list(prompts), max_new_tokens=6, progress=False)]
+    short, long = 'Tom has 3 apples.', 'A much longer question, so that the first one is padded on the left: how many pears?'
+    def logits():
+        with torch.no_grad(): return m(input_ids=torch.arange(3, 20)[None]).logits
+    before, z = texts(short, long), logits()
+    with ablate(m, s): alone, both, less = texts(short) + texts(long), texts(short, long), logits()
+    assert alone == both and (less - z).abs().max() > 1e-2 and texts(short, long) == before
 
 def random_donor(m):
     import copy
