@@ -1,28 +1,33 @@
-"Small random models of every family of `FAMILIES`: a new row of that table needs nothing here"
+"Small random models of every family of `FAMILIES`, and of what a row covers beside its defaults: a new row needs nothing here"
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from yfpo.beyond import families
+from yfpo.beyond.families import SIZES as SMALL, small_config
 from yfpo.relevance import FAMILIES
 
-SMALL = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-             head_dim=8, sliding_window=9, initializer_range=.15, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+VARIANTS = {'gpt_neox one after the other': ('gpt_neox', dict(use_parallel_residual=False)),
+            'stablelm parallel': ('stablelm', dict(use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True)),
+            'cohere with norms': ('cohere', dict(use_qk_norm=True)), 'glm4 with biases': ('glm4', dict(attention_bias=True)),
+            'granite with biases': ('granite', dict(attention_bias=True, mlp_bias=True)),
+            'gemma4 that shares keys': ('gemma4_text', dict(num_kv_shared_layers=1, hidden_size_per_layer_input=24)),
+            'gemma4 with keys as values': ('gemma4_text', dict(attention_k_eq_v=True, hidden_size_per_layer_input=0)),
+            'qwen3.5 with biases': ('qwen3_5_text', dict(attention_bias=True))}
 
-def small_config(family, **sizes):
-    "Of the small sizes those that the family's configuration has; a window only where it has one by default"
-    own = AutoConfig.for_model(family)
-    return AutoConfig.for_model(family, **{k: v for k, v in {**SMALL, **sizes}.items() if hasattr(own, k) and
-                                           (k != 'sliding_window' or own.sliding_window)})
+def parted(family): return VARIANTS.get(family, (family, {}))
+
+def row(family): return FAMILIES[parted(family)[0]]
 
 def of_family(family, attn=None, seed=1, **sizes):
-    "A small random model of the real class"
+    "A small random model of the real class; of a family, or of one of `VARIANTS`"
+    family, more = parted(family)
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(small_config(family, **sizes), **(dict(attn_implementation=attn) if attn else {})).eval()
+    config = small_config(family, **more, **sizes)
+    return AutoModelForCausalLM.from_config(config, **(dict(attn_implementation=attn) if attn else {})).eval()
 
-def capped(family): return getattr(AutoConfig.for_model(family), 'attn_logit_softcapping', None) is not None   # which sdpa cannot do
+def capped(family): # which sdpa cannot do
+    return getattr(AutoConfig.for_model(parted(family)[0]), 'attn_logit_softcapping', None) is not None
 
 def random_model(family, attn='sdpa', seed=1, **sizes):
     "One whose norm gains and biases are random too"
-    m, centre = of_family(family, 'eager' if capped(family) else attn, seed, **sizes), 0. if FAMILIES[family].norm == 'rms+1' else 1.
-    for name, p in m.named_parameters():
-        gain = name.endswith('weight') and ('norm' in name or '.ln_' in name)
-        if gain or name.endswith('bias'): torch.nn.init.normal_(p, centre if gain else 0., .3)
-    return m
+    name, more = parted(family)
+    return families.random_model(name, 'eager' if capped(family) else attn, seed, **more, **sizes)

@@ -2,6 +2,7 @@
 import copy, json
 import pytest, torch
 from datasets import Dataset
+from families import FAMILIES, random_model
 from test_trainer import PAIRS, config, equal_weights, make, some_neurons, tiny
 from transformers import PrinterCallback
 from trl import GRPOConfig, SFTConfig
@@ -123,9 +124,8 @@ def test_bad_settings_are_refused(tiny, tmp_path, kw, words):
                          train_dataset=Dataset.from_list([dict(prompt='a', completion='b')]),
                          **{**dict(neurons=some_neurons(tiny[0])), **kw})
 
-@pytest.mark.parametrize('family', ['llama', 'gpt2', 'phi3'])
+@pytest.mark.parametrize('family', sorted(FAMILIES))
 def test_only_the_weights_of_the_set_move(family):
-    from test_relevance import random_model
     model = random_model(family)
     L, F = model_signature(model)['layers'], model_signature(model)['width']
     s = NeuronSet(torch.tensor([0, L-1]), torch.tensor([1, F-1]), torch.tensor([.5, .5]), torch.ones(2), dict(model=model_signature(model)))
@@ -136,7 +136,7 @@ def test_only_the_weights_of_the_set_move(family):
         model(input_ids=ids, labels=ids).loss.backward(); opt.step()
     moved = {k: (v != before[k]).sum().item() for k, v in model.state_dict().items() if (v != before[k]).any()}
     D = model.config.hidden_size
-    assert moved and all('mlp' in k for k in moved) and max(moved.values()) <= 2*D
+    assert moved and all(FAMILIES[family].mlp in k for k in moved) and max(moved.values()) <= 2*D
     assert all(p.requires_grad for p in model.parameters()) and sum(moved.values()) <= 2*(3*D + 2)
     assert len(neuron_parameters(model, 0)) >= 2
 

@@ -6,11 +6,11 @@ from conftest import ROOT
 # A module may use those before it in its line, and the lines above.
 FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers data.problems data.templates data.symbolic data.sources data.pairs'),
           ('lm', 'lm.progress lm.sampling lm.machine lm.models lm.decoding lm.responses lm.averages lm.packing lm.rows lm.training '
-           'lm.tables'),
+           'lm.tables lm.mixers'),
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols '
-           'beyond.controls beyond.effects beyond.votes beyond.dose beyond.explorer beyond.command'),
+           'beyond.controls beyond.effects beyond.votes beyond.dose beyond.explorer beyond.command beyond.families'),
           ('lab', 'lab.arms lab.recipes lab.stages lab.keys lab.warm lab.step lab.pace lab.forecast lab.workflow lab.launch '
                   'lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict lab.report lab.figures '
                   'lab.page lab.publish lab.bench lab.gate '

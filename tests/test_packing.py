@@ -1,6 +1,7 @@
 "A packed batch against each sequence alone: every family, kernels, LoRA, odd shapes, and what is refused"
 import copy, random
 import pytest, torch
+from yfpo.lm.decoding import odd_attention
 from yfpo.lm.packing import (PACKS, PackedForward, branch_attention, forest, model_inputs, pack, pack_examples, packed_states, packs,
                              shared_batches, shared_logprobs, target_scores, why_plain)
 from yfpo.lm.responses import Example, collate, example_logprobs, hidden_states
@@ -33,6 +34,9 @@ def test_forest_holds_every_sequence_once(seed):
 def test_every_family(kind):
     model = random_model(kind).eval()
     seqs = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 10, 11, 12], [5, 6, 7, 8, 9, 3, 4], [20, 21], [20, 21, 22]]
+    if odd := odd_attention(model):
+        assert why_plain(model) == odd
+        return
     assert why_plain(model) == ''
     with torch.no_grad(): states = (p := pack(seqs, [0, 0, 0, 1, 1])) and packed_states(model, p)
     for a, h in zip(p.at, alone(model, seqs)): assert torch.allclose(states[a], h, atol=2e-5)

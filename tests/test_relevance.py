@@ -1,20 +1,23 @@
 "AttnLRP: the identities on every family, an explicit second formulation, mutants, and what must not leak out of its scope."
 import copy
 from contextlib import ExitStack
+from types import SimpleNamespace
 from unittest import mock
 import pytest, torch
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.activations import ACT2FN
 from explicit_lrp import block_relevance
-from families import SMALL, capped, random_model
+from families import SMALL, VARIANTS, capped, random_model, row
 from yfpo import relevance
 from yfpo.beyond.identities import identities, lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
-from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, neuron_relevance, relevance_flows,
-                            residual_relevance)
+from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, family_of, neuron_relevance,
+                            relevance_flows, residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
-@pytest.fixture(params=sorted(FAMILIES))
+EVERY = [*sorted(FAMILIES), *VARIANTS]
+
+@pytest.fixture(params=EVERY)
 def model(request): return random_model(request.param)
 
 @pytest.fixture(scope='module')
@@ -115,16 +118,16 @@ def test_lxt_agrees(batch):
 # ---- mutants: whoever removes a rule is caught
 
 def without(*names): return [mock.patch.dict(relevance.FACTORS, {n: 1}) for n in names]
-def true_gradient(name):
-    f = ACT2FN[name]
-    def derivative(x):
+def derivative(f):
+    def slope(x):
         with torch.enable_grad(): y = x.detach().requires_grad_(); return torch.autograd.grad(f(y).sum(), y)[0]
-    return derivative
+    return slope
 
 MUTANTS = {'norm': lambda: [mock.patch.object(relevance, 'held_norm', lambda norm, kind: norm.forward)], 'gate': lambda: without('gate'),
-           'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, SiLUActivation=true_gradient('silu'))],
+           'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, SiLUActivation=derivative(ACT2FN['silu']))],
            'query': lambda: without('query'), 'key': lambda: without('key'), 'query and key': lambda: without('query', 'key'),
            'value': lambda: without('value'), 'all factors of attention': lambda: without('query', 'key', 'value')}
+BESIDE = {'inner': lambda: without('inner'), 'outer': lambda: without('outer')}  # of families without attention in some layers
 JUDGES = {'T1': lambda m, b: identities(m, b)['T1 conserved'], 'T2': lambda m, b: identities(m, b)['T2 balance of a block'],
           'T3': lambda m, b: max(identities(m, b)[k] for k in ('T3 value half', 'T3 query is key')),
           'T4': lambda m, b: identities(m, b)['T4 softmax'], 'T6': None}
@@ -145,6 +148,48 @@ def test_mutant_is_caught_by(mutant, batch):
     with ExitStack() as s:
         for p in MUTANTS[mutant](): s.enter_context(p)
         assert {j for j in JUDGES if judge(j) > 1e-3} == CAUGHT[mutant]
+
+def mutants_of(m):
+    "Those of `MUTANTS` that change something in a model of this family, and the identities that must notice"
+    family, mlp = row(m.config.model_type), relevance.mlps_of(m)[0]
+    act = relevance.activation_of(mlp, family)
+    x = torch.zeros(1, 1, m.config.hidden_size)
+    skip = ['gate'] if family.parts(mlp, x)[1] is None else []
+    true = {'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, {type(act).__name__: derivative(act)})]}
+    beside = {k: (f, {'T1', 'T2'}) for k, f in BESIDE.items() if family.also == 'convolutions'}
+    return {k: (({**MUTANTS, **true})[k], CAUGHT[k] - {'T6'}) for k in MUTANTS if k not in skip} | beside
+
+def test_every_family_notices_every_mutant(model, batch):
+    assert all(judge(model, batch) < 5e-6 for judge in JUDGES.values() if judge)
+    for name, (patches, caught) in mutants_of(model).items():
+        with ExitStack() as s:
+            for p in patches(): s.enter_context(p)
+            assert {j for j, judge in JUDGES.items() if judge and judge(model, batch) > 1e-4} == caught, name
+
+def test_shares_of_a_gated_convolution(batch):
+    "y = C conv(B x): half to C, a quarter to B and to x"
+    m, R = random_model('lfm2'), {}
+    conv = next(b.conv for b in m.model.layers if hasattr(b, 'conv'))
+    def keep(name, t):
+        if t.requires_grad: t.register_hook(lambda g, t=t.detach(): R.update({name: (t*g).sum((0, 1))}))
+    with attnlrp(m):
+        conv.in_proj.register_forward_hook(lambda mod, args, out: keep('parts', out), prepend=True)
+        conv.out_proj.register_forward_pre_hook(lambda mod, args: keep('y', args[0]))
+        relevance.explain(m, batch, relevance.down_projs(m), 'attnlrp', lambda *a: None)
+    parts, y = R['parts'].view(3, 32).sum(1), R['y'].sum()
+    assert torch.allclose(parts, y*torch.tensor([.25, .5, .25]), rtol=1e-4) and y.abs() > 1e-2
+
+@pytest.mark.parametrize('part', ['decay', 'beta', 'address'])
+def test_mutant_of_the_delta_rule(part, batch):
+    "What the rule holds constant must be constant: with a gradient through it, relevance is not conserved, or keys and queries differ"
+    m, plain = random_model('qwen3_5_text'), relevance.delta_rule
+    assert max(judge(m, batch) for judge in JUDGES.values() if judge) < 5e-6
+    def live(q, k, v, beta, decay, state, address):
+        slip = (k.sum(-1) - k.sum(-1).detach())*.5             # 0, with a gradient
+        if part == 'beta': beta = beta*(1 + slip)
+        if part == 'decay': decay = decay + slip
+        return plain(q, k, v, beta, decay, state, k if part == 'address' else address)
+    with mock.patch.object(relevance, 'delta_rule', live): assert identities(m, batch)['T3 query is key'] > 1e-4
 
 def test_mutant_one_backend_unpatched(batch):
     m = random_model('llama')
@@ -314,10 +359,31 @@ def test_already_patched_is_refused(batch):
 
 def test_unsupported_families_are_named():
     moe = AutoModelForCausalLM.from_config(AutoConfig.for_model('mixtral', **SMALL, num_local_experts=2))
-    with pytest.raises(ValueError, match='mixture of experts: supported are llama, mistral'): neuron_relevance(moe, {})
+    with pytest.raises(ValueError, match='only some tokens meet: supported are llama, mistral'): neuron_relevance(moe, {})
     opt = AutoModelForCausalLM.from_config(AutoConfig.for_model('opt', vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=1,
                                                                 num_attention_heads=4, word_embed_proj_dim=32))
     with pytest.raises(ValueError, match="'opt' models: supported are"): neuron_relevance(opt, {})
+
+@pytest.mark.parametrize('kind,settings,says', [
+    ('mixtral', {}, 'a mixture of experts, whose neurons are rows of one tensor'), ('qwen3_moe', {}, 'a mixture of experts'),
+    ('gpt_oss', {}, 'a mixture of experts'), ('lfm2_moe', {}, 'a mixture of experts'),
+    ('gemma4_text', dict(enable_moe_block=True), 'a mixture of experts'),
+    ('gemma4_text', dict(use_double_wide_mlp=True, num_kv_shared_layers=10), 'whose layers differ in their number of neurons'),
+    ('gemma4', {}, 'which read more than text .load the text model alone.'), ('qwen3_vl', {}, 'which read more than text'),
+    ('gemma3_text', dict(use_bidirectional_attention=True), 'whose tokens see those behind them'),
+    ('lfm2', dict(conv_bias=True), 'with biases in their convolutions'), ('olmo_hybrid', {}, 'with layers of type linear_attention'),
+    ('t5', {}, 'an encoder-decoder'), ('mamba', {}, "'mamba' models, with layers of type linear_attention")])
+def test_what_no_rule_covers_is_named(kind, settings, says):
+    with pytest.raises(ValueError, match=says) as e: family_of(SimpleNamespace(config=AutoConfig.for_model(kind, **settings)))
+    assert 'supported are llama' in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('how', [BitsAndBytesConfig(load_in_4bit=True), dict(quant_method='gptq', bits=4), dict(quant_method='awq'),
+                                 dict(quant_method='fp8')], ids=['bitsandbytes', 'gptq', 'awq', 'fp8'])
+def test_a_quantised_model_is_refused(request, how):
+    name, config = request.node.callspec.id, AutoConfig.for_model('llama')
+    config.quantization_config = how
+    with pytest.raises(ValueError, match=f'the model is quantised .{name}., and its weights cannot be read as numbers: load it'):
+        family_of(SimpleNamespace(config=config))
 
 def test_exception_inside_the_scope(batch):
     m = random_model('llama')

@@ -8,6 +8,7 @@ from conftest import ROOT
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
 
 MODELING = 'transformers.models.llama.modeling_llama'
+QWEN = 'transformers.models.qwen3_5.modeling_qwen3_5'
 # where it lives: {name: what it is for}; `()` marks an object of `made`, the rest is imported
 TOUCHED = {
     'transformers.AttentionInterface': dict(_global_mapping='give one model its own attention function, and take it out again'),
@@ -39,6 +40,22 @@ TOUCHED = {
     f'{MODELING}.LlamaMLP': dict(gate_proj='split an MLP into gate and up', up_proj='split an MLP into gate and up',
                                  down_proj='read neurons at its input', act_fn='know the activation, and so its rule'),
     f'{MODELING}.LlamaRMSNorm': dict(variance_epsilon='hold the norm constant in a backward pass'),
+    'transformers.activations': dict(ACT2FN="run the activation of Qwen 3.5's delta rule by the identity rule"),
+    f'{QWEN}.Qwen3_5GatedDeltaNet': dict.fromkeys(
+        ('in_proj_qkv', 'in_proj_z', 'in_proj_b', 'in_proj_a', 'out_proj', 'conv1d', 'A_log', 'dt_bias', 'norm', 'key_dim', 'value_dim',
+         'head_k_dim', 'head_v_dim', 'num_k_heads', 'num_v_heads', 'activation', 'layer_idx'), 'run the delta rule with its shares'),
+    f'{QWEN}.Qwen3_5DecoderLayer': dict(linear_attn='find layers with the delta rule',
+                                         self_attn='find layers whose attention has a gate'),
+    'transformers.models.lfm2.modeling_lfm2.Lfm2ShortConv': dict(in_proj='give the factors of a gated convolution their shares'),
+    'transformers.models.lfm2.modeling_lfm2.Lfm2DecoderLayer': dict(conv='find the layers with a convolution', feed_forward='find the MLP'),
+    'transformers.models.gemma4.modeling_gemma4.Gemma4TextDecoderLayer': dict(
+        per_layer_input_gate='know the models with an input for each layer', act_fn='run the activation of that input by its rule'),
+    'transformers.models.gemma4.modeling_gemma4.Gemma4TextModel': dict(per_layer_projection_norm='hold the inputs of each layer constant'),
+    'transformers.Cache': dict(get_conv_state='go on from a prompt, in a layer with the delta rule',
+                               get_recurrent_state='go on from a prompt, in a layer with the delta rule'),
+    'transformers.cache_utils.LinearAttentionLayer': dict(
+        recurrent_states='keep a state that a gradient needs',
+        is_recurrent_states_initialized='have the next pass write its state elsewhere'),
     'trl.DPOTrainer': dict(
         _tag_names='tag the model card', _name='name the method on the model card', _paper='cite the paper on the model card',
         _set_signature_columns_if_needed='keep our columns in the batches',

@@ -10,17 +10,20 @@ __all__ = ['mean_abs', 'wanda', 'response_means', 'gate_rate', 'swap_numbers', '
 import math
 import torch
 from ..neurons import Selection, set_from_scores
-from ..relevance import (ATTRIBUTORS, Attributor, answer_mask, blocks_of, down_projs, explain, explained, explaining, family_of, unwrap,
-                            width, write_matrix)
+from ..lm.models import logit_scale
+from ..relevance import (ATTRIBUTORS, Attributor, answer_mask, blocks_of, branch_scale, down_projs, explain, explained, explaining,
+                            family_of, final_gain, mlps_of, unwrap, width, write_matrix)
 from ..lm.responses import Example, batches, collate, hidden_states
 
 # %% ../../nbs/beyond/02_attributors.ipynb #05-attri-005
 @torch.no_grad()
 def _forward(model, batch, read, gate:bool=False):
     "One forward pass; `read(layer, x)` gets the input of every down-projection, or of every activation function if `gate`"
-    family = family_of(model)
-    modules = [getattr(b.mlp, family.act if gate else family.down) for b in blocks_of(model)]
-    hooks = [m.register_forward_pre_hook(lambda m, args, i=i: read(i, args[0])) for i, m in enumerate(modules)]
+    family, modules = family_of(model), enumerate(mlps_of(model) if gate else down_projs(model))
+    def pre(m, i): return m.register_forward_pre_hook(lambda m, args: read(i, args[0]))
+    def behind(m, i): return m.register_forward_hook(lambda m, args, out: read(i, out))
+    if not gate: hooks = [pre(m, i) for i, m in modules]
+    else: hooks = [pre(getattr(m, family.act), i) if family.act else behind(getattr(m, family.gate), i) for i, m in modules]
     try: return hidden_states(model, batch)
     finally:
         for h in hooks: h.remove()
@@ -112,7 +115,7 @@ def _around_mlps(model, batch, blocks, at): # at: rows and positions, one of eac
     def keep(to, i):
         def hook(m, args, y): to[i] = (y[0] if isinstance(y, tuple) else y)[at].float()
         return hook
-    hooks = [m.register_forward_hook(keep(to, i)) for i, b in enumerate(blocks) for m, to in ((b.mlp, outs), (b, ends))]
+    hooks = [m.register_forward_hook(keep(to, i)) for i, own in enumerate(zip(mlps_of(model), blocks)) for m, to in zip(own, (outs, ends))]
     try: _forward(model, batch, lambda i, a: acts.update({i: a[at].float()}))
     finally:
         for h in hooks: h.remove()
@@ -122,22 +125,22 @@ def _around_mlps(model, batch, blocks, at): # at: rows and positions, one of eac
 def logprob_increase(model, batch, digits=None, chunk:int=128):
     "Log-probability increase of the first answer digit (or the last token, without `digits`) by each neuron alone"
     family, base, blocks = family_of(model), unwrap(model).base_model, list(blocks_of(model))
-    final, head = getattr(base, family.final), model.get_output_embeddings()
-    if family.norm == 'rms+1': raise ValueError("logprob-increase is not defined for Gemma: what a neuron writes passes another norm")
+    final, head, scale, by = getattr(base, family.final), model.get_output_embeddings(), logit_scale(model), branch_scale(model)
+    if family.after: raise ValueError(f'logprob-increase is not defined for {base.config.model_type!r}: what a neuron writes passes a norm')
     at = answer_mask(batch, digits) if digits is not None else batch['response_mask']
     t = at.long().argmax(1) if digits is not None else at.shape[1] - 1 - at.flip(1).long().argmax(1)
     rows = torch.arange(len(t), device=t.device)
     word, (acts, outs, ends) = batch['input_ids'][rows, t], _around_mlps(model, batch, blocks, (rows, t - 1))
     centre = (lambda x: x - x.mean(-1, keepdim=True)) if family.norm == 'layer' else (lambda x: x)
-    eps, gain, D = getattr(final, 'variance_epsilon', getattr(final, 'eps', 0)), final.weight.float(), final.weight.shape[0]
-    E = head.weight.float()
+    eps, gain, D = getattr(final, 'variance_epsilon', getattr(final, 'eps', 0)), final_gain(model), final.weight.shape[0]
+    E = head.weight.float()*scale
     shift = torch.zeros(len(E), device=E.device)
     if getattr(final, 'bias', None) is not None: shift = shift + E@final.bias.float()
-    if head.bias is not None: shift = shift + head.bias.float()
+    if head.bias is not None: shift = shift + head.bias.float()*scale
     def logp(z): return z.gather(-1, word.view(-1, *[1]*(z.dim()-1)).expand(*z.shape[:-1], 1))[..., 0] - z.logsumexp(-1)
     R = torch.zeros(len(t), len(blocks), width(model), device=t.device)
     for l, d in enumerate(down_projs(model)):
-        h, W = centre(ends[l] - outs[l]), centre(write_matrix(d).float().t())            # (B, D), (F, D)
+        h, W = centre(ends[l] - by*outs[l]), centre(by*write_matrix(d).float().t())      # (B, D), (F, D)
         Z = (h*gain)@E.t()                                                               # (B, V)
         base_logp = logp(Z*(h.square().mean(-1, keepdim=True) + eps).rsqrt() + shift)
         hh, hw, ww = h.square().sum(-1), h@W.t(), W.square().sum(-1)

@@ -16,7 +16,7 @@ from ..data.files import atomic_write
 from ..data.pages import fragment, page, part
 from ..lm.models import unwrap
 from ..reward import NeuronReader, NeuronReading, _activations_of, standardise
-from ..relevance import Scoring, explain, down_projs, family_of, write_matrix
+from ..relevance import Scoring, explain, down_projs, final_gain, write_matrix
 from ..lm.responses import batches, collate, encode
 
 # %% ../../nbs/beyond/03_cards.ipynb #08-cards-005
@@ -24,10 +24,7 @@ from ..lm.responses import batches, collate, encode
 def promoted(model, tokenizer, neurons, n:int=8):
     "The `n` tokens that each neuron promotes most, and demotes most, on the direct path: two lists of lists of strings"
     neurons.check(model)
-    base, family = unwrap(model), family_of(model)
-    gain = getattr(base.base_model, family.final).weight.float()
-    if family.norm == 'rms+1': gain = gain + 1
-    downs, E = down_projs(model), base.get_output_embeddings().weight.float()
+    gain, downs, E = final_gain(model), down_projs(model), unwrap(model).get_output_embeddings().weight.float()
     W = torch.stack([write_matrix(downs[l])[:, i].float() for l, i in zip(neurons.layer.tolist(), neurons.index.tolist())])   # (K, D)
     z = (W*neurons.direction[:, None].to(W)*gain)@E.t()                                                                        # (K, V)
     z = z[:, :len(tokenizer)]

@@ -19,10 +19,11 @@ class _SoftmaxTaps(_Taps):
     "Also reads the right-hand side of T4, as the flow 'softmax'"
     def __init__(self, flows): super().__init__(flows); flows['softmax'] = torch.zeros_like(flows['out'])
 
-    def read(self, attended):
-        i, qkv, how = self.layer, [t.detach() for t in attended[:3]], attended[4:]
-        super().read(attended)
-        attended.out.register_hook(lambda g: self.put(i, 'softmax', _covariance(*qkv, g, *how)/2))
+    def read(self, i, source, attended):
+        super().read(i, source, attended)
+        qkv, out, how = [t.detach() for t in attended[:3]], attended.out.detach(), attended[4:]
+        def passed(g): return out*g if attended.scaling is None else _covariance(*qkv, g, *how)     # without a softmax, all of it
+        attended.out.register_hook(lambda g: self.put(i, 'softmax', passed(g)/2))
 
 def _covariance(q, k, v, g, mask, scaling, cap):
     "Covariance of scores and weight gradients under each row of attention weights: (B, heads, T)"
@@ -43,10 +44,10 @@ def identities(model, batch) -> dict:
         with torch.no_grad(): return hidden_states(model, batch)
     cp, f, before = relevance_flows(model, batch, 'cp-lrp'), relevance_flows(model, batch, taps=_SoftmaxTaps), plain()
     with attnlrp(model): inside = plain()
-    later = cp['bias'].flip(1).cumsum(1).flip(1)              # biases of this layer and of those after it
+    later = (cp['bias'] + cp['carried']).flip(1).cumsum(1).flip(1)   # biases of this layer and of those after it, and keys they share
     kept = f['out'] - f['query'] - f['key'] - f['value']
     return {'T1 conserved': error(cp['stream'] + later - cp['y'][:, None], cp['y']),
-            'T2 balance of a block': error((f['stream'][:, 1:] - f['stream'][:, :-1] - kept[:, :-1] - f['bias'][:, :-1]), f['y']),
+            'T2 balance of a block': error(f['stream'].diff(dim=1) - (kept + f['bias'] + f['carried'])[:, :-1], f['y']),
             'T3 value half': error(f['value'] - f['out']/2, f['y']), 'T3 query is key': error(f['query'] - f['key'], f['y']),
             'T4 softmax': error(f['query'] + f['key'] - f['softmax'], f['y']),
             'T9 same output': error(inside - before, before)}

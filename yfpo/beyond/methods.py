@@ -23,7 +23,7 @@ from ..data.checks import check_count, check_name, check_number, check_positive,
 from ..data.answers import is_correct
 from ..lm.models import unwrap
 from ..neurons import as_set
-from ..relevance import blocks_of, down_projs, write_matrix
+from ..relevance import down_projs, mlps_of, write_matrix
 from ..lm.responses import Example
 from ..reward import READOUTS, NeuronReader, RewardStats, check_spread, fit_and_read, readout, relative_margin
 from ..lm.rows import as_dataset, each_set, special_ids, spoken_mask
@@ -279,7 +279,7 @@ def training_only(model, neurons, invert:bool=False): # invert: everything but t
     base, groups, hooks = unwrap(model), neurons.by_layer(), []
     before = {p: p.requires_grad for p in base.parameters()}
     own = {}
-    for l, block in enumerate(blocks_of(model)):
+    for l in range(len(down_projs(model))):
         for p, axis, copies in neuron_parameters(model, l):
             on = torch.zeros(p.shape[axis], dtype=torch.bool)
             if l in groups:
@@ -297,7 +297,7 @@ def training_only(model, neurons, invert:bool=False): # invert: everything but t
 
 def neuron_parameters(model, layer:int):
     "(parameter, axis of the neurons, how often each stands on it) of one layer's MLP"
-    mlp, down = blocks_of(model)[layer].mlp, down_projs(model)[layer]
+    mlp, down = mlps_of(model)[layer], down_projs(model)[layer]
     into = [m for m in mlp.children() if m is not down and hasattr(m, 'weight')]
     flipped = type(down).__name__ == 'Conv1D'
     width, out = write_matrix(down).shape[1], [(down.weight, 0 if flipped else 1, 1)]

@@ -301,9 +301,11 @@ def _ending(model, tokenizer, stop):
 def _row_bytes(model, tokens):
     "Bytes of keys and values of one response of that length, with its prompt"
     c = model.config.get_text_config()
-    heads = getattr(c, 'num_key_value_heads', None) or c.num_attention_heads
-    width = getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads
-    return 2*c.num_hidden_layers*heads*width*tokens*model.dtype.itemsize
+    own = getattr(c, 'per_layer_config', None)                 # Gemma 4: heads differ between layers
+    def size(c):
+        heads = getattr(c, 'num_key_value_heads', None) or c.num_attention_heads
+        return heads*(getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads)
+    return 2*sum(size(own[i] if own else c) for i in range(c.num_hidden_layers))*tokens*model.dtype.itemsize
 
 def _cut(row, over): return row[:next((n for n in range(1, len(row) + 1) if over(row[:n])), len(row))]
 

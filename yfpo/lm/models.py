@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['chatml', 'EMBEDDED', 'GEMMA', 'TINY', 'NAMED', 'plain_chat', 'FLOATS', 'TOKENIZERS', 'UNREAD', 'SYSTEM', 'SAVED',
            'byte_tokenizer', 'tiny_model', 'embedded_gguf', 'gemma_parts', 'joined', 'from_gguf', 'check_model',
-           'check_tokenizer', 'load_model', 'unwrap', 'head_logits', 'own_attention', 'fingerprint', 'base_fingerprint',
-           'atomic_folder', 'save_model', 'keep_base']
+           'check_tokenizer', 'load_model', 'unwrap', 'logit_scale', 'head_logits', 'own_attention', 'fingerprint',
+           'base_fingerprint', 'atomic_folder', 'save_model', 'keep_base']
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-002
 import difflib, errno, fnmatch, functools, hashlib, importlib.util, json, math, os, re, shutil, sys, tempfile
@@ -387,9 +387,15 @@ def unwrap(model):
     "The transformers model inside a PEFT wrapper, or the model itself"
     return model.get_base_model() if hasattr(model, 'get_base_model') else model
 
+def logit_scale(model):
+    "What a model multiplies its logits by: Cohere's `logit_scale`, one over Granite's `logits_scaling`, else 1"
+    c = unwrap(model).config
+    return (getattr(c, 'logit_scale', None) or 1.)/(getattr(c, 'logits_scaling', None) or 1.)
+
 def head_logits(model, hidden):
     "Logits (..., V) in float32, from hidden states"
-    z = model.get_output_embeddings()(hidden).float()
+    z, scale = model.get_output_embeddings()(hidden).float(), logit_scale(model)
+    if scale != 1: z = z*scale
     cap = getattr(model.config, 'final_logit_softcapping', None)  # Gemma 2
     return torch.tanh(z/cap)*cap if cap else z
 
