@@ -92,7 +92,7 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
               **kwargs): # fields of `Training`
     "Train one arm and write its model, log and re-selections into `run`; returns the log, rows of losses and metrics"
     how, run, watching = taken(train_arm, kwargs), Path(run), []
-    settings, size = _settings(arm, how)
+    settings, size = _arm_settings(arm, how)
     base = how.base(run)
     pairs = load_pairs(need(base/'pairs'/'train.jsonl', recipe, 'pairs'))
     net, tokenizer = load_model(str(need(base/'sft'/'model', recipe, 'sft')))
@@ -108,7 +108,7 @@ def train_arm(run, # folder of a run with its pairs, neurons and reference model
         _save(trainer, tokenizer, run/'train'/f'{arm}-seed{seed}'/'model')
     return _logged(run, arm, seed, trainer, watching)
 
-def _settings(arm, how):
+def _arm_settings(arm, how):
     "(fields of `YFPOConfig` of an arm, pairs in a step of all processes)"
     check_name('arm', arm, ARMS)
     settings = settings_of_arm(arm, how.train, YFPOConfig)
