@@ -51,7 +51,7 @@ def test_t5_biases_are_needed_and_suffice(batch):
     bare = (f['stream'][:, 0] - f['y']).abs().max()/f['y'].abs().max()
     assert bare > 1e-2 and identities(m, batch)['T1 conserved'] < 5e-6
 
-@pytest.mark.parametrize('family', ['llama', 'qwen3', 'gemma2', 'gpt2'])
+@pytest.mark.parametrize('family', EVERY)
 def test_identities_in_bfloat16(family, batch):
     e = identities(random_model(family).bfloat16(), batch)
     assert max(e.values()) < 6e-2 and e['T9 same output'] == 0, e
@@ -100,7 +100,7 @@ def explicit(model, seed='centred'):
     for t in range(4, 9): seeds[t-1] = W[ids[t]] - W.mean(0)
     return collate([Example(ids.tolist(), 4)], 0), *block_relevance(model, ids, seeds)
 
-@pytest.mark.parametrize('family', ['llama', 'mistral', 'qwen2'])
+@pytest.mark.parametrize('family', ['llama', 'mistral', 'ministral3', 'smollm3', 'seed_oss', 'qwen2'])
 def test_t6_explicit_rules(family):
     m = random_model(family, num_hidden_layers=1).double()
     b, R_x, R_a = explicit(m)
@@ -257,10 +257,12 @@ def test_gradient_checkpointing(batch, reentrant):
     m.gradient_checkpointing_enable(dict(use_reentrant=reentrant)); m.train()
     assert relative(neuron_relevance(m, batch), r) < 1e-6
 
-def test_lora(batch):
+@pytest.mark.parametrize('family,modules', [('llama', ['up_proj', 'down_proj', 'q_proj']), ('lfm2', ['w1', 'w2', 'in_proj', 'v_proj']),
+    ('qwen3_5_text', ['down_proj', 'q_proj', 'in_proj_qkv', 'in_proj_z', 'in_proj_a']), ('gpt_neox', ['dense_4h_to_h', 'query_key_value'])])
+def test_lora(family, modules, batch):
     peft = pytest.importorskip('peft')
-    m = random_model('llama')
-    p = peft.get_peft_model(copy.deepcopy(m), peft.LoraConfig(r=4, lora_dropout=.5, target_modules=['up_proj', 'down_proj', 'q_proj']))
+    m = random_model(family)
+    p = peft.get_peft_model(copy.deepcopy(m), peft.LoraConfig(r=4, lora_dropout=.5, target_modules=modules))
     torch.manual_seed(0)
     for n, w in p.named_parameters():
         if 'lora_B' in n: torch.nn.init.normal_(w, std=.1)

@@ -534,7 +534,7 @@ def _read_biases(parts, add):
             if out.requires_grad: out.register_hook(lambda g, b=m.bias.detach(): add(i, g*b))
         return forward
     return [m.register_forward_hook(hook(i), prepend=True) for i, part in enumerate(parts) for m in part.modules()
-            if isinstance(getattr(m, 'bias', None), torch.Tensor)]
+            if 'bias' in dict(m.named_parameters(recurse=False))]     # of its own: a LoRA layer shows that of the layer inside
 
 def relevance_flows(model, batch, rule:str='attnlrp', taps=_Taps):
     "Totals per text and layer, (B, layers + 1): 'stream', attention's 'query', 'key', 'value', 'out', 'bias', 'carried'; and 'y' (B,)"
