@@ -434,3 +434,35 @@ def test_trackio_is_given_the_neuron_metrics(place, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'trackio', stand_in)
     trained(place, tmp_path, None, report_to='trackio')
     assert {f'{mode}/neurons/{m}' for mode in ('train', 'eval') for m in METRICS} <= {k for m in logged for k in m}
+
+# --- the page of an own set
+
+def questions(path, *rows):
+    path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    return path
+
+def test_a_page_of_an_own_set(place, tmp_path, capsys):
+    asked = questions(tmp_path/'q.jsonl', dict(question='2 + 3?', answer=5), dict(question='4 boxes of 2?', answer='4 * 2 = 8.\n#### 8'))
+    main(['page', '--model', str(place/'model'), '--neurons', str(place/'neurons'), '--questions', str(asked), '--to', str(tmp_path/'p.html'),
+          '--max-new-tokens', '4', '--dtype', 'float32'])
+    assert capsys.readouterr().out.splitlines()[-1] == f"the page is {tmp_path/'p.html'}: open it in a browser"
+    text = (tmp_path/'p.html').read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    assert [(q['question'], q['answer']) for q in data['questions']] == [('2 + 3?', '5'), ('4 boxes of 2?', '8')]
+    assert {*data['answers']} == {'selected', 'random'} and text.count('<article class="card">') == 6
+    assert all(len(a['tokens']) <= 4 for rows in data['answers'].values() for row in rows for a in row)
+
+@pytest.mark.parametrize('row,says', [(dict(question='a'), 'row 2 has no answer: write a JSON object a line'), ([1], 'line 2: a JSON object was expected, not list'),
+                                      (dict(question='a', answer='no number'), 'row 2'), (dict(question='', answer=3), 'row 2')])
+def test_questions_that_cannot_be_read(place, tmp_path, row, says):
+    asked = questions(tmp_path/'q.jsonl', dict(question='2 + 3?', answer=5), row)
+    assert says in said_by('page', '--model', place/'model', '--neurons', place/'neurons', '--questions', asked, '--to', tmp_path/'p.html')
+    assert not (tmp_path/'p.html').exists()
+
+def test_what_goes_wrong_in_page(place, tmp_path):
+    base = ['page', '--model', place/'model', '--neurons', place/'neurons', '--to', tmp_path/'p.html']
+    assert 'nowhere.jsonl' in said_by(*base, '--questions', tmp_path/'nowhere.jsonl')
+    assert 'is empty' in said_by(*base, '--questions', questions(tmp_path/'q.jsonl'))
+    asked = questions(tmp_path/'q.jsonl', dict(question='2 + 3?', answer=5))
+    assert 'nowhere' in said_by(*base, '--questions', asked, '--neurons', tmp_path/'nowhere')
+    assert 'max_new_tokens is 0' in said_by(*base, '--questions', asked, '--max-new-tokens', '0')

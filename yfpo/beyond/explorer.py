@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'said_of', 'Fired', 'fires', 'draw_fires', 'Answer', 'written_at', 'answers_at', 'explored',
-           'explorer_html', 'save_explorer', 'explore']
+           'explorer_html', 'save_explorer', 'read_questions', 'own_page', 'explore']
 
 # %% ../../nbs/beyond/14_explorer.ipynb #expl-002
 import json
@@ -15,12 +15,15 @@ from .cards import neuron_cards
 from ..data.answers import is_correct
 from ..data.checks import check_count, check_number, check_text
 from ..data.extras import needs
-from ..data.files import atomic_write
+from ..data.files import atomic_write, read_jsonl
 from ..data.pages import asset, fragment, joined, page, part, visible
+from ..data.problems import gold_problem
 from ..interventions import ablate
 from ..lm.decoding import stop_ids, text_ids
+from ..lm.models import load_model
 from ..lm.progress import track
 from ..lm.responses import Example, collate, encode, format_prompt, generate, hidden_states
+from ..neurons import NeuronSet, layer_matched
 from ..reward import NeuronReader, contributions
 
 # %% ../../nbs/beyond/14_explorer.ipynb #expl-006
@@ -137,6 +140,27 @@ def save_explorer(path, # .html
     cards = {name: neuron_cards(model, tokenizer, s, list(texts), top, 0) for name, s in sets.items()} if len(texts) else {}
     with atomic_write(path) as tmp: tmp.write_text(explorer_html(made, problems, cards=cards, title=title, note=note), encoding='utf-8')
     return Path(path)
+
+# %% ../../nbs/beyond/14_explorer.ipynb #expl-021
+def read_questions(path): # JSONL
+    "`Problem`s of your own file"
+    rows = read_jsonl(path)
+    if not rows: raise ValueError(f'{path} is empty: write a JSON object a line, with question and answer')
+    for i, r in enumerate(rows, 1):
+        lost = [k for k in ('question', 'answer') if k not in r]
+        if lost: raise ValueError(f"{path}, row {i} has no {lost[0]}: write a JSON object a line, with question and answer")
+    answers = [r['answer'] if '####' in str(r['answer']) else f"#### {r['answer']}" for r in rows]
+    return [gold_problem(r['question'], a, f'own-{i}', 'own', f'{path}, row {i}') for i, (r, a) in enumerate(zip(rows, answers), 1)]
+
+def own_page(model, neurons, questions, # names, folders or hub ids of model and set; the path of a JSONL file
+             to='explorer.html', seed:int=0, # of the random set
+             dtype:str='auto', **kwargs): # fields of `Sampling`
+    "Write the explorer of a set beside random neurons of the same layers, and return its path"
+    problems, own = read_questions(questions), NeuronSet.from_pretrained(neurons)
+    net, tokenizer = load_model(model, dtype=dtype, use='writing')
+    solved = [(format_prompt(tokenizer, p.question), p.solution) for p in problems if not p.solution.startswith('####')]
+    return save_explorer(to, net, tokenizer, dict(selected=own, random=layer_matched(own, seed)), problems, solved, title=f'Neurons of {net.name}',
+                         note=f'{len(own)} neurons beside random ones of the same layers.', **{'progress': True, **kwargs})
 
 # %% ../../nbs/beyond/14_explorer.ipynb #expl-018
 def _shown(answer, top):

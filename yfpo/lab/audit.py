@@ -13,7 +13,7 @@ from ..data.files import atomic_write, write_rows
 from .figures import panels, styled
 from .findings import audit_verdict
 from .tables import audit_table
-from .wording import BLUE, GREY, INK, RED, SKY
+from .arms import BLUE, GREY, INK, RED, SKY
 from ..lm.models import load_model
 from ..neurons import NeuronSet, control_sets
 from ..reward import KINDS_OF_READING, Audit, reward_audit

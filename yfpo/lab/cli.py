@@ -56,7 +56,7 @@ def _app():
     recipe, run_dir = _options(click)
     option = click.option
 
-    @click.group(help='Select neurons, audit and train on your own files (select, audit, train). Or run the experiments of the YFPO '
+    @click.group(help='Select neurons, audit, look and train on your own files (select, audit, page, train). Or run the experiments of the YFPO '
                       'companion and draw their tables and figures: RECIPE is a name from `yfpo list`, or the path of a YAML file.',
                  context_settings=dict(max_content_width=110),
                  epilog="Completion of names: eval \"$(_YFPO_COMPLETE=bash_source yfpo)\", or zsh_source, fish_source.")
@@ -84,7 +84,7 @@ def _app():
         from yfpo.lab.recipes import read_recipe
         for n in recipe_names(): print(f'{n:12s} {read_recipe(n).about}')
 
-    for add in (_add_select, _add_audit, _add_train): add(click, app)
+    for add in (_add_select, _add_audit, _add_page, _add_train): add(click, app)
     _add_result_commands(click, app)
     _add_bundle(click, app)
     _add_other_commands(click, app)
@@ -137,6 +137,26 @@ def _add_audit(click, app):
     def audit(**given):
         "Ask whether a set tells chosen from rejected responses."
         _audit(_given(given))
+
+def _add_page(click, app):
+    "The command that shows a set at work"
+    option, (model, size, dtype) = click.option, _own_options(click.option)
+
+    @app.command(epilog='Example: yfpo page --model smollm2-135m-instruct --neurons neurons/ --questions questions.jsonl')
+    @model
+    @option('--neurons', required=True, metavar='FOLDER', help='Folder or hub id of the set.')
+    @option('--questions', required=True, metavar='FILE', help='JSONL with question and answer: a number, or a solution that ends in one.')
+    @option('--to', default='explorer.html', show_default=True, metavar='FILE', help='The page.')
+    @option('--max-new-tokens', type=int, metavar='N', help='Tokens of an answer, at most.')
+    @option('--seed', type=int, metavar='N', help='Of the random neurons beside the set.')
+    @size
+    @dtype
+    def page(**given):
+        "Write answers with the neurons turned down and up, as one page."
+        from yfpo.beyond.explorer import own_page
+        given = _given(given)
+        path = own_page(given.pop('model'), given.pop('neurons'), given.pop('questions'), given.pop('to'), **given)
+        print(f'the page is {path}: open it in a browser')
 
 def _add_train(click, app):
     "The command that trains; TRL's parser reads its settings"
