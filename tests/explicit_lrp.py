@@ -1,4 +1,5 @@
-"""AttnLRP written out: every rule as a formula on numbers, no gradient anywhere. Slow, one text, one-block models of Llama's kind.
+"""AttnLRP written out: every rule as a formula on numbers, no gradient anywhere. Slow, one text, models of one block of Llama's kind:
+also with LayerNorm, without a gate (StarCoder 2), with norms behind the branches (EXAONE 4) or with multipliers (Granite).
 
 The second formulation of `yfpo.relevance`. Achtibat et al., ICML 2024 (arXiv 2402.05602): linear Eq. 8 (epsilon 0), element-wise Eq. 9,
 product Eq. 7, softmax Prop. 3.1, matrix products Prop. 3.3, norms Prop. 3.4.
@@ -43,35 +44,52 @@ def rotated(x, cos, sin, R):
     Ru, Rw = R[:, :half]/safe(u), R[:, half:]/safe(w)
     return torch.cat([a*c*Ru + a*s*Rw, -b*s*Ru + b*c*Rw], 1), torch.cat([u, w], 1)
 
+def normed(x, norm, R):
+    "1/std is a constant; RMSNorm then passes relevance on, and LayerNorm is linear: z_j = w_j r (x_j - mean x) + b_j"
+    if 'RMS' in type(norm).__name__: return R
+    z, out, r = norm(x), torch.zeros_like(x), (x.var(-1, unbiased=False) + norm.eps).rsqrt()
+    for j in range(x.shape[1]):
+        part = -x/x.shape[1]
+        part[:, j] += x[:, j]
+        out += part*(norm.weight[j]*r*R[:, j]/safe(z[:, j]))[:, None]
+    return out
+
+def nothing(x): return x
+
 def block_relevance(model, ids, seeds):
     "(relevance of the block's input (T, D), of its neurons (T, F)) for Y = sum of seeds (T, D) times the normed hidden states"
-    m, blk = model.model, model.model.layers[0]
-    att, mlp = blk.self_attn, blk.mlp
+    m, blk, c = model.model, model.model.layers[0], model.config
+    att, mlp, by = blk.self_attn, blk.mlp, getattr(c, 'residual_multiplier', 1.)
+    behind, still = hasattr(blk, 'post_feedforward_layernorm'), getattr(att, 'is_sliding', True) is False       # no rotary positions
+    norm_o, norm_down = (blk.post_attention_layernorm, blk.post_feedforward_layernorm) if behind else (nothing, nothing)
     with torch.no_grad():
         T = len(ids)
-        x = m.embed_tokens(ids)
-        n1 = blk.input_layernorm(x)
+        x = m.embed_tokens(ids)*getattr(c, 'embedding_multiplier', 1.)
+        n1 = x if behind else blk.input_layernorm(x)
         cos, sin = (t[0] for t in m.rotary_emb(x[None], torch.arange(T)[None]))
-        H, G, d = model.config.num_attention_heads, model.config.num_key_value_heads, att.head_dim
+        if still: cos, sin = torch.ones_like(cos), torch.zeros_like(sin)
+        H, G, d = c.num_attention_heads, c.num_key_value_heads, att.head_dim
         heads = lambda t, n: t.view(T, n, d).transpose(0, 1)
         q, k, v = heads(att.q_proj(n1), H), heads(att.k_proj(n1), G), heads(att.v_proj(n1), G)
+        if hasattr(att, 'q_norm'): q, k = att.q_norm(q), att.k_norm(k)
         zero = torch.zeros(T, d, dtype=x.dtype)
         rq, rk = ([rotated(t, cos, sin, zero)[1] for t in ts] for ts in (q, k))
         later = ~torch.ones(T, T, dtype=torch.bool).tril()
         weights = [torch.softmax((rq[h]@rk[h*G//H].T*att.scaling).masked_fill(later, -torch.inf), -1) for h in range(H)]
         O = torch.stack([w@v[h*G//H] for h, w in enumerate(weights)], 1).reshape(T, H*d)
-        o = att.o_proj(O)
+        o = by*norm_o(att.o_proj(O))
         mid = x + o
-        n2 = blk.post_attention_layernorm(mid)
-        gate, up = mlp.gate_proj(n2), mlp.up_proj(n2)
-        a = mlp.act_fn(gate)*up
-        down = mlp.down_proj(a)
+        n2 = mid if behind else blk.post_attention_layernorm(mid)
+        gated, write = hasattr(mlp, 'gate_proj'), getattr(mlp, 'down_proj', None) or mlp.c_proj
+        a = mlp.act_fn(mlp.gate_proj(n2))*mlp.up_proj(n2) if gated else mlp.act(mlp.c_fc(n2))
+        down = by*norm_down(write(a))
         end = mid + down
 
-        R = m.norm(end)*seeds                                        # head: linear; norm: passes relevance on
+        R = normed(end, m.norm, m.norm(end)*seeds)                   # head: linear
         R_mid, R_down = share(mid, down, R)
-        R_a = linear(a, mlp.down_proj, R_down)
-        R_mid = R_mid + linear(n2, mlp.gate_proj, R_a/2) + linear(n2, mlp.up_proj, R_a/2)
+        R_a = linear(a, write, R_down)
+        R_n2 = linear(n2, mlp.gate_proj, R_a/2) + linear(n2, mlp.up_proj, R_a/2) if gated else linear(n2, mlp.c_fc, R_a)
+        R_mid = R_mid + (R_n2 if behind else normed(mid, blk.post_attention_layernorm, R_n2))
         R_x, R_o = share(x, o, R_mid)
         R_O = linear(O, att.o_proj, R_o).view(T, H, d)
         Rq, Rk, Rv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -80,5 +98,6 @@ def block_relevance(model, ids, seeds):
             a_q, a_k, a_v = attention(rq[h], rk[g], v[g], R_O[:, h], att.scaling)
             Rq[h] += rotated(q[h], cos, sin, a_q)[0]; Rk[g] += rotated(k[g], cos, sin, a_k)[0]; Rv[g] += a_v
         flat = lambda t: t.transpose(0, 1).reshape(T, -1)
-        R_x = R_x + linear(n1, att.q_proj, flat(Rq)) + linear(n1, att.k_proj, flat(Rk)) + linear(n1, att.v_proj, flat(Rv))
+        R_n1 = linear(n1, att.q_proj, flat(Rq)) + linear(n1, att.k_proj, flat(Rk)) + linear(n1, att.v_proj, flat(Rv))
+        R_x = R_x + (R_n1 if behind else normed(x, blk.input_layernorm, R_n1))
     return R_x, R_a

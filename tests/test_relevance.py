@@ -97,10 +97,10 @@ def explicit(model, seed='centred'):
     "Relevance of the block's input and its neurons by explicit rules, with the positions that count"
     ids = torch.randint(3, 97, (9,), generator=torch.Generator().manual_seed(3))
     W, seeds = model.lm_head.weight.detach(), torch.zeros(9, 32, dtype=model.dtype)
-    for t in range(4, 9): seeds[t-1] = W[ids[t]] - W.mean(0)
+    for t in range(4, 9): seeds[t-1] = (W[ids[t]] - W.mean(0))/getattr(model.config, 'logits_scaling', 1)
     return collate([Example(ids.tolist(), 4)], 0), *block_relevance(model, ids, seeds)
 
-@pytest.mark.parametrize('family', ['llama', 'mistral', 'ministral3', 'smollm3', 'seed_oss', 'qwen2'])
+@pytest.mark.parametrize('family', ['llama', 'mistral', 'ministral3', 'smollm3', 'seed_oss', 'qwen2', 'granite', 'starcoder2', 'exaone4'])
 def test_t6_explicit_rules(family):
     m = random_model(family, num_hidden_layers=1).double()
     b, R_x, R_a = explicit(m)
