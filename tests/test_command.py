@@ -443,7 +443,8 @@ def questions(path, *rows):
 
 def test_a_page_of_an_own_set(place, tmp_path, capsys):
     asked = questions(tmp_path/'q.jsonl', dict(question='2 + 3?', answer=5), dict(question='4 boxes of 2?', answer='4 * 2 = 8.\n#### 8'))
-    main(['page', '--model', str(place/'model'), '--neurons', str(place/'neurons'), '--questions', str(asked), '--to', str(tmp_path/'p.html'),
+    main(['page', '--model', str(place/'model'), '--neurons', str(place/'neurons'), '--questions', str(asked), '--to',
+          str(tmp_path/'p.html'),
           '--max-new-tokens', '4', '--dtype', 'float32'])
     assert capsys.readouterr().out.splitlines()[-1] == f"the page is {tmp_path/'p.html'}: open it in a browser"
     text = (tmp_path/'p.html').read_text()
@@ -452,7 +453,8 @@ def test_a_page_of_an_own_set(place, tmp_path, capsys):
     assert {*data['answers']} == {'selected', 'random'} and text.count('<article class="card">') == 6
     assert all(len(a['tokens']) <= 4 for rows in data['answers'].values() for row in rows for a in row)
 
-@pytest.mark.parametrize('row,says', [(dict(question='a'), 'row 2 has no answer: write a JSON object a line'), ([1], 'line 2: a JSON object was expected, not list'),
+@pytest.mark.parametrize('row,says', [(dict(question='a'), 'row 2 has no answer: write a JSON object a line'),
+                                      ([1], 'line 2: a JSON object was expected, not list'),
                                       (dict(question='a', answer='no number'), 'row 2'), (dict(question='', answer=3), 'row 2')])
 def test_questions_that_cannot_be_read(place, tmp_path, row, says):
     asked = questions(tmp_path/'q.jsonl', dict(question='2 + 3?', answer=5), row)

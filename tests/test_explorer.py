@@ -58,7 +58,8 @@ def test_fires_names_the_strongest(tiny, sets):
 def page_data(text): return json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
 
 def test_the_page_holds_what_was_written(tiny, sets, tmp_path):
-    text = save_explorer(tmp_path/'e.html', *tiny, sets, PROBLEMS, ['abcdefgh', '12345678'], top=2, max_new_tokens=10, progress=False).read_text()
+    text = save_explorer(tmp_path/'e.html', *tiny, sets, PROBLEMS, texts=['abcdefgh', '12345678'], top=2,
+                         max_new_tokens=10, progress=False).read_text()
     data, own = page_data(text), answers_at(*tiny, PROBLEMS, sets['random'], 2., max_new_tokens=10)
     assert [w for _, w in data['strengths']] == ['removed', 'halved', 'as is', 'doubled', 'four times']
     assert [a['tokens'] for a in data['answers']['random'][3]] == [visible(a.tokens) for a in own]
@@ -90,7 +91,8 @@ def made_of(text):
     "A page in which every text is `text`"
     answer = lambda s: dict(tokens=['a' if s == 1. else 'b', text], said=[1., -s], right=s == 1.)
     strengths = (0., 1., 3.)
-    return explorer_html({k: [[answer(s)] for s in strengths] for k in ('selected', text)}, [Problem('x', text, '', text, 'own')], strengths,
+    return explorer_html({k: [[answer(s)] for s in strengths] for k in ('selected', text)}, [Problem('x', text, '', text, 'own')],
+                         strengths,
                          {text: [dict(layer=1, index=2, weight=.5, direction=1, promotes=[text], demotes=[], contexts=[])]}, text, text)
 
 def test_texts_stay_texts():

@@ -4,7 +4,8 @@ import pytest
 from conftest import ROOT
 
 # A module may use those before it in its line, and the lines above.
-FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers data.problems data.templates data.symbolic data.sources data.pairs'),
+FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers data.problems data.templates data.symbolic '
+           'data.sources data.pairs'),
           ('lm', 'lm.progress lm.sampling lm.machine lm.models lm.decoding lm.responses lm.averages lm.packing lm.rows lm.training '
            'lm.tables lm.mixers'),
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),

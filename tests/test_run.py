@@ -528,7 +528,8 @@ def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
     tables = dict(objective=OBJECTIVES, readout=READOUTS, method=ATTRIBUTORS, backend=BACKENDS, precision=FORMATS)
     for k, table in tables.items(): assert sorted(choices()[k][0]) == sorted(table), k
     assert sorted(choices()['method'][1]) == sorted(METHODS)
-    assert sorted(choices()['source'][0]) == sorted(['templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *OTHER_SETS, *DRAWN_SETS])
+    assert sorted(choices()['source'][0]) == sorted(['templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *OTHER_SETS,
+                                                     *DRAWN_SETS])
 
 def test_a_new_row_of_a_table_is_a_new_word(tmp_path, monkeypatch):
     import yfpo

@@ -199,7 +199,8 @@ def test_the_device_stage_sees_what_does_not_hold(tmp_path, monkeypatch, broken,
     from yfpo import relevance
     from yfpo.trainer import YFPOTrainer
     if broken == 'rule': monkeypatch.setitem(relevance.FACTORS, 'value', 1)
-    if broken == 'loss': monkeypatch.setattr(YFPOTrainer, 'compute_loss', lambda self, *a, f=YFPOTrainer.compute_loss, **k: 1.01*f(self, *a, **k))
+    if broken == 'loss': monkeypatch.setattr(YFPOTrainer, 'compute_loss', lambda self, *a, f=YFPOTrainer.compute_loss,
+                                             **k: 1.01*f(self, *a, **k))
     rows = stage('device', tmp_path, dtypes=['float32'])['rows']
     assert {r['check'] for r in rows if not r['holds']} == fails and len(rows) == 11
     assert (tmp_path/'results'/'device.csv').exists() and {r['limit'] for r in rows} == {0., 1e-4, 2e-5}

@@ -11,7 +11,8 @@ real = pytest.mark.skipif(importlib.util.find_spec('reasoning_gym') is None, rea
 TEMPLATE = '''
 def generate_{k}(rng, difficulty=1.):
     n = rng.randint(1, {most})
-    return dict(question=f'How many are {{n}} and {k}?', answer=str(n + {k} + {wrong}), metadata=dict(answer_cot=f'There are {{n}} + {k} = {{n + {k}}}.\\n#### {{n + {k}}}'))
+    return dict(question=f'How many are {{n}} and {k}?', answer=str(n + {k} + {wrong}),
+                metadata=dict(answer_cot=f'There are {{n}} + {k} = {{n + {k}}}.\\n#### {{n + {k}}}'))
 '''
 
 @pytest.fixture

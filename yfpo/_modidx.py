@@ -121,6 +121,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'yfpo.beyond.effects.mediation': ('beyond/effects.html#mediation', 'yfpo/beyond/effects.py'),
                                      'yfpo.beyond.effects.token_scores': ('beyond/effects.html#token_scores', 'yfpo/beyond/effects.py')},
             'yfpo.beyond.explorer': { 'yfpo.beyond.explorer.Answer': ('beyond/explorer.html#answer', 'yfpo/beyond/explorer.py'),
+                                      'yfpo.beyond.explorer.ExplorerPage': ('beyond/explorer.html#explorerpage', 'yfpo/beyond/explorer.py'),
                                       'yfpo.beyond.explorer.Fired': ('beyond/explorer.html#fired', 'yfpo/beyond/explorer.py'),
                                       'yfpo.beyond.explorer._in_spreads': ('beyond/explorer.html#_in_spreads', 'yfpo/beyond/explorer.py'),
                                       'yfpo.beyond.explorer._shown': ('beyond/explorer.html#_shown', 'yfpo/beyond/explorer.py'),

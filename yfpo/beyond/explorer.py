@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'said_of', 'Fired', 'fires', 'draw_fires', 'Answer', 'written_at', 'answers_at', 'explored',
-           'explorer_html', 'save_explorer', 'read_questions', 'own_page', 'explore']
+           'explorer_html', 'ExplorerPage', 'save_explorer', 'read_questions', 'own_page', 'explore']
 
 # %% ../../nbs/beyond/14_explorer.ipynb #expl-002
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from .cards import neuron_cards
 from ..data.answers import is_correct
-from ..data.checks import check_count, check_number, check_text
+from ..data.checks import check_count, check_number, check_text, documented, settings_in, taken, takes
 from ..data.extras import needs
 from ..data.files import atomic_write, read_jsonl
 from ..data.pages import asset, fragment, joined, page, part, visible
@@ -23,6 +23,7 @@ from ..lm.decoding import stop_ids, text_ids
 from ..lm.models import load_model
 from ..lm.progress import track
 from ..lm.responses import Example, collate, encode, format_prompt, generate, hidden_states
+from ..lm.sampling import Sampling
 from ..neurons import NeuronSet, layer_matched
 from ..reward import NeuronReader, contributions
 
@@ -56,7 +57,8 @@ def fires(model, tokenizer, neurons, # a `NeuronSet` of this model
     e, = encode(tokenizer, [check_text(text)])
     said = said_of(model, tokenizer, neurons, [e])[0]
     best = said.abs().sum(0).topk(min(top, len(neurons))).indices
-    return Fired([tokenizer.decode([t]) for t in e.ids[e.start:]], neurons.layer[best].tolist(), neurons.index[best].tolist(), said[:, best])
+    tokens = [tokenizer.decode([t]) for t in e.ids[e.start:]]
+    return Fired(tokens, neurons.layer[best].tolist(), neurons.index[best].tolist(), said[:, best])
 
 def draw_fires(model, tokenizer, neurons, text:str, top:int=12):
     "`fires` as a picture: orange where a neuron pushes in its own direction, blue against it"
@@ -66,7 +68,8 @@ def draw_fires(model, tokenizer, neurons, text:str, top:int=12):
     f = fires(model, tokenizer, neurons, text, top)
     fig = Figure(figsize=(min(12, 1.6 + .32*len(f.tokens)), 1.1 + .24*len(f.index)), layout='constrained')
     ax, most = fig.subplots(), f.said.abs().max().item() or 1.
-    im = ax.imshow(f.said.T, cmap=LinearSegmentedColormap.from_list('', ['#0072B2', 'white', '#D55E00']), vmin=-most, vmax=most, aspect='auto')
+    colors = LinearSegmentedColormap.from_list('', ['#0072B2', 'white', '#D55E00'])
+    im = ax.imshow(f.said.T, cmap=colors, vmin=-most, vmax=most, aspect='auto')
     ax.set_xticks(range(len(f.tokens)), [t.replace('\n', '⏎').replace('$', r'\$') for t in f.tokens], rotation=60, ha='right', fontsize=8)
     ax.set_yticks(range(len(f.index)), [f'{l}.{i}' for l, i in zip(f.layer, f.index)], fontsize=8)
     ax.set_ylabel('layer.neuron'); ax.tick_params(length=0); ax.spines[:].set_visible(False)
@@ -130,15 +133,25 @@ def explorer_html(made, # from `explored`
     body = part('explorer', title, note, {name: (cards or {}).get(name, []) for name in made})
     return page(f'YFPO: {title}', body, asset('explorer.js'), json.dumps(visible(data), ensure_ascii=False, allow_nan=False))
 
+@documented
+@dataclass
+class ExplorerPage(Sampling):
+    "What stands on an explorer's page, and how its answers are written"
+    title: str = 'Explorer'
+    note: str = ''           # a line below the title
+    texts: tuple = ()        # texts whose contexts the cards show; without any there are no cards
+    top: int = 3             # cards of each set
+
+@takes(ExplorerPage)
 def save_explorer(path, # .html
-                  model, tokenizer, sets, problems,
-                  texts=(), # whose contexts the cards show; without any there are no cards
-                  top:int=3, # cards a set
-                  title:str='Explorer', note:str='', **kwargs): # fields of `Sampling`
+                  model, tokenizer, sets, problems, # as `explored` takes them
+                  **kwargs): # fields of `ExplorerPage`
     "Write the answers at every strength, make the page of them, and return its path"
-    made = explored(model, tokenizer, sets, problems, **kwargs)
-    cards = {name: neuron_cards(model, tokenizer, s, list(texts), top, 0) for name, s in sets.items()} if len(texts) else {}
-    with atomic_write(path) as tmp: tmp.write_text(explorer_html(made, problems, cards=cards, title=title, note=note), encoding='utf-8')
+    how = taken(save_explorer, kwargs)
+    made = explored(model, tokenizer, sets, problems, **settings_in(how, Sampling))
+    cards = {name: neuron_cards(model, tokenizer, s, list(how.texts), how.top, 0) for name, s in sets.items()} if len(how.texts) else {}
+    text = explorer_html(made, problems, cards=cards, title=how.title, note=how.note)
+    with atomic_write(path) as tmp: tmp.write_text(text, encoding='utf-8')
     return Path(path)
 
 # %% ../../nbs/beyond/14_explorer.ipynb #expl-021
@@ -159,8 +172,8 @@ def own_page(model, neurons, questions, # names, folders or hub ids of model and
     problems, own = read_questions(questions), NeuronSet.from_pretrained(neurons)
     net, tokenizer = load_model(model, dtype=dtype, use='writing')
     solved = [(format_prompt(tokenizer, p.question), p.solution) for p in problems if not p.solution.startswith('####')]
-    return save_explorer(to, net, tokenizer, dict(selected=own, random=layer_matched(own, seed)), problems, solved, title=f'Neurons of {net.name}',
-                         note=f'{len(own)} neurons beside random ones of the same layers.', **{'progress': True, **kwargs})
+    return save_explorer(to, net, tokenizer, dict(selected=own, random=layer_matched(own, seed)), problems, texts=solved,
+                         title=f'Neurons of {net.name}', note=f'{len(own)} neurons beside random ones of the same layers.', **kwargs)
 
 # %% ../../nbs/beyond/14_explorer.ipynb #expl-018
 def _shown(answer, top):

@@ -41,7 +41,8 @@ def _alone(*names):
 def gsm_templates():
     "{number: function of a `random.Random`} of the templates that the package's authors call sound"
     text = read_text(_folder().joinpath(*PLACE.split('.'), 'gsm_symbolic.py'), 'a Python file')
-    sound, = [ast.literal_eval(n.value) for n in ast.parse(text).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == 'tasks_ok']
+    sound, = [ast.literal_eval(n.value) for n in ast.parse(text).body
+              if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == 'tasks_ok']
     made = {int(m[1]): getattr(mod, m[0]) for mod in _alone('generators_00_49', 'generators_50_99') for k in dir(mod)
             if (m := re.fullmatch(r'generate_(\d+)', k))}
     return {k: made[k] for k in sound}
@@ -52,7 +53,8 @@ PARTS = dict(dev=0, test=1)                                    # the remainder o
 def _drawn(k, i, seed):
     "The `i`-th problem of a template"
     made = gsm_templates()[k](random.Random(f'gsm-drawn/{seed}/{k}/{i}'))
-    p = gold_problem(made['question'], made['metadata']['answer_cot'], f'gsm-drawn-{k}-{seed}-{i}', 'gsm-drawn', f'template {k}', template=k)
+    p = gold_problem(made['question'], made['metadata']['answer_cot'], f'gsm-drawn-{k}-{seed}-{i}', 'gsm-drawn', f'template {k}',
+                     template=k)
     if to_number(p.answer) != to_number(str(made['answer'])):
         raise ValueError(f"template {k} of {PACKAGE} says {made['answer']} and its solution ends in {p.answer}: install another version")
     return p

@@ -51,7 +51,8 @@ ARMS = {'dpo': Arm('DPO', BLUE, 'the same trainer with weight 0', ('sft',), trai
                             ('yfpo', 'dpo'), train=dict(readout='paper-literal', objective='add-linear')),
         'yfpo-dynamic': Arm('YFPO (dynamic neurons)', ORANGE, 'neurons chosen again while the policy moves', ('yfpo', 'dpo'),
                             neurons='moving'),
-        'yfpo-top': Arm('YFPO (no contrast)', INDIGO, 'the neurons most relevant to mathematics, whatever general text needs', ('yfpo', 'dpo'),
+        'yfpo-top': Arm('YFPO (no contrast)', INDIGO, 'the neurons most relevant to mathematics, whatever general text needs',
+                        ('yfpo', 'dpo'),
                         neurons='top'),
         'yfpo-weighing': Arm('YFPO (margin as a weight)', OLIVE, 'the neuron margin says how hard DPO learns from a pair; no gradient goes '
                              'through neurons', ('yfpo', 'dpo'), dosed=False,

