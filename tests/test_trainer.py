@@ -317,7 +317,7 @@ def test_reference_is_read_once_and_kept(tiny, tmp_path, monkeypatch):
     assert column(a, 'loss') == column(b, 'loss') and equal_weights(a, b)
     with pytest.raises(AssertionError): make(tiny, tmp_path, rows=PAIRS[:5], neuron_weight=0.5)              # other texts
     with pytest.raises(AssertionError): make(tiny, tmp_path, model=moved(a).model, neuron_weight=0.5)        # another reference
-    for kept in (tmp_path/'reference').glob('*.safetensors'): kept.write_bytes(kept.read_bytes()[:50])         # a broken file is made again
+    for kept in (tmp_path/'_reference').glob('*.safetensors'): kept.write_bytes(kept.read_bytes()[:50])        # a broken file is made again
     with pytest.raises(AssertionError): make(tiny, tmp_path, neuron_weight=0.5)
 
 def test_one_reference_folder_serves_every_seed_and_weight(tiny, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ __all__ = ['FORMS', 'TEXTS', 'PAIRS', 'read_texts', 'read_pairs', 'select', 'sel
 
 # %% ../../nbs/beyond/13_command.ipynb #yours-002
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from datasets import load_dataset
 from fastcore.meta import delegates
@@ -131,7 +131,7 @@ def parse_training(argv): # such as ['--config', 'yfpo.yaml', '--max_steps', '10
     if '--config' in argv: _check_config(argv[argv.index('--config') + 1])
     parser = training_parser()
     *made, odd = parser.parse_args_and_config(argv, return_remaining_strings=True)
-    if odd: refuse_setting('yfpo train', odd[0].lstrip('-').partition('=')[0], sorted(a.dest for a in parser._actions))
+    if odd: refuse_setting('yfpo train', odd[0].lstrip('-').partition('=')[0], sorted(f.name for t in parser.dataclass_types for f in fields(t)))
     return made
 
 

@@ -137,7 +137,7 @@ def explorer_html(made, # from `explored`
 @dataclass
 class ExplorerPage(Sampling):
     "What stands on an explorer's page, and how its answers are written"
-    title: str = 'Explorer'
+    title: str = 'Explorer'  # of the page
     note: str = ''           # a line below the title
     texts: tuple = ()        # texts whose contexts the cards show; without any there are no cards
     top: int = 3             # cards of each set
