@@ -131,7 +131,8 @@ def parse_training(argv): # such as ['--config', 'yfpo.yaml', '--max_steps', '10
     if '--config' in argv: _check_config(argv[argv.index('--config') + 1])
     parser = training_parser()
     *made, odd = parser.parse_args_and_config(argv, return_remaining_strings=True)
-    if odd: refuse_setting('yfpo train', odd[0].lstrip('-').partition('=')[0], sorted(f.name for t in parser.dataclass_types for f in fields(t)))
+    known = sorted(f.name for t in parser.dataclass_types for f in fields(t))
+    if odd: refuse_setting('yfpo train', odd[0].lstrip('-').partition('=')[0], known)
     return made
 
 
