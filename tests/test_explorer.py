@@ -50,7 +50,9 @@ def test_fires_names_the_strongest(tiny, sets):
     best = [(int(s.layer[k]), int(s.index[k])) for k in whole.argsort(descending=True)[:5]]
     assert list(zip(found.layer, found.index)) == best and found.said.shape == (8, 5) and ''.join(found.tokens) == ' + 4 = 7'
     fig = draw_fires(*tiny, s, 'a $ b\n', top=2)
-    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [f'{l}.{i}' for l, i in best] or len(fig.axes[0].get_yticklabels()) == 2
+    two = fires(*tiny, s, 'a $ b\n', top=2)
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [f'{l}.{i}' for l, i in zip(two.layer, two.index)]
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == [t.replace('\n', '⏎').replace('$', r'\$') for t in two.tokens]
     for text, says in (('', 'text'), (5, 'text'), ('a', 'one token')):
         with pytest.raises(ValueError, match=says): fires(*tiny, s, text)
     with pytest.raises(ValueError, match='top is 0'): fires(*tiny, s, 'abc', top=0)
@@ -68,12 +70,15 @@ def test_the_page_holds_what_was_written(tiny, sets, tmp_path):
     assert abs(said.mean()) < 2e-3 and abs(said.std() - 1) < 2e-3
     assert text.count('<article class="card">') == 4 and [q['question'] for q in data['questions']] == [p.question for p in PROBLEMS]
 
-def test_a_right_answer_is_called_right(tiny, sets):
-    _, text = written_at(*tiny, PROBLEMS[:1], sets['selected'], 1., max_new_tokens=4)[0]
-    for gold, right in (('4', False),): assert answers_at(*tiny, PROBLEMS[:1], sets['selected'], 1., max_new_tokens=4)[0].right == right
-    from unittest import mock
-    with mock.patch('yfpo.beyond.explorer.is_correct', lambda text, answer: answer == PROBLEMS[0].answer):
-        assert answers_at(*tiny, PROBLEMS[:1], sets['selected'], 1., max_new_tokens=4)[0].right
+def test_a_right_answer_is_called_right(tiny, sets, monkeypatch):
+    "By the text that was written and the question's own answer"
+    how, asked = dict(max_new_tokens=4), []
+    assert not any(a.right for a in answers_at(*tiny, PROBLEMS, sets['selected'], 1., **how))
+    def judge(text, answer): asked.append((text, answer)); return answer == PROBLEMS[0].answer
+    monkeypatch.setattr('yfpo.beyond.explorer.is_correct', judge)
+    made = answers_at(*tiny, PROBLEMS, sets['selected'], 1., **how)
+    assert [a.right for a in made] == [p.answer == PROBLEMS[0].answer for p in PROBLEMS] and made[0].right
+    assert asked == [(t, p.answer) for (_, t), p in zip(written_at(*tiny, PROBLEMS, sets['selected'], 1., **how), PROBLEMS)]
 
 @pytest.mark.parametrize('given,says', [(dict(sets={}), 'at least one set'), (dict(problems=[]), 'one question'),
                                         (dict(strengths=(-1.,)), 'strength is -1')])
