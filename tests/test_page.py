@@ -16,12 +16,12 @@ RESULTS = ROOT/'nbs'/'paper'/'results'
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 
 def test_every_answer_is_there_once():
-    data = browser_data(RESULTS/'cpu')
-    rows = [r for f in (RESULTS/'cpu'/'samples').glob('*.jsonl') for r in read_jsonl(f) if 'text' in r]
+    data = browser_data(RESULTS/'first-look')
+    rows = [r for f in (RESULTS/'first-look'/'samples').glob('*.jsonl') for r in read_jsonl(f) if 'text' in r]
     assert len(set(data['texts'])) == len(data['texts']) and sum(len(q['answers']) for q in data['questions']) == len(rows)
     by = {(q['set'], q['id'], a[0], a[1]): (data['texts'][a[2]], a[4]) for q in data['questions'] for a in q['answers']}
     assert all(by[r['set'], r['id'], r['arm'], r['seed']] == (r['text'], int(r['correct_numeric'])) for r in rows)
-    read = json.loads((RESULTS/'cpu'/'manifest.json').read_text())['stages']['browse']['params']['n_questions']
+    read = json.loads((RESULTS/'first-look'/'manifest.json').read_text())['stages']['browse']['params']['n_questions']
     assert all(q['question'] and q['solution'] for q in data['questions']) and sum(bool(q['fired']) for q in data['questions']) == read
 
 EVIL = ['</script><script>document.title="owned"</script>', '<img src=x onerror="document.title=1">',
@@ -31,8 +31,8 @@ DRAWN = {'\x1b': '\u241b', '\x07': '\u2407', '\x00': '\u2400', '\u202e': '\u27e8
 SHOWN = [''.join(DRAWN.get(c, c) for c in t) for t in EVIL]
 
 def hostile(folder):
-    "A copy of the results of cpu in which every place that a text can stand in holds each of EVIL"
-    folder, word = shutil.copytree(RESULTS/'cpu', folder/'cpu'), ' '.join(EVIL)
+    "A copy of the results of first-look in which every place that a text can stand in holds each of EVIL"
+    folder, word = shutil.copytree(RESULTS/'first-look', folder/'first-look'), ' '.join(EVIL)
     f = folder/'samples'/'yfpo-seed0.jsonl'
     rows = read_jsonl(f)
     write_jsonl(f, [{**r, 'text': word} if i == 0 else r for i, r in enumerate(rows)])
@@ -59,7 +59,7 @@ class Seen(HTMLParser):
 
 def test_nothing_is_fetched_and_nothing_written_by_a_model_can_act(tmp_path):
     folder, _ = hostile(tmp_path)
-    page = page_html(folder, 'cpu')
+    page = page_html(folder, 'first-look')
     seen = Seen(page)
     assert seen.tags.count('script') == 2 and not {'svg', 'iframe', 'object', 'form'} & {*seen.tags}
     assert {v.partition(':')[0] for t, k, v in seen.at if k in ('src', 'href') and not v.startswith('#')} == {'data'}
@@ -79,9 +79,9 @@ def test_only_its_own_script_may_run():
 
 def test_the_pages_of_cards_and_of_a_run_have_one_style(tmp_path):
     "Both hold the file of cards; a fragment for a notebook holds that alone, and names no element outside itself"
-    cards = json.loads((RESULTS/'cpu'/'cards.json').read_text())
+    cards = json.loads((RESULTS/'first-look'/'cards.json').read_text())
     whole = save_cards(cards, tmp_path/'cards.html', '</title><script>', EVIL[0]).read_text()
-    report, fragment = page_html(RESULTS/'cpu', 'cpu'), cards_html(cards)
+    report, fragment = page_html(RESULTS/'first-look', 'first-look'), cards_html(cards)
     assert all(asset('cards.css') in t for t in (whole, report, fragment)) and all(asset('page.css') in t for t in (whole, report))
     assert asset('page.css') not in fragment and 'script' not in Seen(whole).tags and "script-src" not in whole
     rules = re.findall(r'([^{}]+)\{[^{}]*\}', re.sub(r'/\*.*?\*/', '', asset('cards.css'), flags=re.S))
@@ -93,7 +93,7 @@ def test_a_run_without_answers_has_a_page_without_a_browser():
     assert 'id="questions"' not in text and 'id="table-selectors-zero"' in text
 
 def test_every_finding_and_every_neuron_is_a_card():
-    folder, text = RESULTS/'cpu', page_html(RESULTS/'cpu', 'cpu')
+    folder, text = RESULTS/'first-look', page_html(RESULTS/'first-look', 'first-look')
     cards, found = json.loads((folder/'cards.json').read_text()), findings(folder)
     assert text.count('<article class="card">') == len(cards) + len(found) > 10 and f"Layer {cards[0]['layer']}, neuron" in text
     for x in found:
@@ -139,15 +139,15 @@ def without(r, key): return {k: v for k, v in r.items() if k != key}
     (text('tables/main.csv', lambda t: ''), 'main.csv is empty'), (text('tables/main.csv', lambda t: t.splitlines()[0] + '\n'), 'no rows'),
     (text('tables/audit.csv', lambda t: t[:-4]), 'audit.csv')])
 def test_a_page_of_edited_files_is_refused(tmp_path, edit, says):
-    folder = shutil.copytree(RESULTS/'cpu', tmp_path/'cpu')
+    folder = shutil.copytree(RESULTS/'first-look', tmp_path/'first-look')
     edit(folder)
-    with pytest.raises(ValueError, match=says): page_html(folder, 'cpu')
+    with pytest.raises(ValueError, match=says): page_html(folder, 'first-look')
 
 def test_names_of_files_are_text_too(tmp_path):
-    name, d = '"><b x="', tmp_path/'cpu'
-    shutil.copytree(RESULTS/'cpu', d)
+    name, d = '"><b x="', tmp_path/'first-look'
+    shutil.copytree(RESULTS/'first-look', d)
     shutil.copy(d/'tables'/'main.csv', d/'tables'/f'{name}.csv'); shutil.copy(d/'figures'/'method.png', d/'figures'/f'{name}.png')
-    page = page_html(d, 'cpu')
+    page = page_html(d, 'first-look')
     assert name not in page and 'id="table-&#34;&gt;&lt;b x=&#34;"' in page and 'id="figure-&#34;&gt;&lt;b x=&#34;"' in page
 
 def chromium(p):
@@ -158,7 +158,7 @@ def test_hostile_texts_in_a_browser(tmp_path):
     "They are shown as they are, and do nothing; with the data's script broken into, the policy would still stop it"
     from playwright.sync_api import sync_playwright
     folder, key = hostile(tmp_path)
-    path = write_page(folder, 'cpu')
+    path = write_page(folder, 'first-look')
     with sync_playwright() as p:
         browser, said = chromium(p), []
         tab = browser.new_page()
@@ -169,12 +169,12 @@ def test_hostile_texts_in_a_browser(tmp_path):
         for place in ('#one', '#neurons', '#table-main', 'h1 + p'):
             text = tab.locator(place).first.evaluate('e => e.textContent')
             assert all(t in text for t in SHOWN), place
-        assert tab.title() == 'YFPO: cpu' and said == [] and tab.locator('#one a, #one img, #one svg, #neurons a').count() == 0
+        assert tab.title() == 'YFPO: first-look' and said == [] and tab.locator('#one a, #one img, #one svg, #neurons a').count() == 0
         assert tab.evaluate('document.documentElement.scrollWidth <= innerWidth')
         broken = path.with_name('broken.html')
         broken.write_text(path.read_text().replace('<h1>', EVIL[0] + EVIL[1] + '<h1>'))
         tab.goto(broken.as_uri())
-        assert tab.title() == 'YFPO: cpu' and sum('Content Security Policy' in s for s in said) >= 2
+        assert tab.title() == 'YFPO: first-look' and sum('Content Security Policy' in s for s in said) >= 2
         browser.close()
 
 @pytest.mark.skipif(not BROWSER, reason='needs Chromium')
@@ -182,8 +182,8 @@ def test_hostile_texts_in_a_browser(tmp_path):
 def test_in_a_browser(tmp_path, width, height, scheme):
     "Sort a table, look for a question, open it, follow its address; no error, and no sideways scrolling of the page"
     from playwright.sync_api import sync_playwright
-    folder, said = shutil.copytree(RESULTS/'cpu', tmp_path/'cpu'), []
-    page = write_page(folder, 'cpu').as_uri()
+    folder, said = shutil.copytree(RESULTS/'first-look', tmp_path/'first-look'), []
+    page = write_page(folder, 'first-look').as_uri()
     with sync_playwright() as p:
         browser = chromium(p)
         tab = browser.new_page(viewport=dict(width=width, height=height), color_scheme=scheme)

@@ -59,7 +59,7 @@ def test_ablation_has_a_panel_each():
     titles = [ax.get_title(loc='left') for ax in draw_ablation(pd.concat([df, df[df.text == 'math'].assign(text='chat')])).axes]
     assert titles == [f'{t} text, {m} ablation' for m in ('zero', 'mean') for t in ('math', 'general', 'chat')]
 
-CPU = ROOT/'nbs'/'paper'/'results'/'cpu'
+CPU = ROOT/'nbs'/'paper'/'results'/'first-look'
 
 def edited(name, folder, change, raw=False):
     "A copy of one committed file, its text changed"
@@ -122,7 +122,7 @@ def test_a_missing_file_names_the_recipe(tmp_path, folder, recipe):
     with pytest.raises(FileNotFoundError, match=f'yfpo run {recipe} --until compare'): read_results(tmp_path/folder, 'main')
     (tmp_path/'elsewhere').mkdir(exist_ok=True)
     shutil.copy(CPU/'manifest.json', tmp_path/'elsewhere')
-    with pytest.raises(FileNotFoundError, match='yfpo run cpu --until compare'): read_results(tmp_path/'elsewhere', 'main')
+    with pytest.raises(FileNotFoundError, match='yfpo run first-look --until compare'): read_results(tmp_path/'elsewhere', 'main')
 
 def test_neurons_of_layers_that_are_not_there():
     neurons, selection = read_results(CPU, 'neurons'), read_results(CPU, 'selection')
@@ -221,14 +221,14 @@ def test_a_null(tmp_path):
 
 def test_no_results_and_recipes_that_judge_nothing(tmp_path):
     none = ['No recipe that declares its comparisons has results yet.']
-    tuned = recipe(tmp_path/'cpu', row('yfpo - dpo', -.1, .01))
+    tuned = recipe(tmp_path/'first-look', row('yfpo - dpo', -.1, .01))
     free = recipe(tmp_path/'free', row('yfpo - dpo', -.1, .01, family=False, p_holm=float('nan')))
     assert verdict([]) == verdict([tuned]) == verdict([free]) == verdict([tmp_path/'nosuch']) == none
 
 def test_the_committed_verdict():
     "From the declared differences of every recipe that may judge, counted by hand"
     tables = {f.name: pd.read_csv(f/'contrasts.csv') for f in FOLDERS if (f/'contrasts.csv').exists() and read_recipe(f.name).in_verdict}
-    assert 'cpu' not in tables
+    assert 'first-look' not in tables
     own = pd.concat([t[t.family & t.contrast.isin(['yfpo - dpo', 'yfpo - yfpo-random'])] for t in tables.values()])
     assert len(own) == 2*len(tables) == 6 and (own.p_holm > .05).all()
     dpo, free, unseen = verdict(FOLDERS)
@@ -245,7 +245,7 @@ def test_every_panel_of_contrasts_says_which_side_is_better():
     for title, label in said.items():
         assert label == ('nats/token. Lower is better' if title.endswith('NLL') else 'points. Higher is better'), title
 
-@pytest.mark.parametrize('recipe', ['cpu', 'one-step', 'gsm8k-cpu'])
+@pytest.mark.parametrize('recipe', ['first-look', 'one-step', 'gsm8k-cpu'])
 def test_no_line_crosses_the_words_of_margins(recipe):
     "With the sign turned, zero lies on the right, where the words are"
     margins = read_results(CPU.parent/recipe, 'margins')
@@ -256,7 +256,7 @@ def test_no_line_crosses_the_words_of_margins(recipe):
         zero = [l.get_window_extent() for l in ax.lines if list(l.get_xdata()) == [0, 0]]
         assert len(words) == 2 and len(zero) == 1 and not [w for w in words if w.overlaps(zero[0])]
 
-@pytest.mark.parametrize('recipe', ['cpu', 'gsm8k-cpu'])
+@pytest.mark.parametrize('recipe', ['first-look', 'gsm8k-cpu'])
 def test_a_worked_problem_can_be_read_on_a_narrow_page(recipe):
     "At 390 pixels no token is turned, smaller than 9 pixels, out of the picture, or on another; the title is read there too"
     for worked in read_results(CPU.parent/recipe, 'worked_problems'):

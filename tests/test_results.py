@@ -9,7 +9,7 @@ from yfpo.lab.publish import run_here
 ALL = sorted(p.parent.name for p in (ROOT/'nbs'/'paper'/'results').glob('*/manifest.json'))
 RECIPES = [r for r in ALL if (ROOT/'nbs'/'paper'/'results'/r/'main.csv').exists()]     # bench trains nothing
 
-def test_the_recipes_are_there(): assert {'cpu', 'templates', 'one-step', 'gsm8k-cpu'} <= set(RECIPES)
+def test_the_recipes_are_there(): assert {'first-look', 'templates', 'one-step', 'gsm8k-cpu'} <= set(RECIPES)
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_main_result_and_manifest(recipe):
@@ -26,8 +26,8 @@ def test_main_result_and_manifest(recipe):
 def test_tolerances_come_from_two_kinds_of_processor():
     "agreement.json is of the committed numbers, of two number formats, and each limit has room for half as much again as was seen"
     from yfpo.lab.publish import _maker, tolerances
-    two, limits = json.loads((ROOT/'nbs'/'paper'/'agreement.json').read_text())['cpu'], tolerances()
-    assert two['committed']['numbers'] == _maker(ROOT/'nbs'/'paper'/'results'/'cpu')['numbers'] != two['rerun']['numbers']
+    two, limits = json.loads((ROOT/'nbs'/'paper'/'agreement.json').read_text())['first-look'], tolerances()
+    assert two['committed']['numbers'] == _maker(ROOT/'nbs'/'paper'/'results'/'first-look')['numbers'] != two['rerun']['numbers']
     assert [two[k]['chosen']['training'].split(':')[0] for k in ('committed', 'rerun')] == ['bfloat16', 'float32']
     assert {(r['file'], r['metric']) for r in two['rows']} <= {(f, m) for f in limits for m in limits[f]}
     assert all(1.5*r['largest'] <= limits[r['file']][r['metric']] for r in two['rows']) and any(r['largest'] for r in two['rows'])
@@ -83,7 +83,7 @@ def test_what_is_asked_for_by_name_must_be_there(notebook, only, says, tmp_path)
     with pytest.raises((FileNotFoundError, ValueError), match=says):
         run_here(ROOT/'nbs'/'paper'/f'{notebook}.ipynb', recipe='limits', results_dir=str(folder), only=only)
 
-@pytest.mark.parametrize('recipe,seeds', [('cpu', 2), ('templates', 5), ('one-step', 5), ('gsm8k-cpu', 3)])
+@pytest.mark.parametrize('recipe,seeds', [('first-look', 2), ('templates', 5), ('one-step', 5), ('gsm8k-cpu', 3)])
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     "Every arm has every seed; what the recipe declared is what is corrected, and the numbers follow from the per-question files"
     from yfpo.data.files import read_jsonl
@@ -109,7 +109,7 @@ def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
         assert r.boot_low <= r.delta <= r.boot_high and r.p_holm >= r.p and r.n == len(d[0])
     assert {'prose', 'agreement'} <= set(table[table.p_equivalent.notna()].set)
 
-@pytest.mark.parametrize('recipe', ['cpu', 'templates', 'one-step', 'gsm8k-cpu'])
+@pytest.mark.parametrize('recipe', ['first-look', 'templates', 'one-step', 'gsm8k-cpu'])
 def test_the_test_questions_were_opened_once_and_last(recipe):
     "By the manifest: beside the check for overlaps, evaluation and the page alone opened them, once, an arm's after its training"
     m = json.loads((ROOT/'nbs'/'paper'/'results'/recipe/'manifest.json').read_text())
@@ -139,11 +139,11 @@ def test_how_many_test_questions_were_dev_questions_of_study():
         pool = load_problems('templates', None, 2*sum(sizes.values()), seed, difficulty=p.get('difficulty'))
         most = p.get('max_chars') or 10**9
         return split_problems([q for q in pool if len(q.question) + len(strip_annotations(q.solution)) <= most], sizes, seed)
-    dev = {p.question for p in splits('study')['dev']}
-    ids = {r: {p.id for p in splits(r)['test'] if p.question in dev} for r in ('cpu', 'templates', 'one-step')}
+    dev = {p.question for p in splits('what-training-does')['dev']}
+    ids = {r: {p.id for p in splits(r)['test'] if p.question in dev} for r in ('first-look', 'templates', 'one-step')}
     shared = {r: len(x) for r, x in ids.items()}
-    assert shared == {'cpu': 0, 'templates': 4, 'one-step': 0}
-    for recipe in ('cpu', 'templates'):
+    assert shared == {'first-look': 0, 'templates': 4, 'one-step': 0}
+    for recipe in ('first-look', 'templates'):
         folder, seeds = ROOT/'nbs'/'paper'/'results'/recipe, read_recipe(recipe).seeds
         def nll(arm, seed):
             return {x['id']: x['nll_gold'] for x in read_jsonl(folder/'samples'/f'{arm}-seed{seed}.jsonl')
@@ -156,12 +156,12 @@ def test_how_many_test_questions_were_dev_questions_of_study():
             assert again['delta']*r.delta > 0 and (again['p'] < .05) == (r.p < .05)
     said = (ROOT/'nbs'/'paper'/'experiments.ipynb').read_text()
     assert f"{shared['templates']} of the 32 test questions of `templates` are among those dev questions" in said
-    assert "none of `cpu` and of `one-step` is" in said
+    assert "none of `first-look` and of `one-step` is" in said
 
 def test_a_rerun_of_itself_is_the_same(tmp_path):
     "Every metric of the committed recipes has a tolerance, and a number that moved too far is seen"
     from yfpo.lab.publish import agreement_text
-    for recipe in ('cpu', 'one-step', 'templates', 'gsm8k-cpu'):
+    for recipe in ('first-look', 'one-step', 'templates', 'gsm8k-cpu'):
         folder = ROOT/'nbs'/'paper'/'results'/recipe
         text, same = agreement_text(recipe, folder)
         assert same and 'all are equal' in text
@@ -192,14 +192,14 @@ def test_the_audit_has_its_draws_and_the_cards_their_neurons(recipe):
     folder = ROOT/'nbs'/'paper'/'results'/recipe
     audit = pd.read_csv(folder/'audit.csv')
     counts = audit[audit.kind != 'baseline'].groupby(['readout', 'kind']).size().unstack()
-    assert len(counts) == (len(KINDS_OF_READING) if recipe == 'cpu' else 6)
+    assert len(counts) == (len(KINDS_OF_READING) if recipe == 'first-look' else 6)
     assert (counts['layer-matched'] >= 20).all() and (counts['random'] >= 20).all() and (counts['selected'] == 1).all()
     page = (folder/'cards.html').read_text()
     assert page.count('class="card"') >= 8 and '<script' not in page and 'http' not in page.replace('http-equiv', '')
 
 def test_the_studies_are_whole():
     "Every arm of every study is there, measured on the same items as its base, and the figures' files are finite"
-    folder = ROOT/'nbs'/'paper'/'results'/'study'
+    folder = ROOT/'nbs'/'paper'/'results'/'what-training-does'
     manifest = json.loads((folder/'manifest.json').read_text())
     assert not manifest['git_dirty'] and {'grid', 'overoptimisation', 'dynamic', 'zoo', 'parts'} <= set(manifest['stages'])
     grid = pd.read_csv(folder/'grid.csv')

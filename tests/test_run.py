@@ -146,7 +146,7 @@ def test_stage_notebooks_by_themselves_do_what_the_smoke_recipe_does():
 def test_what_most_steps_wait_for_starts_first(tmp_path):
     "Short steps that nobody waits for fill the end, when two run beside each other"
     from yfpo.lab.pace import most_awaited
-    steps = plan(read_recipe('cpu'), str(tmp_path))
+    steps = plan(read_recipe('first-look'), str(tmp_path))
     order = [s['label'] for s in most_awaited(steps, steps)]
     at = order.index
     assert at('train-yfpo-seed0') < at('train-dpo-seed1') < at('evaluate-seed0') < at('audit') < at('tables')
@@ -164,22 +164,23 @@ def test_a_wrong_cost_is_one_sentence(toy, old, new, says):
     assert says in str(e.value)
 
 def test_the_estimate_by_hand():
-    "Training and evaluation of the paper recipe, counted without the code; and the totals are sums"
+    "Training and evaluation of the full recipe, counted without the code; and the totals are sums"
     from yfpo.lab.forecast import estimate, estimate_text
-    r = read_recipe('paper')
+    r = read_recipe('gsm8k-full')
     rows = {x['stage']: x for x in estimate(r)}
     q, s, N = r.cost.question_tokens, r.cost.solution_tokens, r.cost.parameters
-    pairs = 8000*(q + 2*s)
-    again = 5*10                                               # five seeds choose again ten times
-    assert rows['train']['tokens'] == 20*pairs + (1 + again)*pairs + 2*again*64*(q + s)
-    assert rows['train']['pflop'] == pytest.approx((6*20*pairs + 2*(1 + again)*pairs + 4*2*again*64*(q + s))*N/1e15)
+    pairs, arms = 4000*(q + 2*s), 8*8                          # pairs, arms and seeds
+    again = 8*10                                               # eight seeds choose again ten times
+    assert rows['train']['tokens'] == arms*pairs + (1 + again)*pairs + 2*again*64*(q + s)
+    assert rows['train']['pflop'] == pytest.approx((6*arms*pairs + 2*(1 + again)*pairs + 4*2*again*64*(q + s))*N/1e15)
+    assert rows['gate']['tokens'] == 6*pairs + 7*500*2*(q + s)
     assert rows['sft']['hours'] == pytest.approx(6*2000*(q + s)*N/(3600e12*r.cost.tflops))
     assert f"{sum(x['hours'] for x in rows.values()):8.2f} h" in estimate_text(r).splitlines()[-1]
 
 def test_a_costly_recipe_says_so_before_it_starts(again):
-    r = yfpo(ROOT, 'run', 'paper', '--until', 'problems', '--data-dir', again, '--run-dir', again/'paper')
-    assert r.returncode == 1 and r.stdout.index('Estimate for paper on one NVIDIA H100') < r.stdout.index('[1/1] problems')
-    assert 'Estimate for paper' in yfpo(ROOT, 'cost', 'paper').stdout
+    r = yfpo(ROOT, 'run', 'gsm8k-full', '--until', 'problems', '--data-dir', again, '--run-dir', again/'full')
+    assert r.returncode == 1 and r.stdout.index('Estimate for gsm8k-full on one NVIDIA H100') < r.stdout.index('[1/1] problems')
+    assert 'Estimate for gsm8k-full' in yfpo(ROOT, 'cost', 'gsm8k-full').stdout
 
 def test_every_recipe_has_a_cost(again, tmp_path):
     "Where nothing has run, what starting takes; after a run, what its steps took"
@@ -725,7 +726,7 @@ def test_flags_that_cannot_be_meant_leave_no_folder(toy, tmp_path, flags, words)
     assert r.returncode == 1 and words in r.stderr and 'Traceback' not in r.stderr and not (tmp_path/'new').exists(), r.stderr
 
 def test_an_estimate_reads_what_a_run_would(tmp_path):
-    recipe = read_recipe('paper')
+    recipe = read_recipe('gsm8k-full')
     from yfpo.lab.forecast import estimate
     first = sum(r['pflop'] for r in estimate(recipe))
     more = recipe.model_copy(update=dict(shared=dict(recipe.shared, batch_size=4)))

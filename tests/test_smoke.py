@@ -75,7 +75,7 @@ def test_plain_papermill_from_anywhere(smoke, tmp_path):
     assert 'processes: int (default 1)' in r.stdout and 'Unknown type' not in r.stdout
 
 @pytest.mark.parametrize('stage,given,says', [
-    ('stages/problems', ['recpie', 'cpu'], "no parameter 'recpie': did you mean 'recipe'?"),
+    ('stages/problems', ['recpie', 'first-look'], "no parameter 'recpie': did you mean 'recipe'?"),
     ('stages/problems', ['n_test', '-5'], 'n_test is -5'),
     ('stages/problems', ['recipe', '3'], 'recipe is 3, an int, but must be of type str'),
     ('tables', ['results', 'x'], "did you mean 'results_dir'?"), ('tables', ['only', 'mian'], "only names 'mian': did you mean 'main'?"),
@@ -101,7 +101,7 @@ def test_missing_upstream_names_the_command(tmp_path):
 @pytest.mark.parametrize('args,says', [
     (['run', 'smok'], "did you mean 'smoke'?"), (['run', 'smoke', '-p', 'neuron_wieght', '0.2'], "did you mean 'neuron_weight'?"),
     (['run', 'smoke', '-p', 'batch_size', 'eight'], 'must be of type int'), (['run', 'smoke', '--until', 'trian'], "did you mean 'train'?"),
-    (['run', 'gsm8k-cpu', '--data-dir', '/nowhere'], '/nowhere'), (['check', 'cpu'], 'main.csv is missing')])
+    (['run', 'gsm8k-cpu', '--data-dir', '/nowhere'], '/nowhere'), (['check', 'first-look'], 'main.csv is missing')])
 def test_bad_input_is_one_sentence(args, says, tmp_path):
     r = yfpo(*args, '--run-dir', tmp_path)
     assert r.returncode == 1 and says in r.stderr and 'Traceback' not in r.stderr and r.stderr.count('\n') == 1

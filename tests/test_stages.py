@@ -7,7 +7,7 @@ from yfpo.data.templates import make_problems
 from yfpo.data.files import read_jsonl, write_jsonl
 from yfpo.lab.publish import run_here
 
-CPU = ROOT/'nbs'/'paper'/'results'/'cpu'
+CPU = ROOT/'nbs'/'paper'/'results'/'first-look'
 
 def stage(name, run, **params): return run_here(ROOT/'nbs'/'paper'/'stages'/f'{name}.ipynb', run_dir=str(run), **params)
 

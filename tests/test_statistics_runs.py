@@ -126,7 +126,7 @@ def test_a_design_has_the_variances_of_its_results():
 
 def test_what_the_plan_said_of_the_tests():
     "At nominal 5 %, with the variances of the committed recipes: the old t errs less than once in 25, the crossed test at most 8 %"
-    for recipe in ('cpu', 'one-step', 'templates', 'gsm8k-cpu'):
+    for recipe in ('first-look', 'one-step', 'templates', 'gsm8k-cpu'):
         table = power_table(read_results(RESULTS/recipe, 'answers'), read_results(RESULTS/recipe, 'contrasts'), 500)
         rate = {k: table[f'type I, {v} (%)'].str.split().str[0].astype(float) for k, v in TESTS.items()}
         assert rate['over_seeds'].max() < 5.5 and .5 < rate['crossed'].min() and rate['crossed'].max() < 9.5
@@ -231,7 +231,7 @@ def test_margins_by_hand():
 def test_bad_input(bad, says):
     with pytest.raises(ValueError, match=says): bad(*run(np.random.default_rng(7), ARMS, 2, 3, .1))
 
-@pytest.mark.parametrize('recipe', ['cpu', 'one-step', 'templates', 'gsm8k-cpu'])
+@pytest.mark.parametrize('recipe', ['first-look', 'one-step', 'templates', 'gsm8k-cpu'])
 def test_the_figure_can_be_read_on_a_narrow_page(recipe):
     "At 390 pixels no word is below 9 pixels, out of the picture, or on another one"
     folder = RESULTS/recipe
@@ -271,7 +271,7 @@ def test_the_family_is_four_contrasts_and_holm_counts_all():
 
 def test_an_old_family_keeps_its_rows():
     "Without the new arms, contrasts and their order are those of the committed results"
-    for recipe in ('cpu', 'templates'):
+    for recipe in ('first-look', 'templates'):
         table = read_results(RESULTS/recipe, 'contrasts')
         arms = {a for c in table.contrast for a in c.split(' - ')}
         assert [f'{a} - {b}' for a, b in CONTRASTS if {a, b} <= arms] == list(dict.fromkeys(table.contrast))
@@ -307,7 +307,7 @@ def test_the_power_of_equivalence_by_simulation():
 
 def test_a_row_that_cannot_pass_says_so():
     "By hand: the 90 % interval alone is wider than the margin"
-    for recipe in ('cpu', 'gsm8k-cpu', 'templates'):
+    for recipe in ('first-look', 'gsm8k-cpu', 'templates'):
         folder = RESULTS/recipe
         margins, df = harm_margins(read_results(folder, 'manifest')), read_results(folder, 'contrasts')
         shown = harm_table(df, margins)

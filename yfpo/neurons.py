@@ -340,7 +340,7 @@ def match_lengths(general, capability):
     return out
 
 # %% ../nbs/02_neurons.ipynb #match-answers
-def _cut(e, n): return Example(e.ids[:e.start + n], e.start)
+def _begun(e, n): return Example(e.ids[:e.start + n], e.start)
 
 def match_answers(answers, capability):
     """(answers, capability examples) in pairs with equally many response tokens
@@ -353,7 +353,7 @@ def match_answers(answers, capability):
     many = [torch.tensor([len(e.ids) - e.start for e in es]) for es in (capability, answers)]
     pairs = [(answers[j], e) for j, e in zip(linear_sum_assignment((many[0][:, None] - many[1]).abs().numpy())[1], capability)]
     least = [min(len(e.ids) - e.start for e in pair) for pair in pairs]
-    return tuple([_cut(pair[k], n) for pair, n in zip(pairs, least)] for k in (0, 1))
+    return tuple([_begun(pair[k], n) for pair, n in zip(pairs, least)] for k in (0, 1))
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-023
 @delegates(Scoring, keep=True)

@@ -126,7 +126,7 @@ def fit_dose(trainer, # a `YFPOTrainer` that has not trained yet, with a set of 
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError('a dose is not measured on sharded weights: measure it in one process, and give neuron_weight')
     if trainer.state.global_step: raise ValueError('the trainer has already trained: a dose is measured on the reference')
-    found = _measured(trainer, batches)
+    found = _first_parts(trainer, batches)
     pref, neur = (sum(getattr(p, k) for p in found)/len(found) for k in ('preference', 'neurons'))
     if not pref or not neur: raise ValueError(f"the {'neuron term' if pref else 'preference loss'} has no gradient on the reference: "
                                               'there is no dose to fit')
@@ -134,7 +134,7 @@ def fit_dose(trainer, # a `YFPOTrainer` that has not trained yet, with a set of 
     at = [Parts(p.preference, weight*p.neurons, p.cosine) for p in found]
     return Dose(weight, dose, pref, neur, sum(p.cosine for p in found)/len(found), sum(p.kept for p in at)/len(at), len(found))
 
-def _measured(trainer, batches):
+def _first_parts(trainer, batches):
     "`Parts` at weight 1 of the first training batches"
     args, model, found = trainer.args, trainer.model, []
     before, was = (args.neuron_weight, trainer.on_term), model.training

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from ..data.extras import needs
+from ..data.files import read_text
 from ..data.sources import OTHER_SETS
 from .keys import READ_PACKAGES, file_hash
-from .recipes import read_recipe, root, short, text_of
+from .recipes import read_recipe, root, short
 from .stages import data_folder, notebook_parameters, plan
 from .step import git
 
@@ -61,7 +62,7 @@ def _plain_name(package): return re.sub(r'[-_.]+', '-', package).lower()
 def read_installed(path):
     "{package: version, None where none is told} of a list of packages: what `pip freeze` prints, or names"
     res = {}
-    for i, line in enumerate(text_of(path).splitlines(), 1):
+    for i, line in enumerate(read_text(path, 'a list of packages').splitlines(), 1):
         if re.match(r'\s*(#|-|$|Package\s+Version)', line): continue
         m = re.fullmatch(r'\s*([A-Za-z0-9][\w.-]*)(?:\[[\w,. -]*\])?\s*(?:(?:==\s*|\s)(\d[\w.!+-]*)|@.*)?(?:\s+[#/].*)?\s*', line)
         if not m: raise ValueError(f'{path}, line {i}: {short(line)} is no package; write its name, or name==version, as `pip freeze` does')
@@ -76,12 +77,13 @@ def declared():
     c = ConfigParser(delimiters=['='])
     c.read(root()/'settings.ini', encoding='utf-8')
     run = c['DEFAULT']['requirements'].split() + c['extras']['lab'].split()
-    build = tomllib.loads(text_of(root()/'pyproject.toml'))['build-system']['requires']
+    build = tomllib.loads(read_text(root()/'pyproject.toml', 'the build settings'))['build-system']['requires']
     return [*(('yfpo', r) for r in run), *((BUILD, r) for r in build)]
 
 def locked_versions():
     "{package: version} of requirements.lock, and torch's of the Makefile, which installs it before the others"
-    lines = text_of(root()/'requirements.lock').split() + re.findall(r'\btorch==[\w.]+', text_of(root()/'Makefile'))
+    lines = read_text(root()/'requirements.lock', 'the pins').split()
+    lines += re.findall(r'\btorch==[\w.]+', read_text(root()/'Makefile', 'the Makefile'))
     return {_plain_name(n): v for n, v in (l.split('==') for l in lines)}
 
 def _requires(name, extras, target):

@@ -64,7 +64,7 @@ def _app():
     @click.version_option(sys.modules['yfpo'].__version__, prog_name='yfpo', message='%(prog)s %(version)s')
     def app(): pass
 
-    @app.command(epilog='Examples: yfpo run cpu; yfpo run cpu --until neurons -p batch_size 4; yfpo run paper --profile slurm')
+    @app.command(epilog='Examples: yfpo run first-look; yfpo run first-look --until neurons -p batch_size 4; yfpo run gsm8k-full --profile slurm')
     @recipe
     @run_dir
     @option('--data-dir', default='', help='Folder with gsm8k/*.jsonl and svamp/SVAMP.json.')
@@ -83,7 +83,8 @@ def _app():
     def list_():
         "List the recipes."
         from yfpo.lab.recipes import read_recipe
-        for n in recipe_names(): print(f'{n:12s} {read_recipe(n).about}')
+        wide = max(map(len, recipe_names()))
+        for n in recipe_names(): print(f'{n:{wide}} {read_recipe(n).about}')
 
     for add in (_add_select, _add_audit, _add_page, _add_train): add(click, app)
     _add_result_commands(click, app)
@@ -174,7 +175,7 @@ def _add_result_commands(click, app):
     "Commands on results: draw, publish, check"
     recipe, run_dir = _options(click)
 
-    @app.command(epilog='Example: yfpo report cpu')
+    @app.command(epilog='Example: yfpo report first-look')
     @recipe
     @click.option('--results', default='', help='Folder of results; default the committed ones.')
     def report(recipe, results):

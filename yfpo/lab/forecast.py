@@ -35,6 +35,7 @@ def _tokens(stage, st, # st(name): parameters of a stage
     pairs = min(st('pairs').get('max_train') or math.inf, pr['n_pairs']*st('pairs')['per_question'])*(q + 2*s)
     asked = (pr['n_pairs'] + pr['n_dev'])*own.get('n_samples', 0)
     n_test, dev, trained = pr['n_test']*len(pr['test_sets']), pr['n_dev']*(q + 2*s), len(arms)*len(seeds)
+    tried = math.prod(len(own.get(k, ())) for k in ('learning_rates', 'betas', 'likelihoods'))
     drawn = own.get('n_draws', 0)*own.get('n_texts', 0)*(q + s)
     moves, passes = _with_defaults('Moving', own.get('moves', {})), _passes(own)
     again = sum(ARMS[a].moves for a in arms)*len(seeds)/max(moves.get('every', 1), 1e-9)
@@ -46,6 +47,7 @@ def _tokens(stage, st, # st(name): parameters of a stage
         responses=lambda: dict(write=asked*s, read=asked*q),
         neurons=lambda: dict(relevance=(pr['n_select'] + own['n_general'])*(q + s)), audit=lambda: dict(read=dev, relevance=dev),
         train=lambda: dict(train=trained*pairs*passes, read=(1 + again)*pairs, relevance=2*again*moves.get('n_select', 0)*(q + s)),
+        gate=lambda: dict(train=tried*pairs*passes, write=(1 + tried)*pr['n_dev']*s, read=(1 + tried)*pr['n_dev']*(2*q + s)),
         evaluate=lambda: dict(write=(2 + trained)*n_test*s*(1 + own['n_samples']),
                               read=(2 + trained)*(n_test*(2*q + s) + dev)),
         causal=lambda: dict(read=8*len(own['fractions'])*drawn),

@@ -10,9 +10,10 @@ __all__ = ['COMPARED', 'show_results', 'publish', 'run_here', 'report', 'deviati
 import hashlib, math, os, shutil
 from pathlib import Path
 from ..data.extras import needs
+from ..data.files import read_text
 from .keys import portable
 from .pace import in_words
-from .recipes import json_of, nearest, read_recipe, read_yaml, root, short, text_of
+from .recipes import json_of, nearest, read_recipe, read_yaml, root, short
 from .stages import cells_of, check_parameter, check_together, notebook_parameters, plan, results_folder, run_folder
 from .step import finished, is_done, write_json
 from .workflow import locked
@@ -141,7 +142,7 @@ def deviations(new, # folder of results of a rerun
 def tolerances():
     "{file: {metric: largest difference that is no difference}} from nbs/paper/tolerances.yaml"
     path = root()/'nbs'/'paper'/'tolerances.yaml'
-    res = read_yaml(text_of(path), path)
+    res = read_yaml(read_text(path, 'the tolerances'), path)
     if not isinstance(res, dict) or {*res} != {*COMPARED}: raise ValueError(f"{path} must name {' and '.join(COMPARED)}, and nothing else")
     for file, own in res.items():
         for k, v in own.items() if isinstance(own, dict) else [(file, own)]:

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'Name', 'Names', 'DEEP', 'LETTERS', 'root', 'a_type', 'short', 'nearest', 'plain_name', 'Strict', 'Cost',
-           'Outputs', 'Recipe', 'check_recipe', 'read_yaml', 'text_of', 'json_of', 'merged', 'recipes_folder',
-           'read_recipe']
+           'Outputs', 'Recipe', 'check_recipe', 'read_yaml', 'json_of', 'merged', 'recipes_folder', 'read_recipe']
 
 # %% ../../nbs/lab/01_recipes.ipynb #recipe-002
 import collections, difflib, importlib.util, json, math, os, re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from ..data.extras import needs
+from ..data.files import read_text
 from .arms import ARMS
 with needs('lab', 'a recipe'): from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -199,15 +199,9 @@ def read_yaml(text, where): # what the sentence begins with
     raise ValueError(f"{where}{line}: not valid YAML: {' '.join(why.split())[:160]}")
 
 # %% ../../nbs/lab/01_recipes.ipynb #18_run-016
-def text_of(path):
-    "The text of a file, or a sentence"
-    try: return Path(path).read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text (byte {e.start}); save it as UTF-8') from None
-    except IsADirectoryError: raise ValueError(f'{path} is a folder, but must be a file') from None
-
 def json_of(path, *needed):
     "The object in a JSON file that has the keys `needed`, or a sentence; a missing file stays a FileNotFoundError"
-    try: res = json.loads(text_of(path))
+    try: res = json.loads(read_text(path, 'a JSON file'))
     except json.JSONDecodeError as e:
         raise ValueError(f'{path}, line {e.lineno}: not valid JSON ({e.msg}); it was cut short or edited, make it again') from None
     if not isinstance(res, dict): raise ValueError(f'{path} holds {a_type(res)} and no object: it was edited, make it again')
@@ -240,7 +234,7 @@ def _extended(own, path, seen=()):
     if not isinstance(own, dict) or not isinstance(own.get('extends'), str): return own
     if own['extends'] in seen: raise ValueError(f"{path} extends {own['extends']!r}, which extends it: one of the two must stand alone")
     base = _found(own['extends'], recipes_folder())
-    below = _extended(read_yaml(text_of(base), base), base, (*seen, base.stem))
+    below = _extended(read_yaml(read_text(base, 'a recipe'), base), base, (*seen, base.stem))
     if not isinstance(below, dict): raise ValueError(f'{base} is no recipe: it needs at least `name` and `stages`')
     res = merged({k: v for k, v in below.items() if k not in ('name', 'about', 'extends', 'without')}, own)
     out = own.get('without') if isinstance(own.get('without'), list) else []
@@ -253,4 +247,4 @@ def _extended(own, path, seen=()):
 def read_recipe(recipe:str): # name of a file in nbs/paper/recipes, or the path of a YAML file
     "A `Recipe`, with what it extends"
     path = _found(recipe, recipes_folder())
-    return check_recipe(_extended(read_yaml(text_of(path), path), path, (path.stem,)), path)
+    return check_recipe(_extended(read_yaml(read_text(path, 'a recipe'), path), path, (path.stem,)), path)

@@ -11,14 +11,15 @@ __all__ = ['TYPES', 'MOST', 'JSON_TYPES', 'cells_of', 'parameters_in', 'notebook
 import ast, functools, json, math, os, re, sys
 from pathlib import Path
 from ..data.extras import needs
-from .recipes import DRAWN, a_type, merged, nearest, recipes_folder, root, short, text_of
+from ..data.files import read_text
+from .recipes import DRAWN, a_type, merged, nearest, recipes_folder, root, short
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-005
 TYPES = dict(str=str, int=int, float=float, bool=bool, list=list, dict=dict)
 
 def cells_of(path):
     "The cells of a notebook, or a sentence"
-    try: return json.loads(text_of(path))['cells']
+    try: return json.loads(read_text(path, 'a notebook'))['cells']
     except (json.JSONDecodeError, KeyError, TypeError): raise ValueError(f'{path} is no notebook: it is not JSON with `cells`') from None
 
 def _declared(found, where):
@@ -68,7 +69,7 @@ def words_of(table, *modules): # name of a table of the library; the modules tha
     import yfpo
     found = []
     for m in modules:
-        for n in ast.parse(text_of(Path(yfpo.__file__).parent/f"{m.replace('.', '/')}.py")).body:
+        for n in ast.parse(read_text(Path(yfpo.__file__).parent/f"{m.replace('.', '/')}.py", 'a module')).body:
             if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == table: found += _keys(n.value)
             call = n.value if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) else None
             if call and ast.unparse(call.func) == f'{table}.update': found += _keys(call.args[0])
@@ -131,7 +132,7 @@ def _as(x, like, limits): # like: a value of the same kind, None where none is k
 def schema_path(): return recipes_folder()/'recipe.schema.json'
 
 @functools.cache
-def _schema(changed): return json.loads(text_of(schema_path()))['$defs']
+def _schema(changed): return json.loads(read_text(schema_path(), 'the schema'))['$defs']
 
 def fields_of(kind, where): # name of a configuration class, as the help of a `dict` parameter gives it
     "{field: its JSON schema} of a configuration class, from recipe.schema.json, so that nothing heavy is imported"
