@@ -6,11 +6,12 @@ from conftest import ROOT
 from yfpo.data.files import write_rows
 from yfpo.lab.figures import (draw_ablation, draw_contrasts, draw_margins, draw_method, draw_neurons, draw_training, draw_worked_problem,
                               save_figure)
-from yfpo.lab.findings import finding, findings
+from yfpo.lab.findings import contrast_text, finding, findings
 from yfpo.lab.results import RESULT_COLUMNS, SOURCES, read_results
 from yfpo.lab.tables import latex_table, main_table, write_table
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.verdict import together, verdict
+from yfpo.lab.wording import delta_unit
 
 MAIN = pd.DataFrame([dict(arm=a, seed=0, set=s, n=50, metric=m, value=v, low=v-.1, high=v+.1) for a, d in (('yfpo', .02), ('sft', 0.))
                      for s, m, v in (('gsm8k', 'accuracy_numeric', .2 + d), ('gsm8k', 'nll_gold', 1.2 - d),
@@ -244,6 +245,25 @@ def test_every_panel_of_contrasts_says_which_side_is_better():
     assert len(said) == len(axes) == 5
     for title, label in said.items():
         assert label == ('nats/token. Lower is better' if title.endswith('NLL') else 'points. Higher is better'), title
+
+def test_one_contrast_is_one_row():
+    df = read_results(CPU, 'contrasts')
+    panels = [[ax for ax in draw_contrasts(df, only=only).axes if ax.get_visible()] for only in ([], ['yfpo - dpo'])]
+    assert [len(p[0].get_yticklabels()) for p in panels] == [df.contrast.nunique() - df.contrast.str.contains('base').any(), 1]
+    assert len(panels[0]) == len(panels[1]) > 1 and panels[1][0].get_yticklabels()[0].get_text() == 'YFPO minus DPO'
+    with pytest.raises(ValueError, match='no rows of yfpo - grpo'): draw_contrasts(df, only=['yfpo - grpo'])
+
+@pytest.mark.parametrize('folder', [f for f in FOLDERS if (f/'contrasts.csv').exists()], ids=lambda f: f.name)
+def test_a_declared_contrast_is_told_in_sixty_words(folder):
+    "Its numbers are those of its row, and what it says of them follows from the corrected p"
+    df = read_results(folder, 'contrasts')
+    own = df[df.family]
+    for r in own[(own.seed.astype(str) == 'all') | ~own.contrast.isin(own[own.seed.astype(str) == 'all'].contrast)].itertuples():
+        text, (scale, digits) = contrast_text(df, r.contrast), delta_unit(r.metric)
+        told = [f'{scale*v:.{digits}f}' for v in (r.delta, r.low, r.high)]
+        assert len(text.split()) <= 60 and all(x.replace('-0.0 ', '0.0 ') in text for x in told), text
+        assert (' better than ' in text or ' worse than ' in text) == (r.p_holm < .05) and f'{r.n} ' in text
+    assert contrast_text(df, 'sft - base') == ''
 
 @pytest.mark.parametrize('recipe', ['first-look', 'one-step', 'gsm8k-cpu'])
 def test_no_line_crosses_the_words_of_margins(recipe):

@@ -658,13 +658,14 @@ def _contrast_bar(ax, y, r, seeds, scale): # r: the row that counts; seeds: rows
 # %% ../../nbs/lab/18_figures.ipynb #figures-contr-1
 @styled
 def draw_contrasts(contrasts, # frame of contrasts.csv
-                   metrics=('nll_gold', 'accuracy_numeric', 'pass_1', 'pair_accuracy')):
+                   metrics=('nll_gold', 'accuracy_numeric', 'pass_1', 'pair_accuracy'),
+                   only=()): # contrasts that are drawn, all for none
     "One panel per set and measure, one row per contrast: the difference with its interval, a dot per seed, and the detectable difference"
     df = whole_sets(contrasts[contrasts.metric.isin(metrics)])
-    whole, names = counting(df), [c for c in dict.fromkeys(df.contrast) if 'base' not in c]
+    whole, names = counting(df), [c for c in dict.fromkeys(df.contrast) if (c in only if only else 'base' not in c)]
     declared = lambda k: whole[(whole.set == k[0]) & (whole.metric == k[1])].family.any()
     shown = sorted(dict.fromkeys(zip(df.set, df.metric)), key=lambda k: (not declared(k), metrics.index(k[1])))
-    if not shown: raise ValueError(f"contrasts.csv has no rows of {', '.join(metrics)}: run the `compare` stage")
+    if not shown or not names: raise ValueError(f"contrasts.csv has no rows of {', '.join(only or metrics)}: run the `compare` stage")
     cols = 2 if len(shown) == 4 else min(3, len(shown)); rows = -(-len(shown)//cols)
     fig, axs = panels(rows, cols, size=(2.1*cols + 1.9, rows*(.3*len(names) + .85)), sharey=True)
     for ax, (set_, metric) in zip(axs.flat, shown):

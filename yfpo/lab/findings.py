@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GLOSSARY', 'TEXTS', 'METRIC_WORDS', 'ORIGINS', 'STUDIES', 'EXPERIMENTS', 'Finding', 'beats_a_coin', 'audit_verdict',
-           'nearest_size', 'favours', 'amount_text', 'before_training', 'finding', 'findings', 'by_recipe']
+           'nearest_size', 'favours', 'amount_text', 'contrast_text', 'before_training', 'finding', 'findings',
+           'by_recipe']
 
 # %% ../../nbs/lab/15_findings.ipynb #findings-002
 import math
@@ -203,6 +204,29 @@ def _contrast_finding(contrasts):
             f'{capital(also)} zero, uncorrected.' if also else '']
     return Finding('Declared contrasts', said,
                    *(_contrast_row(r, single) for part in (own, _clear(rest), moved) for r in part.itertuples()))
+
+# %% ../../nbs/lab/15_findings.ipynb #findings-answer
+def _so(r):
+    "What a difference says: which arm is better, or how large a difference is excluded"
+    ours, theirs = map(arm_label, r.contrast.split(' - '))
+    if r.p_holm < .05: return f"So {ours} {'is better' if favours(r) == r.contrast.split(' - ')[0] else 'is worse'} than {theirs} here."
+    scale, digits = delta_unit(r.metric)
+    beyond = interval(max(abs(r.low), abs(r.high)), math.nan, math.nan, scale, digits)
+    missed = interval(r.mde, math.nan, math.nan, scale, digits)
+    return (f"That is not shown to differ from zero. The interval excludes differences beyond {beyond}"
+            + (f"; one of {missed} would be found four times in five." if missed else '.'))
+
+def contrast_text(contrasts, # frame of contrasts.csv
+                  contrast:str): # such as 'yfpo - dpo'
+    "One declared contrast as a paragraph of at most 60 words; '' if it was not declared"
+    own = counting(whole_sets(contrasts[contrasts.metric.isin(METRIC_WORDS)]))
+    own = own[own.family & (own.contrast == contrast)]
+    if own.empty: return ''
+    r, seeds = next(own.itertuples()), contrasts[(contrasts.contrast == contrast) & (contrasts.seed.astype(str) != 'all')].seed.nunique()
+    measure, unit = METRIC_WORDS[r.metric].rstrip(')').split(' (')
+    over = f"{count_word(seeds)} seed{'s' if seeds > 1 else ''} and {r.n} {'pairs' if r.metric == 'pair_accuracy' else 'questions'}"
+    return (f"{contrast_label(r.contrast)} is {delta_text(r)} {unit} of {measure} on {set_label(r.set)}, over {over}, with p = "
+            f"{p_text(r.p_holm)} after Holm's correction. {_so(r)}").replace('p = <', 'p < ')
 
 # %% ../../nbs/lab/15_findings.ipynb #findings-spec-1
 def _specificity_finding(answers, training, margins, contrasts):
