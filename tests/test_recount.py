@@ -147,3 +147,28 @@ def test_holm_equivalence_and_bootstrap(data):
         S, n = d.shape
         draws = [d[g.integers(0, S, S)][:, g.integers(0, n, n)].mean() for _ in range(4000)]
         assert (r.boot_low, r.boot_high) == pytest.approx(tuple(np.quantile(draws, [.025, .975])), abs=.15*(r.boot_high - r.boot_low))
+
+@pytest.mark.parametrize('folder', sorted(f.parent for f in RESULTS.glob('*/dose')), ids=lambda f: f.name)
+def test_the_dose_table(folder):
+    "From each run's own files: an equal dose, the margin that DPO's part reached beside YFPO's, and the share of clipped steps"
+    notes, logs = ([(f.stem.rpartition('-seed')[0], f) for f in sorted(folder.glob(p))] for p in ('dose/*.json', 'training/*.csv'))
+    terms = {f.stem: json.loads(f.read_text()) for _, f in notes}
+    for k, d in terms.items():
+        if d['neuron_weight']: assert d['neuron_weight']*d['neurons']/d['preference'] == pytest.approx(d['dose']), k
+    reached, over, steps = defaultdict(list), defaultdict(int), defaultdict(int)
+    said = (folder/'tables'/'dose.md').read_text()
+    limit = float(re.search(r'gradient norm above ([\d.]+)\. Recipe', said)[1])
+    for arm, f in logs:
+        rows = pd.read_csv(f)
+        reached[arm].append(rows['rewards/margins'][len(rows)//2:].mean())
+        over[arm] += int((rows.grad_norm > limit).sum()); steps[arm] += len(rows)
+    shown = pd.read_csv(folder/'tables'/'dose.csv', dtype=str).set_index('arm')
+    assert len(shown) == len(reached) and 'YFPO' in shown.index
+    ours = {'DPO': 'dpo', 'YFPO': 'yfpo', 'YFPO (reversed)': 'yfpo-reversed', 'YFPO (random neurons)': 'yfpo-random'}
+    for label, arm in ours.items():
+        part = 100*np.mean(reached[arm])/np.mean(reached['yfpo'])
+        assert float(shown['DPO margin reached'][label]) == pytest.approx(np.mean(reached[arm]), abs=6e-4)
+        assert shown["of YFPO's (%)"][label] == f'{part:.0f}'
+        line = next(l for l in said.split('\n') if l.startswith(f'| {label} |'))
+        assert (f'| **{part:.0f}** |' in line) == (not 80 <= part <= 120)
+        assert shown['clipped steps (%)'][label] == f'{100*over[arm]/steps[arm]:.0f}'

@@ -32,7 +32,7 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                bench_scaling_summary=('bench_scaling.json', 'bench_scaling'), bench_losses=('bench_losses.json', 'bench_losses'),
                bench=('summary.json', 'bench_summary'),
                pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'evaluate'),
-               moves=('moves/*.csv', 'train'),
+               moves=('moves/*.csv', 'train'), dose=('dose/*.json', 'train'),
                evaluation=('eval/*.csv', 'evaluate'), answers=('samples/*.jsonl', 'evaluate'), ablation=('ablation.csv', 'causal'),
                manifest=('manifest.json', 'compare'))
 
@@ -46,9 +46,9 @@ def read_results(folder, # a `results` folder of a run, or a committed `results/
     if not files:
         raise FileNotFoundError(f'{folder/pattern} is missing: make it with `yfpo run {_recipe_of(folder)} --until {stage}`')
     if pattern.endswith('.jsonl'): return read_samples(folder/'samples')
-    if pattern.endswith('.json'): return _object(files[0], name)
-    if '*' not in pattern: return _frame(files[0], name)
+    if '*' not in pattern: return (_object if pattern.endswith('.json') else _frame)(files[0], name)
     import pandas as pd
+    if pattern.endswith('.json'): return pd.DataFrame([{**_object(f, name), **_arm(f)} for f in files])
     return pd.concat([_frame(f, name).assign(**_arm(f)) for f in files], ignore_index=True)
 
 # %% ../../nbs/lab/11_results.ipynb #17_repor-006b
@@ -80,6 +80,7 @@ FLAGS, KEYS = ('family', 'primary'), dict(main=['arm', 'seed', 'set', 'metric'],
 
 # %% ../../nbs/lab/11_results.ipynb #results-005
 OBJECTS = dict(selection=dict(n_layers=int, width=int, k=int), pairs=dict(by_error=dict), bench_losses=dict(batches=dict),
+               dose={k: float for k in ('weight', 'preference', 'neurons', 'cosine', 'learning_rate', 'neuron_weight')},
                manifest=dict(recipe=str, about=str, seeds=list, total_seconds=float, hardware=dict(cores=int), versions=dict(torch=object),
                              stages=dict, git=object, model=object),
                bench_step_summary=dict(shapes=list), bench_generation_summary=dict(ratios=dict, identical=dict, questions=int),

@@ -7,8 +7,9 @@ __all__ = ['METRIC_LABELS', 'HARM', 'SELECTORS', 'STUDY_MEASURES', 'STUDY_NAMES'
            'level_text', 'pivot', 'whole_sets', 'main_table', 'bracket_note', 'sizes_note', 'difficulty_table',
            'rates_table', 'sampled_table', 'counting', 'delta_text', 'boot_text', 'contrast_table', 'family_table',
            'harm_margins', 'testable', 'harm_table', 'margins_reached', 'declared_outcome', 'beside_margins',
-           'left_text', 'specificity_table', 'designs', 'power_table', 'selector_table', 'beside_draws_table',
-           'capability_table', 'permutation_p', 'audit_table', 'study_table', 'mediation_table', 'hacks_table']
+           'left_text', 'specificity_table', 'gradient_limit', 'dose_table', 'designs', 'power_table', 'selector_table',
+           'beside_draws_table', 'capability_table', 'permutation_p', 'audit_table', 'study_table', 'mediation_table',
+           'hacks_table']
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-002
 import math, re
@@ -19,7 +20,7 @@ from ..evaluate import CONTINUOUS
 from .results import read_results
 from .statistics import (TESTS, design_of, equivalence_power, margin_in_training, margin_on_pairs, simulate,
                                  specificity, values_of)
-from .wording import (arm_label, arm_order, caption_for, contrast_label, delta_unit, interval, p_text, set_label, unit_of)
+from .wording import (arm_label, arm_order, caption_for, contrast_label, delta_unit, interval, number, p_text, set_label, span, unit_of)
 
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-014
 _TEX = str.maketrans({**{c: f'\\{c}' for c in '%&_#${}'}, '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'})
@@ -251,6 +252,30 @@ def specificity_table(answers, training, margins, contrasts):
     some, known = declared_outcome(contrasts), whole_sets(contrasts)
     rest = [k for k in dict.fromkeys(zip(known.set, known.metric)) if k[1] in ('nll_gold', 'accuracy_numeric', 'pass_1') and k != some]
     return pd.DataFrame([r for k in (some, *rest) for r in _beside_rows(answers, training, margins, k)])
+
+# %% ../../nbs/lab/13_tables.ipynb #tables-dose-1
+def gradient_limit(manifest, gate=None): # frame of gate.csv, where the gate chose the settings
+    "The gradient norm beyond which a recipe's steps are clipped"
+    params = next(m['params'] for label, m in manifest['stages'].items() if label.startswith('train'))
+    if gate is None: return params['train'].get('max_grad_norm', 1.)
+    return gate[gate.chosen == 1].clip.iloc[0]*math.hypot(1., params['dose'])
+
+def dose_table(dose, # frame of dose/*.json
+               training, # frame of training/*.csv
+               limit): # what `gradient_limit` says
+    "How strong each arm's neuron term is, how far DPO's own margin came beside YFPO's, and how many steps were clipped"
+    import pandas as pd
+    reached = pd.Series(margin_in_training(training.to_dict('records'))).groupby(level=0).mean()
+    rows = []
+    for arm in arm_order(training.arm):
+        d, share, own = dose[dose.arm == arm], 100*reached[arm]/reached['yfpo'], training[training.arm == arm]
+        d = d.assign(share=d.neuron_weight*d.neurons/d.preference)
+        mark = '' if 80 <= share <= 120 else '**'
+        rows.append({'arm': arm_label(arm), '\u03bb': span(d.neuron_weight[d.neuron_weight > 0], digits=3),
+                     "term's gradient / DPO's": span(d.share[d.share > 0]), 'cosine': span(d.cosine),
+                     'learning rate (1e-6)': span(d.learning_rate, 1e6), 'DPO margin reached': number(reached[arm], 3),
+                     "of YFPO's (%)": f'{mark}{share:.0f}{mark}', 'clipped steps (%)': f'{100*(own.grad_norm > limit).mean():.0f}'})
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-power-1
 def designs(answers, contrasts): # rows of samples/*.jsonl, frame of contrasts.csv
