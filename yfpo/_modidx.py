@@ -644,6 +644,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'yfpo.lab.figures.draw_worked_problem': ('lab/figures.html#draw_worked_problem', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.panels': ('lab/figures.html#panels', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.save_figure': ('lab/figures.html#save_figure', 'yfpo/lab/figures.py'),
+                                  'yfpo.lab.figures.signed_picture': ('lab/figures.html#signed_picture', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.small_picture': ('lab/figures.html#small_picture', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.style': ('lab/figures.html#style', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.styled': ('lab/figures.html#styled', 'yfpo/lab/figures.py')},

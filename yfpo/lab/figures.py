@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'ROWS', 'HUES', 'CURVES', 'MOVE_CURVES', 'STROKES', 'AXES', 'DASHBOARD', 'FIGURE_OF', 'style', 'styled',
-           'panels', 'save_figure', 'small_picture', 'draw_neurons', 'draw_worked_problem', 'draw_tokens',
-           'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins', 'draw_training',
-           'draw_overoptimisation', 'draw_breakage', 'draw_gate', 'draw_dynamic', 'draw_scaling', 'draw_dashboard',
-           'dashboard', 'draw_contrasts', 'draw_specificity', 'draw_method', 'draw_figures']
+           'panels', 'save_figure', 'small_picture', 'signed_picture', 'draw_neurons', 'draw_worked_problem',
+           'draw_tokens', 'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins',
+           'draw_training', 'draw_overoptimisation', 'draw_breakage', 'draw_gate', 'draw_dynamic', 'draw_scaling',
+           'draw_dashboard', 'dashboard', 'draw_contrasts', 'draw_specificity', 'draw_method', 'draw_figures']
 
 # %% ../../nbs/lab/18_figures.ipynb #21-figur-002
 import functools, re
@@ -87,6 +87,11 @@ def small_picture(path, # a saved PNG
     im = im.resize((w, im.height*w//im.width), Picture.Resampling.LANCZOS)
     im.quantize(64, Picture.Quantize.FASTOCTREE, dither=Picture.Dither.NONE).save(out, 'PNG', optimize=True)     # keeps rare colours
     return Image(out.getvalue(), width=w)
+
+def signed_picture(fig, recipe:str, pixels:int=600):
+    "A figure as a report shows it, signed with its recipe, without leaving a file"
+    import tempfile
+    with tempfile.TemporaryDirectory() as d: return small_picture(save_figure(fig, Path(d)/'figure', recipe), pixels)
 
 # %% ../../nbs/lab/18_figures.ipynb #17_repor-048
 @styled
@@ -667,7 +672,7 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
     shown = sorted(dict.fromkeys(zip(df.set, df.metric)), key=lambda k: (not declared(k), metrics.index(k[1])))
     if not shown or not names: raise ValueError(f"contrasts.csv has no rows of {', '.join(only or metrics)}: run the `compare` stage")
     cols = 2 if len(shown) == 4 else min(3, len(shown)); rows = -(-len(shown)//cols)
-    fig, axs = panels(rows, cols, size=(2.1*cols + 1.9, rows*(.3*len(names) + .85)), sharey=True)
+    fig, axs = panels(rows, cols, size=(2.1*cols + 1.9, rows*(.3*max(len(names), 1.5) + .85)), sharey=True)
     for ax, (set_, metric) in zip(axs.flat, shown):
         scale = delta_unit(metric)[0]
         at = lambda df: df[(df.set == set_) & (df.metric == metric)]

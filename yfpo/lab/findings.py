@@ -213,7 +213,7 @@ def _so(r):
     scale, digits = delta_unit(r.metric)
     beyond = interval(max(abs(r.low), abs(r.high)), math.nan, math.nan, scale, digits)
     missed = interval(r.mde, math.nan, math.nan, scale, digits)
-    return (f"That is not shown to differ from zero. The interval excludes differences beyond {beyond}"
+    return (f"This is not shown to differ from zero. The interval excludes differences beyond {beyond}"
             + (f"; one of {missed} would be found four times in five." if missed else '.'))
 
 def contrast_text(contrasts, # frame of contrasts.csv
