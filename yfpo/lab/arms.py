@@ -37,23 +37,20 @@ class Arm:
 # %% ../../nbs/lab/00_arms.ipynb #arms-008
 ARMS = {'dpo': Arm('DPO', BLUE, 'the same trainer with weight 0', ('sft',), train=dict(neuron_weight=0.)),
         'dpo-diluted': Arm('DPO (diluted)', INK, 'DPO, as slow as the neuron term makes it; no neuron takes part',
-                           train=dict(neuron_weight=0.),
-                           diluted=True),
-        'yfpo': Arm('YFPO', RED, 'the selected neurons', ('yfpo-random', 'dpo-diluted', 'yfpo-reversed', 'dpo',
-                                                            'yfpo-activation-matched', 'sft')),
+                           train=dict(neuron_weight=0.), diluted=True),
+        'yfpo': Arm('YFPO', RED, 'the selected neurons',
+                    ('yfpo-random', 'dpo-diluted', 'yfpo-reversed', 'dpo', 'yfpo-activation-matched', 'sft')),
         'yfpo-reversed': Arm('YFPO (reversed)', GREEN, 'the selected neurons, rewarded the other way round', neurons='reversed'),
         'yfpo-random': Arm('YFPO (random neurons)', PURPLE, 'random neurons of the same layers, with the same weights and direction rule, '
                            'drawn anew for each seed', neurons='random'),
-        'yfpo-activation-matched': Arm('YFPO (activation-matched neurons)', WINE,
-                                       'the same, with neurons that are as active as the selected ones',
-                                       neurons='activation-matched'),
+        'yfpo-activation-matched': Arm('YFPO (activation-matched neurons)', WINE, 'the same, with neurons that are as active as the '
+                                       'selected ones', neurons='activation-matched'),
         'yfpo-literal': Arm('YFPO (literal)', BROWN, 'mean activations, no reference, a linear term: the simplest reading of the paper',
                             ('yfpo', 'dpo'), train=dict(readout='paper-literal', objective='add-linear')),
         'yfpo-dynamic': Arm('YFPO (dynamic neurons)', ORANGE, 'neurons chosen again while the policy moves', ('yfpo', 'dpo'),
                             neurons='moving'),
         'yfpo-top': Arm('YFPO (no contrast)', INDIGO, 'the neurons most relevant to mathematics, whatever general text needs',
-                        ('yfpo', 'dpo'),
-                        neurons='top'),
+                        ('yfpo', 'dpo'), neurons='top'),
         'yfpo-weighing': Arm('YFPO (margin as a weight)', OLIVE, 'the neuron margin says how hard DPO learns from a pair; no gradient goes '
                              'through neurons', ('yfpo', 'dpo'), dosed=False,
                              train=dict(objective='yoked', grad_to='none', neuron_weight=1.))}    # base and sft are always evaluated too
