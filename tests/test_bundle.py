@@ -121,7 +121,7 @@ def with_(**shared):
     return recipe
 
 def test_a_model_from_the_hub_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'gsm8k-full' reads the model Qwen/.* from the hub, .*: download it, and give its folder as `model`"):
+    with pytest.raises(ValueError, match="'gsm8k-full' reads the model Qwen/.* from the hub, .* give its folder as `model`"):
         B.bundle('gsm8k-full', tmp_path/'out')
     assert not [*tmp_path.iterdir()]
 

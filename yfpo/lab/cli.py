@@ -64,7 +64,7 @@ def _app():
     @click.version_option(sys.modules['yfpo'].__version__, prog_name='yfpo', message='%(prog)s %(version)s')
     def app(): pass
 
-    @app.command(epilog='Examples: yfpo run first-look; yfpo run first-look --until sft -p batch_size 4; yfpo run gsm8k-full --profile slurm')
+    @app.command(epilog='Examples: yfpo run first-look; yfpo run first-look --until sft -p batch_size 4; yfpo run gsm8k --profile slurm')
     @recipe
     @run_dir
     @option('--data-dir', default='', help='Folder with gsm8k/*.jsonl and svamp/SVAMP.json.')

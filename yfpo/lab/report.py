@@ -9,9 +9,9 @@ __all__ = ['STUDY_TABLES', 'TABLE_OF', 'asked', 'drawer', 'draw_tables']
 import difflib, functools
 from pathlib import Path
 from .results import SOURCES, read_results
-from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, dose_table, gradient_limit, hacks_table,
-                             harm_margins, harm_table, main_table, mediation_table, power_table, rates_table, sampled_table, selector_table,
-                             sizes_note, specificity_table, study_table, write_table)
+from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, dose_table, gradient_limit,
+                             hacks_table, harm_margins, harm_table, main_table, mediation_table, power_table, rates_table, sampled_table,
+                             selector_table, sizes_note, specificity_table, study_table, write_table)
 from .findings import audit_verdict
 
 # %% ../../nbs/lab/17_report.ipynb #20-repor-201
@@ -74,8 +74,8 @@ def _specificity_table(folder):
 def _dose_table(folder):
     dose, training, m = (read_results(folder, k) for k in ('dose', 'training', 'manifest'))
     limit = gradient_limit(m, read_results(folder, 'gate') if (folder/'gate.csv').exists() else None)
-    about = (f"{m['model']}, {training.seed.nunique()} seeds, lowest to highest. \u03bb and gradients: on the reference, before training. DPO "
-             "margin: the mean over the last half of training, bold outside 20 % of YFPO's. Clipped: steps with a gradient norm above "
+    about = (f"{m['model']}, {training.seed.nunique()} seeds, lowest to highest. \u03bb and gradients: on the reference, before training. "
+             "DPO margin: the mean over the last half of training, bold outside 20 % of YFPO's. Clipped: steps with a gradient norm above "
              f"{limit:.4g}.")
     return dose_table(dose, training, limit), f'Dose. {about}'
 
@@ -134,7 +134,8 @@ def _hacks_table(folder):
 TABLE_OF = dict(                                               # name: function that makes it, and the kinds of results it reads
     main=(_main_tables, 'main', 'contrasts', 'manifest'),
     specificity=(_specificity_table, 'answers', 'training', 'margins', 'contrasts', 'manifest'),
-    power=(_power_table, 'answers', 'contrasts'), dose=(_dose_table, 'dose', 'training', 'manifest'), audit=(_audit_table, 'audit', 'pairs'),
+    power=(_power_table, 'answers', 'contrasts'), dose=(_dose_table, 'dose', 'training', 'manifest'),
+    audit=(_audit_table, 'audit', 'pairs'),
     selectors=(_selector_tables, 'selectors', 'manifest'), capability=(_capability_table, 'capability', 'manifest'),
     **{k: (functools.partial(_study, name=k), k, 'manifest') for k in ('grid', 'zoo', 'dynamic')},
     parts=(_parts_tables, 'parts', 'mediation', 'manifest'), hacks=(_hacks_table, 'hacks', 'manifest'))

@@ -20,7 +20,8 @@ from ..evaluate import CONTINUOUS
 from .results import read_results
 from .statistics import (TESTS, design_of, equivalence_power, margin_in_training, margin_on_pairs, simulate,
                                  specificity, values_of)
-from .wording import (arm_label, arm_order, caption_for, contrast_label, delta_unit, interval, number, p_text, set_label, span, unit_of)
+from .wording import (arm_label, arm_order, caption_for, contrast_label, delta_unit, interval, number, p_text, set_label, span,
+                              unit_of)
 
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-014
 _TEX = str.maketrans({**{c: f'\\{c}' for c in '%&_#${}'}, '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'})
@@ -257,7 +258,7 @@ def specificity_table(answers, training, margins, contrasts):
 def gradient_limit(manifest, gate=None): # frame of gate.csv, where the gate chose the settings
     "The gradient norm beyond which a recipe's steps are clipped"
     params = next(m['params'] for label, m in manifest['stages'].items() if label.startswith('train'))
-    if gate is None: return params['train'].get('max_grad_norm', 1.)
+    if gate is None or not params.get('gated'): return params['train'].get('max_grad_norm', 1.)
     return gate[gate.chosen == 1].clip.iloc[0]*math.hypot(1., params['dose'])
 
 def dose_table(dose, # frame of dose/*.json
@@ -268,13 +269,14 @@ def dose_table(dose, # frame of dose/*.json
     reached = pd.Series(margin_in_training(training.to_dict('records'))).groupby(level=0).mean()
     rows = []
     for arm in arm_order(training.arm):
-        d, share, own = dose[dose.arm == arm], 100*reached[arm]/reached['yfpo'], training[training.arm == arm]
+        d, share, own = dose[dose.arm == arm], 100*reached[arm]/reached.get('yfpo', math.nan), training[training.arm == arm]
         d = d.assign(share=d.neuron_weight*d.neurons/d.preference)
-        mark = '' if 80 <= share <= 120 else '**'
+        mark = '**' if share < 80 or share > 120 else ''
         rows.append({'arm': arm_label(arm), '\u03bb': span(d.neuron_weight[d.neuron_weight > 0], digits=3),
                      "term's gradient / DPO's": span(d.share[d.share > 0]), 'cosine': span(d.cosine),
                      'learning rate (1e-6)': span(d.learning_rate, 1e6), 'DPO margin reached': number(reached[arm], 3),
-                     "of YFPO's (%)": f'{mark}{share:.0f}{mark}', 'clipped steps (%)': f'{100*(own.grad_norm > limit).mean():.0f}'})
+                     "of YFPO's (%)": '' if math.isnan(share) else f'{mark}{share:.0f}{mark}',
+                     'clipped steps (%)': f'{100*(own.grad_norm > limit).mean():.0f}'})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-power-1
