@@ -218,7 +218,8 @@ def write_matrix(down):
 
 def width(model):
     "Neurons per layer"
-    return write_matrix(down_projs(model)[0]).shape[1]
+    down = down_projs(model)[0]
+    return down.width if hasattr(down, 'width') else write_matrix(down).shape[1]
 
 
 # %% ../nbs/01_relevance.ipynb #04-relev-025

@@ -21,7 +21,7 @@ def expert_rows(experts, # a module of transformers with `gate_up_proj` (E, 2F, 
     met = [(e, *torch.where(index == e)) for e in index.unique().tolist()]
     rows = [product(*linear(x[n], experts.gate_up_proj[e]).chunk(2, -1), weights[n, k, None]) for e, n, k in met]
     at = torch.cat([n*E + e for e, n, _ in met])
-    return x.new_zeros(len(x)*E, F).index_copy(0, at, torch.cat(rows).to(x.dtype)).view(len(x), E*F)
+    return x.new_zeros(len(x)*E, F).index_add(0, at, torch.cat(rows).to(x.dtype)).view(len(x), E*F)
 
 def write_weights(experts):
     "What the neurons of all experts write: (D, E*F)"
@@ -37,7 +37,9 @@ class ExpertNeurons(torch.nn.Module):
     are replaced or differentiated. The model's tree, weights and outputs stay as they are."""
     def __init__(self, mlp, experts):
         super().__init__()
-        self.own, self.product, self.shape, self.users, self.hooks = (mlp, experts), None, None, set(), []    # a tuple: no part of the tree
+        E, _, F = experts.down_proj.shape
+        self.own, self.experts, self.width = (mlp, experts), E, E*F               # a tuple: no part of the tree
+        self.product, self.shape, self.users, self.hooks = None, None, set(), []
 
     @property
     def weight(self): return write_weights(self.own[1])
