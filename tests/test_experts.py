@@ -282,3 +282,9 @@ def test_a_trained_model_goes_on_from_its_folder(small, tmp_path):
     assert t.neurons == members(m) and list((tmp_path/'saved').glob('*.safetensors'))
     t.train()
     assert column(t, 'loss')
+
+def test_a_loss_of_the_router_that_trl_cannot_compute_is_refused(tmp_path):
+    m = random_model('granitemoe', vocab_size=259, num_hidden_layers=2)
+    with pytest.raises(ValueError, match="no loss for the router of 'granitemoe' models: set router_aux_loss_coef=0"):
+        trained(m, tmp_path/'a', members(m), neuron_weight=1.)
+    assert column(trained(m, tmp_path/'b', members(m), neuron_weight=1., router_aux_loss_coef=0., max_steps=1), 'loss')
