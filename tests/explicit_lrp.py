@@ -1,9 +1,10 @@
 """AttnLRP written out: every rule as a formula on numbers, no gradient anywhere. Slow, one text, models of one block of Llama's kind:
-also with LayerNorm, without a gate (StarCoder 2), with norms behind the branches (EXAONE 4) or with multipliers (Granite).
+also with LayerNorm, without a gate (StarCoder 2), with norms behind the branches (EXAONE 4), with multipliers (Granite) or experts.
 
 The second formulation of `yfpo.relevance`. Achtibat et al., ICML 2024 (arXiv 2402.05602): linear Eq. 8 (epsilon 0), element-wise Eq. 9,
 product Eq. 7, softmax Prop. 3.1, matrix products Prop. 3.3, norms Prop. 3.4.
 """
+from types import SimpleNamespace
 import torch
 
 def safe(z): return torch.where(z == 0, torch.ones_like(z), z)
@@ -56,10 +57,29 @@ def normed(x, norm, R):
 
 def nothing(x): return x
 
+def wide(moe, config):
+    "The experts of a layer as one gated MLP, and what multiplies its neurons at each token: (T, E*F), 0 where the router leaves one out"
+    experts, router, k = moe.experts, getattr(moe, 'gate', None) or moe.router, config.num_experts_per_tok
+    E, D, F = experts.down_proj.shape
+    def matrix(rows): layer = torch.nn.Linear(1, 1, False); layer.weight.data = torch.cat(rows, 0); return layer
+    mlp = SimpleNamespace(gate_proj=matrix([W[:F] for W in experts.gate_up_proj]), up_proj=matrix([W[F:] for W in experts.gate_up_proj]),
+                          down_proj=matrix([torch.cat(list(experts.down_proj), 1)]), act_fn=experts.act_fn)
+    def weights(x):
+        out = torch.zeros(len(x), E*F, dtype=x.dtype)
+        for t, h in enumerate(x):
+            p = (router.weight@h).float().exp()
+            p = p/p.sum()
+            best = sorted(range(E), key=lambda e: -p[e])[:k]
+            total = sum(p[e] for e in best) if getattr(config, 'norm_topk_prob', True) else 1
+            for e in best: out[t, e*F:(e+1)*F] = p[e]/total
+        return out
+    return mlp, weights
+
 def block_relevance(model, ids, seeds):
     "(relevance of the block's input (T, D), of its neurons (T, F)) for Y = sum of seeds (T, D) times the normed hidden states"
     m, blk, c = model.model, model.model.layers[0], model.config
-    att, mlp, by = blk.self_attn, blk.mlp, getattr(c, 'residual_multiplier', 1.)
+    att, mlp, by = blk.self_attn, getattr(blk, 'mlp', None) or blk.block_sparse_moe, getattr(c, 'residual_multiplier', 1.)
+    mlp, routed = wide(mlp, c) if hasattr(mlp, 'experts') else (mlp, lambda x: 1.)
     behind, still = hasattr(blk, 'post_feedforward_layernorm'), getattr(att, 'is_sliding', True) is False       # no rotary positions
     norm_o, norm_down = (blk.post_attention_layernorm, blk.post_feedforward_layernorm) if behind else (nothing, nothing)
     with torch.no_grad():
@@ -81,7 +101,7 @@ def block_relevance(model, ids, seeds):
         mid = x + o
         n2 = mid if behind else blk.post_attention_layernorm(mid)
         gated, write = hasattr(mlp, 'gate_proj'), getattr(mlp, 'down_proj', None) or mlp.c_proj
-        a = mlp.act_fn(mlp.gate_proj(n2))*mlp.up_proj(n2) if gated else mlp.act(mlp.c_fc(n2))
+        a = routed(n2)*mlp.act_fn(mlp.gate_proj(n2))*mlp.up_proj(n2) if gated else mlp.act(mlp.c_fc(n2))
         down = by*norm_down(write(a))
         end = mid + down
 

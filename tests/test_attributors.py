@@ -16,7 +16,7 @@ from yfpo.relevance import blocks_of, down_projs, explained, mlps_of, width, wri
 from yfpo.lm.responses import Example, collate, format_prompt, generate, hidden_states
 
 DIGITS = torch.arange(10, 20)
-SCALES = dict(granite=1/2.5, cohere=.5, cohere2=.5)            # of the logits, from families.SMALL
+SCALES = dict(granite=1/2.5, granitemoe=1/2.5, cohere=.5, cohere2=.5)            # of the logits, from families.SMALL
 
 @pytest.fixture(scope='module')
 def examples():
@@ -53,7 +53,7 @@ def test_path_scores_add_up_to_the_layer(family, examples):
 def test_logprob_increase_by_brute_force(family, examples):
     m, b = random_model(family), collate(examples[:2], 0)
     R = logprob_increase(m, b)[0]
-    final, by, scale = getattr(m.base_model, FAMILIES[family].final), .4 if family == 'granite' else 1, SCALES.get(family, 1)
+    final, by, scale = getattr(m.base_model, FAMILIES[family].final), .4 if 'granite' in family else 1, SCALES.get(family, 1)
     keep = {}
     hooks = [blocks_of(m)[1].register_forward_hook(lambda mod, x, y: keep.update(end=y[0] if isinstance(y, tuple) else y)),
              mlps_of(m)[1].register_forward_hook(lambda mod, x, y: keep.update(mlp=by*y)),

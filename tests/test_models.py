@@ -514,16 +514,19 @@ def small_model(family):
 def test_each_family_from_its_folder_to_a_trained_one(family, tmp_path):
     built = small_model(family)
     model, tok = load_model(save_model(built, byte_tokenizer(), tmp_path/'first'))
-    assert model.config._attn_implementation == built.config._attn_implementation and torch.equal(model(x).logits, built(x).logits)
+    same = torch.equal                                         # experts: rounded by where their weights lie in memory
+    if FAMILIES[family].experts: same = lambda a, b: torch.allclose(a, b, atol=1e-6)
+    assert model.config._attn_implementation == built.config._attn_implementation and same(model(x).logits, built(x).logits)
     texts = [(format_prompt(tok, p.question), p.solution) for p in make_problems(4, seed=1)]
     neurons = select_neurons(model, tok, texts, general_texts(8), k=.1, per_layer=.5)
     pairs = [dict(prompt=p, chosen=r, rejected=r.replace('#### ', '#### 9')) for p, r in texts]
     args = YFPOConfig(output_dir=str(tmp_path/'run'), max_steps=2, per_device_train_batch_size=2, save_strategy='no', disable_tqdm=True,
                       bf16=False, activation_checkpointing=False, report_to='none', learning_rate=1e-3)
+    if family == 'granitemoe': args.router_aux_loss_coef = 0.  # TRL knows no other for it
     YFPOTrainer(model=model, args=args, train_dataset=pairs, processing_class=tok, neurons=neurons).train()
     model.eval()
     again, _ = load_model(save_model(model, tok, tmp_path/'second'))
-    assert torch.equal(again(x).logits, model(x).logits) and not torch.equal(again(x).logits, built(x).logits)
+    assert same(again(x).logits, model(x).logits) and not same(again(x).logits, built(x).logits)
     assert fingerprint(again) == fingerprint(model) != fingerprint(built)
 
 @pytest.mark.parametrize('family', [f for f in FAMILIES if not capped(f)])

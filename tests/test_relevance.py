@@ -100,9 +100,11 @@ def explicit(model, seed='centred'):
     for t in range(4, 9): seeds[t-1] = (W[ids[t]] - W.mean(0))/getattr(model.config, 'logits_scaling', 1)
     return collate([Example(ids.tolist(), 4)], 0), *block_relevance(model, ids, seeds)
 
-@pytest.mark.parametrize('family', ['llama', 'mistral', 'ministral3', 'smollm3', 'seed_oss', 'qwen2', 'granite', 'starcoder2', 'exaone4'])
+@pytest.mark.parametrize('family', ['llama', 'mistral', 'ministral3', 'smollm3', 'seed_oss', 'qwen2', 'granite', 'starcoder2', 'exaone4',
+                                    'mixtral', 'qwen3_moe', 'granitemoe'])
 def test_t6_explicit_rules(family):
     m = random_model(family, num_hidden_layers=1).double()
+    if row(family).experts: m.set_experts_implementation('eager')              # the other ways know no float64
     b, R_x, R_a = explicit(m)
     got = neuron_relevance(m, b)[0, 0]
     stream = residual_relevance(m, b)[0, 0]
@@ -128,6 +130,10 @@ MUTANTS = {'norm': lambda: [mock.patch.object(relevance, 'held_norm', lambda nor
            'query': lambda: without('query'), 'key': lambda: without('key'), 'query and key': lambda: without('query', 'key'),
            'value': lambda: without('value'), 'all factors of attention': lambda: without('query', 'key', 'value')}
 BESIDE = {'inner': lambda: without('inner'), 'outer': lambda: without('outer')}  # of families without attention in some layers
+def routed(weigh): # a mutant of what a token's weight does to a neuron of an expert
+    return lambda act, multiplier: lambda gate, up, weight: weigh(relevance._Gated.apply(gate, up, act, multiplier), weight)
+ROUTED = {'router': routed(lambda a, w: w*a), 'no weight': routed(lambda a, w: a),      # the router is no constant, or is left out
+          'half': routed(lambda a, w: relevance.scale_gradient(w.detach()*a, 1/2))}     # half to a router that hands nothing on
 JUDGES = {'T1': lambda m, b: identities(m, b)['T1 conserved'], 'T2': lambda m, b: identities(m, b)['T2 balance of a block'],
           'T3': lambda m, b: max(identities(m, b)[k] for k in ('T3 value half', 'T3 query is key')),
           'T4': lambda m, b: identities(m, b)['T4 softmax'], 'T6': None}
@@ -157,6 +163,7 @@ def mutants_of(m):
     skip = ['gate'] if family.parts(mlp, x)[1] is None else []
     true = {'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, {type(act).__name__: derivative(act)})]}
     beside = {k: (f, {'T1', 'T2'}) for k, f in BESIDE.items() if family.also == 'convolutions'}
+    if family.experts: beside = {k: (lambda k=k: [mock.patch.object(relevance, '_routed', ROUTED[k])], {'T1', 'T2'}) for k in ROUTED}
     return {k: (({**MUTANTS, **true})[k], CAUGHT[k] - {'T6'}) for k in MUTANTS if k not in skip} | beside
 
 def test_every_family_notices_every_mutant(model, batch):
@@ -360,16 +367,19 @@ def test_already_patched_is_refused(batch):
     assert neuron_relevance(m, batch).isfinite().all()
 
 def test_unsupported_families_are_named():
-    moe = AutoModelForCausalLM.from_config(AutoConfig.for_model('mixtral', **SMALL, num_local_experts=2))
-    with pytest.raises(ValueError, match='only some tokens meet: supported are llama, mistral'): neuron_relevance(moe, {})
+    moe = AutoModelForCausalLM.from_config(AutoConfig.for_model('qwen2_moe', **SMALL, num_experts=2))
+    with pytest.raises(ValueError, match='no rule counts that one: supported are llama, mistral'): neuron_relevance(moe, {})
     opt = AutoModelForCausalLM.from_config(AutoConfig.for_model('opt', vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=1,
                                                                 num_attention_heads=4, word_embed_proj_dim=32))
     with pytest.raises(ValueError, match="'opt' models: supported are"): neuron_relevance(opt, {})
 
 @pytest.mark.parametrize('kind,settings,says', [
-    ('mixtral', {}, 'a mixture of experts, whose neurons are rows of one tensor'), ('qwen3_moe', {}, 'a mixture of experts'),
-    ('gpt_oss', {}, 'a mixture of experts'), ('lfm2_moe', {}, 'a mixture of experts'),
-    ('gemma4_text', dict(enable_moe_block=True), 'a mixture of experts'),
+    ('gpt_oss', {}, 'a mixture of experts of another make'), ('lfm2_moe', {}, 'a mixture of experts of another make'),
+    ('gemma4_text', dict(enable_moe_block=True), 'a mixture of experts of another make'),
+    ('qwen2_moe', {}, 'a mixture of experts, one of which every token meets'), ('deepseek_v3', {}, 'one of which every token meets'),
+    ('qwen3_moe', dict(mlp_only_layers=[1]), 'whose layers differ in their number of neurons'),
+    ('qwen3_moe', dict(decoder_sparse_step=2), 'whose layers differ in their number of neurons'),
+    ('olmoe', dict(clip_qkv=8.), 'whose queries, keys and values are clipped'),
     ('gemma4_text', dict(use_double_wide_mlp=True, num_kv_shared_layers=10), 'whose layers differ in their number of neurons'),
     ('gemma4', {}, 'which read more than text .load the text model alone.'), ('qwen3_vl', {}, 'which read more than text'),
     ('gemma3_text', dict(use_bidirectional_attention=True), 'whose tokens see those behind them'),

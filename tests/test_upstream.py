@@ -9,6 +9,7 @@ pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWa
 
 MODELING = 'transformers.models.llama.modeling_llama'
 QWEN = 'transformers.models.qwen3_5.modeling_qwen3_5'
+MIXTRAL = 'transformers.models.mixtral.modeling_mixtral'
 # where it lives: {name: what it is for}; `()` marks an object of `made`, the rest is imported
 TOUCHED = {
     'transformers.AttentionInterface': dict(_global_mapping='give one model its own attention function, and take it out again'),
@@ -46,6 +47,10 @@ TOUCHED = {
          'head_k_dim', 'head_v_dim', 'num_k_heads', 'num_v_heads', 'activation', 'layer_idx'), 'run the delta rule with its shares'),
     f'{QWEN}.Qwen3_5DecoderLayer': dict(linear_attn='find layers with the delta rule',
                                          self_attn='find layers whose attention has a gate'),
+    f'{MIXTRAL}.MixtralExperts': dict(gate_up_proj='compute the neurons of experts', down_proj='know what the neurons of experts write',
+                                      act_fn='compute the neurons of experts'),
+    f'{MIXTRAL}.MixtralSparseMoeBlock': dict(experts='find the experts of a layer'),
+    'transformers.models.granitemoe.modeling_granitemoe.GraniteMoeDecoderLayer': dict(block_sparse_moe='find the MLP'),
     'transformers.models.lfm2.modeling_lfm2.Lfm2ShortConv': dict(in_proj='give the factors of a gated convolution their shares'),
     'transformers.models.lfm2.modeling_lfm2.Lfm2DecoderLayer': dict(conv='find the layers with a convolution', feed_forward='find the MLP'),
     'transformers.models.gemma4.modeling_gemma4.Gemma4TextDecoderLayer': dict(
@@ -100,6 +105,8 @@ LOOKED_UP = {
     'transformers.modeling_gguf_pytorch_utils.load_gguf_checkpoint': 'import GGUFReader',
     'transformers.modeling_gguf_pytorch_utils.get_gguf_hf_weights_map': 'get_tensor_name_map(',
     'trl.trainer.utils.add_fused_lm_head': '_use_triton(', 'trl.kernels.ChunkedLogProbFunction': 'range(0, N, TOKEN_CHUNK_SIZE)',
+    f'{MIXTRAL}.MixtralSparseMoeBlock': 'self.experts(hidden_states, top_k_index, top_k_weights)',
+    'trl.trainer.utils': 'num_experts = text_config.num_experts',
     'trl.DPOTrainer._compute_loss': 'if self.precompute_ref_logps:', 'trl.DPOTrainer.log': 'self._metrics[mode]',
     'trl.DPOTrainer.compute_ref_log_probs': 'fused_lm_head=True'}
 OURS = {'_attnlrp'}                                            # set on models of others

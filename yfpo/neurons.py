@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from .data.checks import as_path, check_count, check_name, check_number, documented, settings_of, taken, takes
 from .data.files import atomic_write, first_words, parse_json, saved_json, saved_tensors
 from .lm.models import base_fingerprint, check_model, unwrap
-from .relevance import Scoring, attribute, attributor, family_of, option_names, width
+from .relevance import Scoring, attribute, attributor, down_projs, family_of, option_names, width
 from .lm.responses import Example, encode, text_items
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-048
@@ -61,8 +61,9 @@ def _double(layer, index):
 def model_signature(model):
     "The shape of a model; a `NeuronSet` fits only models with the signature it was chosen in"
     c = unwrap(check_model(model)).config
+    experts = getattr(down_projs(model)[0], 'experts', None)   # of which each has its part of the width
     return dict(model_type=c.model_type, layers=c.num_hidden_layers, width=width(model), hidden=c.hidden_size,
-                vocab=c.vocab_size)
+                vocab=c.vocab_size, **(dict(experts=experts) if experts else {}))
 
 @dataclass
 class NeuronSet:

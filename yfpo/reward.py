@@ -285,7 +285,8 @@ def fit_moments(activations, # those of each response: (T_i, K)
     if not n: raise ValueError('there are no tokens to fit reward statistics on: give at least one text')
     mean = s1/n
     std = (s2/n - mean**2).clamp(min=0).sqrt()
-    std = torch.cat([x.clamp(min=max(torch.quantile(x, 0.05).item(), 1e-6)) for x in std.split(sizes or len(std))])
+    fired = [x[x > 0] if x.any() else x for x in std.split(sizes or len(std))]             # an expert may be met by no token
+    std = torch.cat([x.clamp(min=max(torch.quantile(f, 0.05).item(), 1e-6)) for x, f in zip(std.split(sizes or len(std)), fired)])
     return RewardStats(mean.float(), std.float(), norms.cpu())
 
 # %% ../nbs/03_reward.ipynb #10_rewar-023

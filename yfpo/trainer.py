@@ -413,6 +413,8 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
         kwargs.update(datasets_of(args, kwargs))
         with _used(args, named): super().__init__(model, reference_for(model, ref_model, args, kwargs), args, **kwargs)
         check_made(self.train_dataset, self.eval_dataset, args, model)
+        if self.aux_loss_enabled and not hasattr(model.config.get_text_config(), 'num_experts'):
+            raise ValueError(f"TRL has no loss for the router of {model.config.model_type!r} models: set router_aux_loss_coef=0")
         if model.device.type == 'cpu': keep_memory()
         if args.share_prompts: packs(self.accelerator.unwrap_model(self.model), 1)           # tried out, and said, before training
         if neurons is not None: self._read_reference()

@@ -22,7 +22,8 @@ def _forward(model, batch, read, gate:bool=False):
     family, modules = family_of(model), enumerate(mlps_of(model) if gate else down_projs(model))
     def pre(m, i): return m.register_forward_pre_hook(lambda m, args: read(i, args[0]))
     def behind(m, i): return m.register_forward_hook(lambda m, args, out: read(i, out))
-    if not gate: hooks = [pre(m, i) for i, m in modules]
+    if gate and family.experts: hooks = [h for i, d in enumerate(down_projs(model)) for h in (d.taking(lambda g, up, w: g), pre(d, i))]
+    elif not gate: hooks = [pre(m, i) for i, m in modules]
     else: hooks = [pre(getattr(m, family.act), i) if family.act else behind(getattr(m, family.gate), i) for i, m in modules]
     try: return hidden_states(model, batch)
     finally:

@@ -16,11 +16,14 @@ from ..relevance import FAMILIES, family_of, mlps_of
 # %% ../../nbs/beyond/12_families.ipynb #fam-005
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              head_dim=8, sliding_window=9, initializer_range=.15, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-             embedding_multiplier=3., residual_multiplier=.4, attention_multiplier=.2, logits_scaling=2.5, logit_scale=.5)
+             embedding_multiplier=3., residual_multiplier=.4, attention_multiplier=.2, logits_scaling=2.5, logit_scale=.5,
+             num_experts_per_tok=2)
 MORE = dict(seed_oss=dict(attention_bias=True), lfm2=dict(layer_types=['conv', 'full_attention'], block_auto_adjust_ff_dim=False),
             gemma4_text=dict(final_logit_softcapping=4., hidden_size_per_layer_input=16, vocab_size_per_layer_input=300,
                              global_head_dim=16),
-            qwen3_5_text=dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4))
+            qwen3_5_text=dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4),
+            qwen3_moe=dict(num_experts=4, moe_intermediate_size=24), **dict.fromkeys(('olmoe', 'flex_olmo'), dict(num_experts=4)),
+            **dict.fromkeys(('mixtral', 'granitemoe'), dict(num_local_experts=4)))
 
 def _kinds(config, n, kinds):
     "Kinds of `n` layers, every kind that the family has among them; None where the default has them all"

@@ -18,12 +18,13 @@ from trl import GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTr
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from ..lm.decoding import text_ids
+from ..lm.experts import ExpertNeurons
 from ..loss import add_linear, add_logistic
 from ..data.checks import check_count, check_name, check_number, check_positive, documented, taken, takes
 from ..data.answers import is_correct
 from ..lm.models import unwrap
 from ..neurons import as_set
-from ..relevance import down_projs, mlps_of, write_matrix
+from ..relevance import down_projs, mlps_of, width
 from ..lm.responses import Example
 from ..reward import READOUTS, NeuronReader, RewardStats, check_spread, fit_and_read, readout, relative_margin
 from ..lm.rows import as_dataset, each_set, special_ids, spoken_mask
@@ -280,11 +281,9 @@ def training_only(model, neurons, invert:bool=False): # invert: everything but t
     before = {p: p.requires_grad for p in base.parameters()}
     own = {}
     for l in range(len(down_projs(model))):
-        for p, axis, copies in neuron_parameters(model, l):
-            on = torch.zeros(p.shape[axis], dtype=torch.bool)
-            if l in groups:
-                for c in range(copies): on[neurons.index[groups[l]] + c*(p.shape[axis]//copies)] = True
-            own[p] = (on ^ invert).to(p.dtype).to(p.device).view([-1 if a == axis else 1 for a in range(p.dim())])
+        on = torch.zeros(width(model), dtype=torch.bool)
+        if l in groups: on[neurons.index[groups[l]]] = True
+        for p, spread in neuron_parameters(model, l): own[p] = spread(on ^ invert).to(p.dtype).to(p.device)
     try:
         for p in base.parameters():
             if p in own: p.requires_grad_(bool(own[p].any())); hooks += [p.register_hook(lambda g,
@@ -296,13 +295,17 @@ def training_only(model, neurons, invert:bool=False): # invert: everything but t
         for p, r in before.items(): p.requires_grad_(r)
 
 def neuron_parameters(model, layer:int):
-    "(parameter, axis of the neurons, how often each stands on it) of one layer's MLP"
+    "(parameter, function that gives a mask of its neurons (neurons,) the parameter's number of axes) of one layer's MLP"
     mlp, down = mlps_of(model)[layer], down_projs(model)[layer]
+    if isinstance(down, ExpertNeurons): return _of_experts(down.own[1])
+    def on_axis(p, axis): # the neurons stand on it twice where gate and up are one matrix
+        return p, lambda on: on.repeat(p.shape[axis]//len(on)).view([-1 if a == axis else 1 for a in range(p.dim())])
     into = [m for m in mlp.children() if m is not down and hasattr(m, 'weight')]
     flipped = type(down).__name__ == 'Conv1D'
-    width, out = write_matrix(down).shape[1], [(down.weight, 0 if flipped else 1, 1)]
-    for m in into:
-        axis = 1 if flipped else 0
-        out.append((m.weight, axis, m.weight.shape[axis]//width))                            # 2 where gate and up are one matrix
-        if getattr(m, 'bias', None) is not None: out.append((m.bias, 0, m.bias.shape[0]//width))
-    return out
+    out = [on_axis(down.weight, 0 if flipped else 1)] + [on_axis(m.weight, 1 if flipped else 0) for m in into]
+    return out + [on_axis(m.bias, 0) for m in into if getattr(m, 'bias', None) is not None]
+
+def _of_experts(experts):
+    "The same of the experts of a layer"
+    E = len(experts.down_proj)
+    return [(experts.down_proj, lambda on: on.view(E, 1, -1)), (experts.gate_up_proj, lambda on: on.view(E, -1).repeat(1, 2)[..., None])]
