@@ -468,3 +468,28 @@ def test_what_goes_wrong_in_page(place, tmp_path):
     asked = questions(tmp_path/'q.jsonl', dict(question='2 + 3?', answer=5))
     assert 'nowhere' in said_by(*base, '--questions', asked, '--neurons', tmp_path/'nowhere')
     assert 'max_new_tokens is 0' in said_by(*base, '--questions', asked, '--max-new-tokens', '0')
+
+@pytest.mark.parametrize('name', ['select', 'audit', 'page', 'bundle'])
+def test_a_row_of_the_table_becomes_an_option(name):
+    "Only what was typed arrives, as the row's type, beside the defaults of the command itself; the help shows every row"
+    import click
+    from dataclasses import replace
+    from click.testing import CliRunner
+    from yfpo.lab.cli import COMMANDS
+    own, seen = next(c for c in COMMANDS if c.name == name), []
+    app = click.Group()
+    replace(own, run=seen.append).add(click, app)
+    key = lambda o: o.name.split('/')[0].strip('-').replace('-', '_')
+    first, typed = ['cpu'] if own.recipe else [], {int: '3', float: '.5', str: 'x'}
+    least = [w for o in own.options if o.needed for w in (o.name, 'x')]
+    run = lambda words: CliRunner().invoke(app, [name, *first, *words])
+    assert run(least).exit_code == 0 and run(least[2:]).exit_code == 2
+    assert seen.pop() == {**dict.fromkeys(['recipe']*own.recipe, 'cpu'), **{key(o): 'x' for o in own.options if o.needed},
+                          **{key(o): o.default for o in own.options if o.default is not None}}
+    words = [w for o in own.options for w in ([o.name.split('/')[1]] if '/' in o.name else [o.name, typed[o.type]])]
+    assert run(words).exit_code == 0
+    want = {key(o): False if '/' in o.name else o.type(typed[o.type]) for o in own.options}
+    assert seen == [{**dict.fromkeys(['recipe']*own.recipe, 'cpu'), **want}]
+    shown = ' '.join(CliRunner().invoke(app, [name, '--help'], terminal_width=1000, max_content_width=1000).output.split())
+    for o in own.options: assert o.name.replace('/', ' / ') in shown and o.help in shown, o
+    assert own.help in shown and own.example in shown

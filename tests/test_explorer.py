@@ -2,14 +2,15 @@
 import json, os, re, shutil
 import pytest, torch
 from test_page import BROWSER, EVIL, Seen, chromium
-from yfpo.beyond.explorer import answers_at, draw_fires, explore, explored, explorer_html, fires, said_of, save_explorer, written_at
-from yfpo.data.pages import visible
+from yfpo.beyond.explorer import (answers_at, contributions_on, draw_fires, explore, explored, explorer_html, fires, in_spreads,
+                                  save_explorer, usual, written_at)
+from yfpo.data.pages import token_label, visible
 from yfpo.data.problems import Problem
 from yfpo.data.templates import make_problems
 from yfpo.interventions import ablate, record
 from yfpo.lm.responses import collate, encode, format_prompt, generate
 from yfpo.neurons import NeuronSet, layer_matched
-from yfpo.reward import write_norms
+from yfpo.reward import ReadOut, RewardStats, fit_moments, write_norms
 from yfpo.relevance import down_projs
 
 @pytest.fixture(scope='module')
@@ -35,27 +36,63 @@ def test_strengths_differ(tiny, sets):
     texts = {s: [t for _, t in written_at(*tiny, PROBLEMS, sets['selected'], s, max_new_tokens=10)] for s in (0., 1., 4.)}
     assert texts[0.] != texts[1.] != texts[4.]
 
-def test_what_is_said_is_activation_times_direction_times_length(tiny, sets):
+def test_a_contribution_is_activation_times_direction_times_length(tiny, sets):
     model, tok = tiny
     ex, s = encode(tok, [('ab', 'cdef'), 'ghijk']), sets['selected']
-    said = said_of(model, tok, s, ex)
+    found = contributions_on(model, tok, s, ex)
     norms = torch.stack([write_norms(down_projs(model)[l], torch.tensor([i]))[0] for l, i in zip(s.layer.tolist(), s.index.tolist())])
-    for e, x in zip(ex, said):
+    for e, x in zip(ex, found):
         a = record(model, collate([e], tok.pad_token_id), s)[0, e.start:]
         assert torch.allclose(x, a*s.direction*norms, atol=1e-6) and x.shape == (len(e.ids) - e.start, len(s))
 
-def test_fires_names_the_strongest(tiny, sets):
-    found, s = fires(*tiny, sets['selected'], '3 + 4 = 7', top=5), sets['selected']
-    whole = said_of(*tiny, s, encode(tiny[1], ['3 + 4 = 7']))[0].abs().sum(0)
-    best = [(int(s.layer[k]), int(s.index[k])) for k in whole.argsort(descending=True)[:5]]
-    assert list(zip(found.layer, found.index)) == best and found.said.shape == (8, 5) and ''.join(found.tokens) == ' + 4 = 7'
-    fig = draw_fires(*tiny, s, 'a $ b\n', top=2)
-    two = fires(*tiny, s, 'a $ b\n', top=2)
-    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [f'{l}.{i}' for l, i in zip(two.layer, two.index)]
-    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == [t.replace('\n', '⏎').replace('$', r'\$') for t in two.tokens]
+def test_fires_names_those_furthest_from_their_usual(tiny, sets):
+    s, prose = sets['selected'], ['abcd efgh', 'some more of it']
+    seen = torch.cat(contributions_on(*tiny, s, encode(tiny[1], prose)))
+    stats, raw = usual(*tiny, s, prose), contributions_on(*tiny, s, encode(tiny[1], ['3 + 4 = 7']))[0]
+    assert torch.allclose(stats.mean, seen.mean(0), atol=1e-5)
+    z = ((raw - stats.mean)/stats.std).clamp(-3, 3)
+    own = z.abs().mean(0).argsort(descending=True)[:5]
+    found = fires(*tiny, s, '3 + 4 = 7', top=5, stats=stats)
+    assert list(zip(found.layer, found.index)) == [(int(s.layer[k]), int(s.index[k])) for k in own]
+    assert torch.allclose(found.z, z[:, own]) and torch.allclose(found.raw, raw[:, own]) and found.z.shape == (8, 5)
+    assert ''.join(found.tokens) == ' + 4 = 7'
+    with pytest.raises(ValueError, match='24 neurons'): fires(*tiny, s, 'abc', stats=RewardStats(*(torch.ones(3) for _ in range(3))))
     for text, says in (('', 'text'), (5, 'text'), ('a', 'one token')):
         with pytest.raises(ValueError, match=says): fires(*tiny, s, text)
     with pytest.raises(ValueError, match='top is 0'): fires(*tiny, s, 'abc', top=0)
+
+def test_a_layer_that_writes_a_hundred_times_as_much_wins_no_rank(tiny, sets):
+    "In raw contributions it would win all of them"
+    import copy
+    loud, s, text = copy.deepcopy(tiny[0]), sets['selected'], '3 + 4 = 7'
+    before = fires(*tiny, s, text, top=6)
+    last = down_projs(loud)[1]
+    with torch.no_grad(): last.weight.mul_(100)
+    after = fires(loud, tiny[1], s, text, top=6)
+    assert (after.layer, after.index) == (before.layer, before.index) and torch.allclose(after.z, before.z, atol=1e-4)
+    by_raw = contributions_on(loud, tiny[1], s, encode(tiny[1], [text]))[0].abs().sum(0).argsort(descending=True)[:6]
+    assert {int(s.layer[k]) for k in by_raw} == {1} != set(after.layer)
+
+def test_the_picture_of_what_fires(tiny, sets):
+    s = sets['selected']
+    fig, two = draw_fires(*tiny, s, 'a $ b\n', top=2), fires(*tiny, s, 'a $ b\n', top=2)
+    ax, bar = fig.axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == [f'{l}.{i}' for l, i in zip(two.layer, two.index)]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ['␣', r'\$', '␣', 'b', '⏎']
+    assert torch.allclose(torch.as_tensor(ax.images[0].get_array().data), two.z.T) and ax.images[0].get_clim() == (-3, 3)
+    assert 'standard deviations' in bar.get_ylabel()
+
+@pytest.mark.parametrize('token,shown', [(' a', ' a'), (' ', '␣'), ('', '␣'), ('\n\n', '⏎⏎'), (' \n', '␣⏎'), ('a\n', 'a⏎'), ('\t', '⇥'),
+                                         ('\x1b', '␛')])
+def test_a_token_alone_can_be_seen(token, shown): assert token_label(token) == shown
+
+def test_numbers_are_in_spreads_of_the_unchanged_answers():
+    row = lambda *xs: [dict(readout=list(xs))]
+    plain, strong = in_spreads([row(1., 3.), row(5.)], [1., 4.])
+    assert plain[0]['readout'] == [-.707, .707] and strong[0]['readout'] == [2.121]
+    one, three = in_spreads([row(1.), row(3., 5.)], [1., 4.])           # a single token has no spread: all take its place
+    assert one[0]['readout'] == [-1.] and three[0]['readout'] == [0., 1.]
+    assert in_spreads([row(7.)], [1.])[0][0]['readout'] == [0.]
 
 def page_data(text): return json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
 
@@ -66,8 +103,8 @@ def test_the_page_holds_what_was_written(tiny, sets, tmp_path):
     assert [w for _, w in data['strengths']] == ['removed', 'halved', 'as is', 'doubled', 'four times']
     assert [a['tokens'] for a in data['answers']['random'][3]] == [visible(a.tokens) for a in own]
     assert [a['right'] for a in data['answers']['random'][3]] == [a.right for a in own]
-    said = torch.tensor([x for a in data['answers']['random'][2] for x in a['said']])
-    assert abs(said.mean()) < 2e-3 and abs(said.std() - 1) < 2e-3
+    found = torch.tensor([x for a in data['answers']['random'][2] for x in a['readout']])
+    assert abs(found.mean()) < 2e-3 and abs(found.std() - 1) < 2e-3
     assert text.count('<article class="card">') == 4 and [q['question'] for q in data['questions']] == [p.question for p in PROBLEMS]
 
 def test_a_right_answer_is_called_right(tiny, sets, monkeypatch):
@@ -94,7 +131,7 @@ def test_a_killed_page_leaves_the_old_one(tiny, sets, tmp_path, monkeypatch):
 
 def made_of(text):
     "A page in which every text is `text`"
-    answer = lambda s: dict(tokens=['a' if s == 1. else 'b', text], said=[1., -s], right=s == 1.)
+    answer = lambda s: dict(tokens=['a' if s == 1. else 'b', text], readout=[1., -s], right=s == 1.)
     strengths = (0., 1., 3.)
     return explorer_html({k: [[answer(s)] for s in strengths] for k in ('selected', text)}, [Problem('x', text, '', text, 'own')],
                          strengths,
@@ -106,14 +143,26 @@ def test_texts_stay_texts():
     assert seen.tags.count('script') == 2 and not {'svg', 'iframe', 'object', 'form'} & {*seen.tags}
     assert not [k for _, k, _ in seen.at if k.startswith('on')]
 
-def test_the_live_widget(tiny, sets):
+def coloured(text):
+    "(token, its number, opacity of its colour) of each span of a page or a widget"
+    spans = re.findall(r'<span([^>]*)title="([+−][0-9.]+) standard deviations"[^>]*>([^<]*)</span>', text)
+    number = lambda x: float(x.replace('−', '-'))
+    return [(t, number(x), float((re.search(r',([0-9.]+)\)"', s) or [0, 0])[1])) for s, x, t in spans]
+
+def test_the_live_widget_shows_what_the_page_shows(tiny, sets):
+    "The same numbers of the same answers in the same unit, which both name"
     pytest.importorskip('ipywidgets')
+    asked, how = [Problem('own', 'How many?', '', '0', 'own')], dict(max_new_tokens=6, progress=False)
     box = explore(*tiny, sets, 'How many?', max_new_tokens=6)
     ask, (which, strength, button), out = box.children[0], box.children[1].children, box.children[2]
     which.value, strength.value = 'random', 4.
     button.click()
-    own, = answers_at(*tiny, [Problem('own', 'How many?', '', '0', 'own')], sets['random'], 4., max_new_tokens=6)
-    assert all(str(abs(x))[:4] in out.value for x in own.said[:2]) and 'class="context"' in out.value
+    made = explored(*tiny, sets, asked, **how)
+    of_page = page_data(explorer_html(made, asked))['answers']['random'][4][0]
+    seen = coloured(out.value)
+    assert [x for _, x, _ in seen] == pytest.approx([x for x in of_page['readout']], abs=.0051) and len(seen) == len(of_page['tokens']) == 6
+    assert [a for *_, a in seen if a] == pytest.approx([.2*min(3, abs(x)) for x in of_page['readout'] if abs(x) > .1], abs=.0051)
+    assert 'Mean read-out: ' in out.value and 'three standard deviations' in out.value
     ask.value = ''
     button.click()
     assert 'refused' in out.value
@@ -136,6 +185,8 @@ def test_in_a_browser(tmp_path, width, scheme):
         tab.keyboard.press('ArrowRight')
         assert tab.locator('#verdict').inner_text().startswith('Times 3: wrong') and tab.locator('#answer').inner_text().startswith('b')
         assert 'The unchanged model writes: a' in tab.locator('#before').inner_text()
+        assert tab.locator('#answer span').first.get_attribute('title') == '+0.71 standard deviations'
+        assert 'Mean read-out: −' in tab.locator('#before').inner_text()
         first, second = (tab.locator('#answer span').nth(i).evaluate('e => e.style.background') for i in (0, 1))
         assert first.startswith('rgba(213, 94, 0') and second.startswith('rgba(0, 114, 178')
         tab.get_by_label('Question').focus()

@@ -11,7 +11,8 @@ FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers d
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols '
-           'beyond.controls beyond.effects beyond.votes beyond.dose beyond.explorer beyond.command beyond.families'),
+           'beyond.controls beyond.effects beyond.votes beyond.dose beyond.explorer beyond.knowledge beyond.command '
+           'beyond.families'),
           ('lab', 'lab.arms lab.recipes lab.stages lab.keys lab.warm lab.step lab.pace lab.forecast lab.workflow lab.launch '
                   'lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict lab.report lab.figures '
                   'lab.page lab.publish lab.bench lab.gate '

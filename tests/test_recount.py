@@ -11,8 +11,9 @@ RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'paper'/'results'
 RECIPES = sorted(f.parent.name for f in RESULTS.glob('*/contrasts.csv'))
 Z = 1.959963984540054                                          # 97.5 % point of the normal distribution
 SHARES = {'accuracy_strict': 'correct_strict', 'accuracy_flexible': 'correct_flexible', 'accuracy_numeric': 'correct_numeric',
-          'pair_accuracy': 'pair_correct', 'pair_accuracy_mean': 'pair_correct_mean', 'choice_accuracy': 'choice_correct'}
-MEANS = ('nll_gold', 'nll_text', 'choice_margin')
+          'pair_accuracy': 'pair_correct', 'pair_accuracy_mean': 'pair_correct_mean', 'choice_accuracy': 'choice_correct',
+          'knowledge': 'knows', 'knowledge_norm': 'knows_norm'}
+MEANS = {'nll_gold': 'nll_gold', 'nll_text': 'nll_text', 'choice_margin': 'choice_margin', 'knowledge_margin': 'knows_margin'}
 
 def own_strict(text):
     "lm-evaluation-harness' strict-match for gsm8k, and its normalisation"
@@ -34,7 +35,7 @@ def data(request):
     folder, values, rows = RESULTS/request.param, defaultdict(dict), []
     for f in sorted((folder/'samples').glob('*.jsonl')): rows += [json.loads(l) for l in f.open(encoding='utf-8')]
     for r in rows:
-        own = {m: r[k] for m, k in SHARES.items() if k in r} | {m: r[m] for m in MEANS if m in r}
+        own = {m: r[k] for m, k in SHARES.items() if k in r} | {m: r[k] for m, k in MEANS.items() if k in r}
         own |= {k: v for k, v in r.items() if re.fullmatch(r'(pass|majority)_\d+', k)}
         if 'text' in r:
             own |= dict(no_answer=r['numeric'] is None, truncated=not r['finished'], format_rate='#### ' in r['text'] and

@@ -149,8 +149,9 @@ METRICS = dict(
     no_answer=lambda r: r['numeric'] is None, truncated=lambda r: not r['finished'], format_rate=lambda r: r['strict'] is not None,
     nll_gold='nll_gold', pair_accuracy='pair_correct', pair_accuracy_mean='pair_correct_mean',
     repetition=lambda r: repeats(r['text']), nll_text='nll_text', choice_accuracy='choice_correct', choice_margin='choice_margin',
+    knowledge='knows', knowledge_norm='knows_norm', knowledge_margin='knows_margin',
     **{f'{x}_{k}': f'{x}_{k}' for x in ('pass', 'majority') for k in (1, 2, 4, 8, 16, 32, 64)})
-CONTINUOUS = {'nll_gold', 'nll_text', 'choice_margin', *(m for m in METRICS if m.startswith(('pass_', 'majority_')))}
+CONTINUOUS = {'nll_gold', 'nll_text', 'choice_margin', 'knowledge_margin', *(m for m in METRICS if m.startswith(('pass_', 'majority_')))}
 
 def _measured(row, metric):
     get = METRICS[metric]
@@ -190,14 +191,14 @@ def summarise(rows):
 # %% ../nbs/07_evaluate.ipynb #16_evalu-042b
 COLUMNS = [k.split() for k in (                                # of each kind of row, beside arm, seed, set and id
     'text answer n_tokens finished strict flexible numeric correct_strict correct_flexible correct_numeric',
-    'pair_correct pair_correct_mean', 'choice_correct choice_margin', 'nll_text')]
+    'pair_correct pair_correct_mean', 'choice_correct choice_margin', 'nll_text', 'knows knows_norm knows_margin')]
 _WORDS, _COUNTS = ('arm', 'set', 'id', 'answer', 'text'), ('seed', 'n_tokens', 'difficulty', 'n_chosen', 'n_rejected')
 
 def _odd_value(k, v):
     "What a value of column `k` must be; empty if `v` is that"
     if k in _WORDS: return '' if isinstance(v, str) else 'text'
     if k in ('strict', 'flexible', 'numeric'): return '' if v is None or isinstance(v, str) else 'text or null'
-    if k == 'finished' or k.startswith(('correct_', 'pair_correct')) or k == 'choice_correct':
+    if k == 'finished' or k.startswith(('correct_', 'pair_correct')) or k in ('choice_correct', 'knows', 'knows_norm'):
         return '' if type(v) is bool else 'true or false'
     if k in _COUNTS: return '' if type(v) is int and v >= 0 else 'a whole number, 0 or more'
     return '' if type(v) in (int, float) and math.isfinite(v) else 'a finite number'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORED', 'PROTOCOLS', 'Protocol', 'protocol', 'protocol_prompts', 'protocol_extract', 'protocol_correct', 'cut_at',
-           'protocol_rows', 'harness_scores']
+           'protocol_rows', 'save_task', 'harness_scores']
 
 # %% ../../nbs/beyond/07_protocols.ipynb #18-proto-002
 import json, random, re, tempfile
@@ -126,19 +126,31 @@ def protocol_rows(model, tokenizer, name, # of a protocol, or a `Protocol`
                            **protocol_extract(p, text), **{f'correct_{k}': v for k, v in protocol_correct(p, text, q.solution).items()})
     return rows
 
+# %% ../../nbs/beyond/07_protocols.ipynb #18-proto-030
+def save_task(folder, # where the task's YAML is written
+              task:str, # of the harness, such as arc_easy
+              test, train=None, validation=None): # JSONL files in the form of the task's set on the hub
+    "Write a task of lm-evaluation-harness that reads local files instead of the hub; its name, for `--tasks` beside `--include_path`"
+    with needs('harness', '`save_task`'): import lm_eval
+    named = re.compile(rf'^task: {re.escape(task)}\s*$', re.M)
+    own = next((f for f in (Path(lm_eval.__file__).parent/'tasks').rglob('*.yaml') if named.search(f.read_text(encoding='utf-8'))), None)
+    if own is None: raise ValueError(f'lm-evaluation-harness has no task {task!r} in a file of its own: `lm_eval ls tasks` lists them')
+    given = dict(train=train, validation=validation, test=test)
+    files = {k: str(Path(f).expanduser().resolve()) for k, f in given.items() if f is not None}
+    for f in files.values():
+        if not Path(f).is_file(): raise FileNotFoundError(f'{f} is missing: give JSONL files in the form of the set of {task}')
+    splits = ''.join(f"{'training' if k == 'train' else k}_split: {k if k in files else 'null'}\n" for k in given)
+    (Path(folder)/f'{task}.yaml').write_text(f'include: {own}\ntask: {task}_here\ndataset_path: json\ndataset_name: null\n{splits}'
+                                             f'dataset_kwargs: {{data_files: {json.dumps(files)}}}\n', encoding='utf-8')
+    return f'{task}_here'
+
 # %% ../../nbs/beyond/07_protocols.ipynb #18-proto-020
 def _local_tasks(tasks, data_dir, folder):
     "The harness's own tasks with their questions read from local files; their names there"
-    import lm_eval
-    for t in tasks:
-        protocol(t)
-        files = {k: Path(data_dir).expanduser().resolve()/'gsm8k'/f'{k}.jsonl' for k in ('train', 'test')}
-        for f in files.values():
-            if not f.exists(): raise FileNotFoundError(f'{f} is missing: data_dir must hold gsm8k/train.jsonl and gsm8k/test.jsonl')
-        own = Path(lm_eval.__file__).parent/'tasks'/'gsm8k'/f'{t.replace("_", "-")}.yaml'
-        (Path(folder)/f'{t}.yaml').write_text(f'include: {own}\ntask: {t}_here\ndataset_path: json\ndataset_name: null\n'
-            f'dataset_kwargs: {{data_files: {{train: {json.dumps(str(files["train"]))}, test: {json.dumps(str(files["test"]))}}}}}\n')
-    return [f'{t}_here' for t in tasks]
+    files = {k: Path(data_dir).expanduser().resolve()/'gsm8k'/f'{k}.jsonl' for k in ('train', 'test')}
+    for f in files.values():
+        if not f.exists(): raise FileNotFoundError(f'{f} is missing: data_dir must hold gsm8k/train.jsonl and gsm8k/test.jsonl')
+    return [save_task(folder, protocol(t).name, **files) for t in tasks]
 
 def harness_scores(model:str, # folder of a saved model, or a hub id
                    tasks=('gsm8k_cot',), limit:int=0, # questions of each task, 0 for all

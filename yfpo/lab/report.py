@@ -13,6 +13,8 @@ from .tables import (audit_table, bracket_note, capability_table, contrast_table
                              hacks_table, harm_margins, harm_table, main_table, mediation_table, power_table, rates_table, sampled_table,
                              selector_table, sizes_note, specificity_table, study_table, write_table)
 from .findings import audit_verdict
+from .wording import percent
+from ..beyond.knowledge import chance, knowledge_questions
 
 # %% ../../nbs/lab/17_report.ipynb #20-repor-201
 def asked(only:str, # names separated by spaces
@@ -53,13 +55,15 @@ def _main_tables(folder):
               f"before the run and are corrected for their number (Holm); all others are exploratory. {m['model']}, seeds {m['seeds']}.")
     alike = (f"No harm: two one-sided tests of equivalence. Not testable: they would pass less than every other time if nothing differed. "
              f"{m['model']}, seeds {m['seeds']}.")
+    known = '' if not (main.set == 'knowledge').any() else (
+        f' Of the questions of plain knowledge, guessing answers {percent(chance(knowledge_questions()))} %, and the ceiling is 100 %.')
     return dict(
         main=(main_table(main), f'Arms. {about}'), contrasts=(contrast_table(contrasts), paired),
         rates=(rates_table(main), f'Three extraction rules. {about}'),
         difficulty=(levels, f'Numeric accuracy by difficulty. {about}') if levels.shape[1] > 2 else 'These sets have no difficulty levels.',
         sampled=(sampled, f'Sampled answers, numeric rule. {about.replace("greedy", "sampled")}') if len(sampled)
             else 'No answers were sampled in this recipe.',
-        harm=(harm, alike) if len(harm) else 'These arms were not probed for harm.')
+        harm=(harm, alike + known) if len(harm) else 'These arms were not probed for harm.')
 
 def _specificity_table(folder):
     kinds = ('answers', 'training', 'margins', 'contrasts')

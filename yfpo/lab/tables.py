@@ -132,7 +132,8 @@ def sampled_table(main):
 
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-022
 METRIC_LABELS = dict(accuracy_numeric='accuracy, points', pass_1='pass@1, points', nll_gold='NLL, nats/token',
-                   pair_accuracy='pair accuracy, points', nll_text='NLL, nats/token', choice_accuracy='right form, points')
+                   pair_accuracy='pair accuracy, points', nll_text='NLL, nats/token', choice_accuracy='right form, points',
+                   knowledge='right answer, points')
 
 def counting(contrasts):
     "The rows that count: those over all seeds, if there are several"
@@ -192,7 +193,7 @@ def family_table(folders): # of results
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-011
-HARM = dict(nll_text=('harm_nll', .05), choice_accuracy=('harm_choice', .05))                 # parameter of the stage compare, its default
+HARM = dict(nll_text=('harm_nll', .05), choice_accuracy=('harm_choice', .05), knowledge=('harm_choice', .05))  # of compare, default
 
 def harm_margins(manifest):
     "{metric: largest difference that would not matter} of a recipe"
@@ -204,7 +205,7 @@ def testable(r, margins): # a row of contrasts.csv
     return equivalence_power(r.se, r.df, margins[r.metric]) >= .5
 
 def harm_table(contrasts, margins): # frame of contrasts.csv, what `harm_margins` says
-    "Differences on prose and verb forms, which should not change, with the p-value of equivalence; empty if not measured"
+    "Differences on prose, verb forms and knowledge, which should not change, with the p-value of equivalence; empty if not measured"
     import pandas as pd
     if 'p_equivalent' not in contrasts: return pd.DataFrame()
     df = counting(contrasts[contrasts.p_equivalent.notna()])

@@ -16,7 +16,7 @@ ARM_NAMES = {'base': ('base', GREY), 'sft': ('SFT', SKY), **{k: (a.name, a.color
 NEURON_SET_NAMES = {'selected': ('selected', RED), 'layer-matched': ('layer-matched', PURPLE), 'random': ('random', GREY)}
 SET_NAMES = {'gsm8k': 'GSM8K', 'gsm8k/test': 'GSM8K', 'svamp': 'SVAMP', 'templates': 'templates', 'templates-ood': 'unseen templates',
         'gsm-drawn': 'GSM-Symbolic, drawn', 'gsm-drawn-dev': 'GSM-Symbolic, drawn (dev)', 'pairs': 'held-out pairs', 'prose': 'prose',
-        'agreement': 'verb agreement'}
+        'agreement': 'verb agreement', 'knowledge': 'plain knowledge'}
 TOKEN_NAMES = {'attnlrp': 'AttnLRP', 'cp-lrp': 'CP-LRP', 'gradient': 'gradient x input', 'wanda': 'Wanda form', 'random': 'random order',
                'mean-abs': 'mean |activation|'}
 
@@ -50,8 +50,10 @@ def interval(value, low, high, scale=1, digits=3, sign='', bold=False):
     return mean if math.isnan(low) else f'{mean} [{num(low)}, {num(high)}]'
 
 NATS = ('nll_gold', 'nll_text', 'choice_margin')
-def unit_of(metric): return (1, 3, 'nats per token') if metric in NATS else (100, 1, '%')
-def delta_unit(metric): return (1, 4) if metric in NATS else (100, 1)   # paired differences are finer than levels
+def unit_of(metric):
+    "Scale, digits and unit of a level"
+    return (1, 3, 'nats per token') if metric in NATS else (1, 3, 'nats') if metric == 'knowledge_margin' else (100, 1, '%')
+def delta_unit(metric): return (1, 4) if unit_of(metric)[2].startswith('nats') else (100, 1)   # paired differences are finer than levels
 
 def p_text(p): return '' if math.isnan(p) else f'{p:.3f}' if p >= .001 else '<0.001'
 

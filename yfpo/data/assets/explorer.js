@@ -19,10 +19,13 @@ const radios = (id, words, chosen) => words.forEach((word, i) => {
 });
 const chosen = id => Number(document.querySelector('input[name=' + id + ']:checked').value);
 
-// ---- an answer: its tokens, coloured by what the set says, in standard deviations from the unchanged model's average token
+// ---- an answer: its tokens, coloured by the set's read-out, in standard deviations from the mean token of the unchanged model's answers
 
 const color = x => 'rgba(' + (x > 0 ? '213,94,0' : '0,114,178') + ',' + (.2*Math.min(3, Math.abs(x))).toFixed(2) + ')';
-const signed = x => (x < 0 ? '\u2212' : '+') + Math.abs(x).toFixed(2);
+const spreads = x => {
+  const y = Math.round(100*x)/100;                              // no minus before 0.00
+  return (y < 0 ? '\u2212' : '+') + Math.abs(y).toFixed(2) + ' standard deviations';
+};
 const upper = text => text[0].toUpperCase() + text.slice(1);
 const mean = xs => xs.reduce((a, x) => a + x, 0)/Math.max(1, xs.length);
 
@@ -35,12 +38,12 @@ const show = () => {
   $('verdict').className = answer.right ? 'right' : 'wrong';
   $('answer').replaceChildren(...answer.tokens.map((t, i) => {
     const span = make('span', t);
-    span.title = signed(answer.said[i]);
-    span.style.background = color(answer.said[i]);
+    span.title = spreads(answer.readout[i]);
+    span.style.background = color(answer.readout[i]);
     return span;
   }));
   const same = answer.tokens.join('') === plain.tokens.join('');
-  $('before').textContent = 'On average the neurons say ' + signed(mean(answer.said)) + ' standard deviations. ' +
+  $('before').textContent = 'Mean read-out: ' + spreads(mean(answer.readout)) + '. ' +
     (at === unchanged ? 'The model is unchanged.' : same ? 'The unchanged model writes the same.'
       : 'The unchanged model writes: ' + plain.tokens.join(''));
   for (const box of document.querySelectorAll('[data-set]')) box.hidden = box.dataset.set !== set;
