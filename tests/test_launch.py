@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest, torch
 from conftest import ROOT
-from yfpo.lab.arms import ARMS, BLUE, Arm, arm_contrasts
+from yfpo.lab.arms import ARMS, BLUE, NEURONS, Arm, arm_contrasts
 from yfpo.lab.launch import arm_parameters, failure_file, launch_arm, neurons_of, train_arm
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.publish import run_here
@@ -69,6 +69,13 @@ def test_a_control_differs_from_yfpo_in_one_thing(ready):
         c = set_of(arm)
         assert torch.equal(c.layer, own.layer) and torch.equal(c.weight, own.weight) and not torch.equal(c.index, own.index)
         assert torch.equal(c.direction, torch.where(signs[c.layer, c.index] < 0, -1., 1.)) and set_of(arm, 4) != c == set_of(arm)
+
+def test_neurons_of_a_new_kind_are_made_or_refused(ready, monkeypatch):
+    "A word alone does not train the selected neurons under another name"
+    with pytest.raises(ValueError, match="or add one; see `neurons_of`"): Arm('YFPO (half)', BLUE, 'half of them', neurons='half')
+    monkeypatch.setattr('yfpo.lab.arms.NEURONS', (*NEURONS, 'half'))
+    monkeypatch.setitem(ARMS, 'yfpo-half', Arm('YFPO (half)', BLUE, 'half of them', neurons='half'))
+    with pytest.raises(ValueError, match="yfpo-half rewards neurons of the kind 'half'"): neurons_of('yfpo-half', 0, ready, 'smoke', None)
 
 @pytest.mark.parametrize('arm', ['yfpo', 'yfpo-random', 'yfpo-literal', 'yfpo-reversed'])
 def test_every_arm_gets_the_dose(ready, arm):

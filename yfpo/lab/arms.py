@@ -29,7 +29,8 @@ class Arm:
     diluted: bool = False        # its learning rate is multiplied by the share of DPO's gradient that is left in YFPO at the recipe's dose
 
     def __post_init__(self):
-        if self.neurons not in NEURONS: raise ValueError(f"neurons of an arm are {self.neurons!r}: use one of {', '.join(NEURONS)}")
+        if self.neurons not in NEURONS:
+            raise ValueError(f"neurons of an arm are {self.neurons!r}: use one of {', '.join(NEURONS)}, or add one; see `neurons_of`")
 
     @property
     def moves(self): return self.neurons == 'moving'           # its neurons are chosen again during training

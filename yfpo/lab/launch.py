@@ -71,6 +71,8 @@ def neurons_of(arm:str, seed:int, run, recipe:str, # run: a folder with `neurons
         how = {f.name: selected.meta[f.name] for f in fields(Selection) if f.name in selected.meta}
         return contrast_set(kept('capability'), None, net, selected.meta.get('method', Scoring.method), **how)
     if which == 'reversed': return replace(selected, direction=-selected.direction, meta={**selected.meta, 'selector': 'reversed'})
+    if which not in ('selected', 'moving'):
+        raise ValueError(f'{arm} rewards neurons of the kind {which!r}, which no line of `neurons_of` makes: add one')
     return selected
 
 # %% ../../nbs/lab/09_launch.ipynb #23-launch-113
