@@ -8,11 +8,11 @@ ENTRY, EXAMPLE = (ROOT/'nbs'/'beyond'/'trl'/f for f in ('paper_index.md', 'yfpo_
 def cells(kind): return [''.join(c['source']) for c in json.loads(EXAMPLE.read_text())['cells'] if c['cell_type'] == kind]
 
 def test_the_entry_trains_with_the_settings_of_the_recipe(tmp_path, monkeypatch):
-    "Its code as it stands, but for the model; settings are those of the recipe `paper` and of the package, so they cannot drift apart"
+    "Its code as it stands, but for the model; settings are those of the recipe `gsm8k-full` and of the package, so they cannot drift apart"
     from yfpo.lab.recipes import read_recipe
     from yfpo.trainer import YFPOConfig, YFPOTrainer
     code, = re.findall(r'```python\n(.*?)```', ENTRY.read_text(), re.S)
-    recipe = read_recipe('paper')
+    recipe = read_recipe('gsm8k-full')
     assert f'"{recipe.shared["model"]}"' in code
     names = dict(capability=['1 + 2 = 3', '4 * 5 = 20'], general=['the sea is calm', 'a quiet road'],
                  train_dataset=[dict(prompt=f'{i} + 1 =', chosen=f' {i + 1}', rejected=f' {i}') for i in range(9)])

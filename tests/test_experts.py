@@ -198,7 +198,8 @@ def test_a_neuron_that_never_fired_has_the_floor_of_those_that_did():
     a = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     a[:, 2] = 0
     std = fit_moments([a], s, torch.ones(4)).std
-    assert std[2] == pytest.approx(std[[0, 1, 3]].min().item(), rel=.3) and fit_moments([a*0], s, torch.ones(4)).std.tolist() == [pytest.approx(1e-6)]*4
+    assert std[2] == pytest.approx(std[[0, 1, 3]].min().item(), rel=.3)
+    assert fit_moments([a*0], s, torch.ones(4)).std.tolist() == [pytest.approx(1e-6)]*4
 
 @pytest.mark.parametrize('family', EXPERTS)
 def test_selection_and_controls(family, tmp_path):
@@ -210,7 +211,7 @@ def test_selection_and_controls(family, tmp_path):
     assert again == s
     for c in control_sets(s, 2).values(): assert len(c.check(m)) == len(s)
     assert layer_matched(s).layer.bincount().tolist() == s.layer.bincount().tolist()
-    sizes = dict(num_local_experts=8, num_experts=8, intermediate_size=24, moe_intermediate_size=12)       # as many neurons, of other experts
+    sizes = dict(num_local_experts=8, num_experts=8, intermediate_size=24, moe_intermediate_size=12)     # as many neurons, of other experts
     with pytest.raises(ValueError, match='another model .experts 4 there, 8 here'): s.check(random_model(family, vocab_size=259, **sizes))
 
 # ---- training
@@ -254,7 +255,7 @@ def test_the_term_moves_its_margin(small, family, tmp_path):
     assert any('gate_up_proj' in n for n in moved) and any(n.endswith('mlp.gate.weight') for n in moved)
 
 @pytest.mark.parametrize('extra', [dict(activation_checkpointing=True), dict(share_prompts=True), dict(precompute_ref_log_probs=True),
-                                   dict(share_prompts=True, activation_checkpointing=True)])      # sharing needs a loss without the router's
+                                   dict(share_prompts=True, activation_checkpointing=True)])     # sharing needs a loss without the router's
 def test_the_same_trajectory_another_way(small, extra, tmp_path):
     m = small['mixtral']
     a, b = (trained(m, tmp_path/n, members(m), neuron_weight=1., max_steps=3, router_aux_loss_coef=0., **{'share_prompts': False, **kw})
@@ -268,8 +269,8 @@ def test_prompts_are_shared(small):
 def test_lora_on_attention_trains_and_on_experts_is_refused(small, tmp_path):
     peft = pytest.importorskip('peft')
     m = small['mixtral']
-    t = trained(m, tmp_path/'a', members(m), peft.LoraConfig(r=4, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM'), neuron_weight=1.,
-                max_steps=4)
+    attention = peft.LoraConfig(r=4, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM')
+    t = trained(m, tmp_path/'a', members(m), attention, neuron_weight=1., max_steps=4)
     assert column(t, 'neurons/margins')[-1] != column(t, 'neurons/margins')[1]
     experts = peft.LoraConfig(r=4, target_modules=[], target_parameters=['mlp.experts.gate_up_proj'], task_type='CAUSAL_LM')
     with pytest.raises(ValueError, match='the experts have an adapter, which PEFT adds .* put the adapter on attention, or merge it first'):

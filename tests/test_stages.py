@@ -221,7 +221,8 @@ def test_knowledge_is_asked_where_a_recipe_wants_it(selected, tmp_path):
     write_jsonl(run/'pairs'/'dev.jsonl', pairs_from_corruption(make_problems(3, seed=6))[0])
     for n in (0, 5):
         stage('evaluate', run, max_new_tokens=2, n_nll=1, n_prose=1, n_choices=1, n_knowledge=n)
-        own = {arm: [r for r in read_jsonl(run/'results'/'samples'/f'{arm}-seed0.jsonl') if r['set'] == 'knowledge'] for arm in ('base', 'sft')}
+        own = {arm: [r for r in read_jsonl(run/'results'/'samples'/f'{arm}-seed0.jsonl') if r['set'] == 'knowledge']
+               for arm in ('base', 'sft')}
         assert [r['id'] for r in own['base']] == [r['id'] for r in own['sft']] and len(own['sft']) == n
     main = pd.read_csv(run/'results'/'eval'/'sft-seed0.csv')
     assert set(main.metric[main.set == 'knowledge']) == {'knowledge', 'knowledge_norm', 'knowledge_margin'}
