@@ -3,7 +3,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from yfpo.beyond import families
 from yfpo.beyond.families import SIZES as SMALL, small_config
-from yfpo.relevance import FAMILIES
+from yfpo.lm.families import FAMILIES
 
 VARIANTS = {'gpt_neox one after the other': ('gpt_neox', dict(use_parallel_residual=False)),
             'stablelm parallel': ('stablelm', dict(use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True)),

@@ -4,7 +4,8 @@ import numpy as np, pytest, torch
 from families import random_model
 from test_relevance import relative
 from yfpo.beyond.attributors import integrated_gradients, logprob_increase
-from yfpo.relevance import FAMILIES, ATTRIBUTORS, attribute
+from yfpo.lm.families import FAMILIES
+from yfpo.relevance import ATTRIBUTORS, attribute
 from yfpo.beyond.cards import cards_html, neuron_cards
 from yfpo.beyond.controls import activation_matched, bottom_neurons, norm_matched
 from yfpo.beyond.effects import faithfulness, hiding_curve
@@ -12,7 +13,8 @@ from yfpo.interventions import ablate, delta_nll, draw_rank, patch, patch_from, 
 from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.neurons import NeuronSet, capability_relevance, contrast_set, jaccard, model_signature, select_neurons, spearman
 from yfpo.data.templates import general_texts, make_problems
-from yfpo.relevance import blocks_of, down_projs, explained, mlps_of, width, write_matrix
+from yfpo.lm.families import blocks_of, down_projs, mlps_of, width, write_matrix
+from yfpo.relevance import explained
 from yfpo.lm.responses import Example, collate, format_prompt, generate, hidden_states
 
 DIGITS = torch.arange(10, 20)

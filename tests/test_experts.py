@@ -14,7 +14,8 @@ from yfpo.lm.models import byte_tokenizer
 from yfpo.lm.packing import packs
 from yfpo.lm.responses import Example, collate, generate, hidden_states
 from yfpo.neurons import NeuronSet, control_sets, layer_matched, model_signature, select_neurons
-from yfpo.relevance import FAMILIES, attnlrp, down_projs, mlps_of, neuron_relevance, relevance_sums, residual_relevance, width, write_matrix
+from yfpo.lm.families import FAMILIES, down_projs, mlps_of, width, write_matrix
+from yfpo.relevance import attnlrp, neuron_relevance, relevance_sums, residual_relevance
 from yfpo.reward import NeuronReader, fit_moments, write_norms
 from yfpo.trainer import YFPOConfig, YFPOTrainer
 

@@ -11,7 +11,7 @@ from yfpo.interventions import ablate, record
 from yfpo.lm.responses import collate, encode, format_prompt, generate
 from yfpo.neurons import NeuronSet, layer_matched
 from yfpo.reward import ReadOut, RewardStats, fit_moments, write_norms
-from yfpo.relevance import down_projs
+from yfpo.lm.families import down_projs
 
 @pytest.fixture(scope='module')
 def sets(tiny):

@@ -9,7 +9,7 @@ from yfpo.lm import models
 from yfpo.lm.models import (atomic_folder, base_fingerprint, byte_tokenizer, embedded_gguf, fingerprint, from_gguf, load_model, save_model,
                          tiny_model)
 from yfpo.neurons import select_neurons
-from yfpo.relevance import FAMILIES
+from yfpo.lm.families import FAMILIES
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.lm.responses import format_prompt
 from yfpo.trainer import YFPOConfig, YFPOTrainer

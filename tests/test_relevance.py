@@ -11,8 +11,9 @@ from families import SMALL, VARIANTS, capped, random_model, row
 from yfpo import relevance
 from yfpo.beyond.identities import identities, lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
-from yfpo.relevance import (FAMILIES, SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, family_of, neuron_relevance,
-                            relevance_flows, residual_relevance)
+from yfpo.lm.families import FAMILIES, activation_of, down_projs, family_of, mlps_of
+from yfpo.relevance import (SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, neuron_relevance, relevance_flows,
+                            residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
 EVERY = [*sorted(FAMILIES), *VARIANTS]
@@ -84,10 +85,10 @@ def test_reading_the_prompt_apart_is_exact(rule, model, batch):
     "Against one pass over the whole text with a graph; the texts are longer than the sliding windows"
     whole = [None]*3
     def read(i, a, g): whole[i] = ((a*g)*batch['response_mask'][..., None]).sum(1)
-    y = relevance.explain(model, batch, relevance.down_projs(model), rule, read)
+    y = relevance.explain(model, batch, down_projs(model), rule, read)
     seen = []
     apart = relevance.split_prompt(batch)
-    y2 = relevance.explain(model, apart, relevance.down_projs(model), rule, lambda i, a, g: seen.append(a.shape[1]))
+    y2 = relevance.explain(model, apart, down_projs(model), rule, lambda i, a, g: seen.append(a.shape[1]))
     assert relative(neuron_relevance(model, batch, rule), torch.stack(whole, 1)) < 1e-5 and relative(y2, y) < 1e-5
     assert set(seen) == {12}                                     # the longest response; the prompt carries no graph
 
@@ -157,8 +158,8 @@ def test_mutant_is_caught_by(mutant, batch):
 
 def mutants_of(m):
     "Those of `MUTANTS` that change something in a model of this family, and the identities that must notice"
-    family, mlp = row(m.config.model_type), relevance.mlps_of(m)[0]
-    act = relevance.activation_of(mlp, family)
+    family, mlp = row(m.config.model_type), mlps_of(m)[0]
+    act = activation_of(mlp, family)
     x = torch.zeros(1, 1, m.config.hidden_size)
     skip = ['gate'] if family.parts(mlp, x)[1] is None else []
     true = {'silu': lambda: [mock.patch.dict(relevance.MULTIPLIERS, {type(act).__name__: derivative(act)})]}
@@ -182,7 +183,7 @@ def test_shares_of_a_gated_convolution(batch):
     with attnlrp(m):
         conv.in_proj.register_forward_hook(lambda mod, args, out: keep('parts', out), prepend=True)
         conv.out_proj.register_forward_pre_hook(lambda mod, args: keep('y', args[0]))
-        relevance.explain(m, batch, relevance.down_projs(m), 'attnlrp', lambda *a: None)
+        relevance.explain(m, batch, down_projs(m), 'attnlrp', lambda *a: None)
     parts, y = R['parts'].view(3, 32).sum(1), R['y'].sum()
     assert torch.allclose(parts, y*torch.tensor([.25, .5, .25]), rtol=1e-4) and y.abs() > 1e-2
 

@@ -15,7 +15,8 @@ from .data.checks import documented, settings_in, taken, takes
 from .lm.decoding import Edit
 from .lm.models import unwrap
 from .lm.packing import shared_logprobs
-from .relevance import down_projs, explained
+from .lm.families import down_projs
+from .relevance import explained
 from .lm.responses import TextReading, batches, collate, encode, hidden_states
 from .lm.progress import track
 

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from .data.checks import as_path, check_count, check_name, check_number, documented, settings_of, taken, takes
 from .data.files import atomic_write, first_words, parse_json, saved_json, saved_tensors
 from .lm.models import base_fingerprint, check_model, unwrap
-from .relevance import Scoring, attribute, attributor, down_projs, family_of, option_names, width
+from .lm.families import down_projs, family_of, width
+from .relevance import Scoring, attribute, attributor, option_names
 from .lm.responses import Example, encode, text_items
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-048

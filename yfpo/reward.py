@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from .lm.decoding import check_tokens
 from .neurons import MEMBER, NeuronSet, as_set
 from .data.files import atomic_write, saved_json, saved_tensors
-from .relevance import digit_ids, down_projs, relevance_sums, rule_scope, write_matrix
+from .lm.families import down_projs, write_matrix
+from .relevance import digit_ids, relevance_sums, rule_scope
 from .lm.packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
 from .lm.responses import Reading, TextReading, batches, collate, encode, hidden_states, odd_item, token_logprobs
 from .lm.rows import Turns, divergent_examples, places, spoken_lengths

@@ -11,8 +11,8 @@ import math
 import torch
 from ..neurons import Selection, set_from_scores
 from ..lm.models import logit_scale
-from ..relevance import (ATTRIBUTORS, Attributor, answer_mask, blocks_of, branch_scale, down_projs, explain, explained, explaining,
-                            family_of, final_gain, mlps_of, unwrap, width, write_matrix)
+from ..lm.families import blocks_of, branch_scale, down_projs, family_of, final_gain, mlps_of, width, write_matrix
+from ..relevance import ATTRIBUTORS, Attributor, answer_mask, explain, explained, explaining, unwrap
 from ..lm.responses import Example, batches, collate, hidden_states
 
 # %% ../../nbs/beyond/02_attributors.ipynb #05-attri-005

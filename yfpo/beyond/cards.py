@@ -16,7 +16,8 @@ from ..data.files import atomic_write
 from ..data.pages import fragment, page, part
 from ..lm.models import unwrap
 from ..reward import NeuronReader, NeuronReading, _activations_of, standardise
-from ..relevance import Scoring, explain, down_projs, final_gain, write_matrix
+from ..lm.families import down_projs, final_gain, write_matrix
+from ..relevance import Scoring, explain
 from ..lm.responses import batches, collate, encode
 
 # %% ../../nbs/beyond/03_cards.ipynb #08-cards-005

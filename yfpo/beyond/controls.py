@@ -12,7 +12,8 @@ from fastcore.meta import delegates
 from ..data.checks import settings_of
 from ..lm.responses import text_items
 from ..neurons import Selection, _control, _home, capability_relevance, contrast_set, jaccard, spearman
-from ..relevance import Scoring, down_projs, option_names, write_matrix
+from ..lm.families import down_projs, write_matrix
+from ..relevance import Scoring, option_names
 
 # %% ../../nbs/beyond/09_controls.ipynb #06-neuro-041
 def _matched(neurons, values, name, seed, pool, how=()):

@@ -11,7 +11,8 @@ from ..interventions import patch_from
 from ..lm.models import unwrap
 from ..lm.responses import Example, collate, hidden_states
 from ..neurons import contrast_set
-from ..relevance import answer_mask, down_projs, residual_relevance, seed_gradient, write_matrix
+from ..lm.families import down_projs, write_matrix
+from ..relevance import answer_mask, residual_relevance, seed_gradient
 
 # %% ../../nbs/beyond/10_effects.ipynb #08_inter-030b
 def growing(trained, # a `NeuronSet` of `contrast_set`

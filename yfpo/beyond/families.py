@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from .identities import identities
 from ..lm.models import logit_scale, unwrap
 from ..lm.responses import Example, collate
-from ..relevance import FAMILIES, family_of, mlps_of
+from ..lm.families import FAMILIES, family_of, mlps_of
 
 # %% ../../nbs/beyond/12_families.ipynb #fam-005
 SIZES = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,

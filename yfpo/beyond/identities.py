@@ -12,7 +12,8 @@ import torch
 from ..data.extras import needs
 from ..lm.models import unwrap
 from ..lm.responses import hidden_states
-from ..relevance import Family, _attention_scope, _Scope, _Taps, attnlrp, blocks_of, family_of, relevance_flows
+from ..lm.families import Family, blocks_of, family_of
+from ..relevance import _attention_scope, _Scope, _Taps, attnlrp, relevance_flows
 
 # %% ../../nbs/beyond/01_identities.ipynb #31-ident-013
 class _SoftmaxTaps(_Taps):

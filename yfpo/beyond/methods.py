@@ -24,7 +24,7 @@ from ..data.checks import check_count, check_name, check_number, check_positive,
 from ..data.answers import is_correct
 from ..lm.models import unwrap
 from ..neurons import as_set
-from ..relevance import down_projs, mlps_of, width
+from ..lm.families import down_projs, mlps_of, width
 from ..lm.responses import Example
 from ..reward import READOUTS, NeuronReader, RewardStats, check_spread, fit_and_read, readout, relative_margin
 from ..lm.rows import as_dataset, each_set, special_ids, spoken_mask
