@@ -139,10 +139,6 @@ def _ruled(attend, scope):
     return attention
 
 # %% ../nbs/01_relevance.ipynb #04-relev-026
-def _attention_scope(base, scope, wrap=_ruled):
-    "Give `base`, and no other model, a copy of its attention function with the rules in it"
-    return own_attention(base, lambda f: wrap(f, scope))
-
 def _per_layer_inputs(base, scope):
     "Gemma 4's inputs of each layer are constants, like 1/std in a norm, and their gates are activations"
     acts, norm = [b.act_fn for b in blocks_of(base) if hasattr(b, 'per_layer_input_gate')], 'per_layer_projection_norm'
@@ -191,6 +187,11 @@ def _delta_nets(base, scope):
     return [(m, ruled(m, m.forward)) for m in nets], [(m.q_proj, gates(m)) for m in full]
 
 ALSO = {'': lambda base, scope: ([], []), 'per-layer inputs': _per_layer_inputs, 'convolutions': _convolutions, 'delta rule': _delta_nets}
+
+# %% ../nbs/01_relevance.ipynb #01-relev-091
+def _attention_scope(base, scope, wrap=_ruled):
+    "Give `base`, and no other model, a copy of its attention function with the rules in it"
+    return own_attention(base, lambda f: wrap(f, scope))
 
 def _patches(base, scope):
     "(module, new forward) for every norm and MLP and what else has rules, and (module, shares of its columns) for products of columns"
