@@ -1,5 +1,5 @@
 "What is generated equals what is committed, and the experiment notebooks are fit for papermill."
-import ast, json, re, shutil, subprocess, sys
+import ast, importlib, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import LIBRARY, ROOT, of
@@ -130,6 +130,19 @@ def test_what_is_called_tried_has_a_test():
         if not test: assert said.startswith('not tried') or what == 'Python 3.11', what; continue
         file, name = test.strip('`').split('::')
         assert f'def {name}(' in (ROOT/'tests'/file).read_text(), test
+
+@pytest.mark.parametrize('notebook, head, table, apart', [
+    ('03_reward', '| name | what differs |', 'yfpo.reward:READOUTS', {'standardised'}),
+    ('01_relevance', '| seed |', 'yfpo.relevance:SEEDS', set()),
+    ('00_arms', '| arm | isolates |', 'yfpo.lab.arms:ARMS', {'dpo', 'yfpo', 'yfpo-literal', 'yfpo-dynamic'})])
+def test_a_table_in_prose_has_every_row_of_its_table_in_code(notebook, head, table, apart):
+    "Of `apart`, the text around the table speaks"
+    module, name = table.split(':')
+    known = {*getattr(importlib.import_module(module), name)}
+    path, = [f for f in LIBRARY if f.stem == notebook]
+    text, = [t for c in json.loads(path.read_text())['cells'] for t in [''.join(c['source'])] if c['cell_type'] == 'markdown' and head in t]
+    rows = text[text.index(head):].split('\n\n')[0].split('\n')[2:]
+    assert {re.match(r'\| `([\w-]+)` \|', r)[1] for r in rows} == known - apart
 
 def test_contributing_is_short_and_names_what_there_is():
     "Every module, table and test in its map is there, and the whole is read in two minutes"
