@@ -32,7 +32,7 @@ def test_metadata_is_settings_ini(wheel):
 
 def test_the_wheel_carries_texts_and_pages(wheel):
     own = {str(f.relative_to(ROOT)) for d in ('texts', 'assets') for f in (ROOT/'yfpo'/'data'/d).iterdir()}
-    with zipfile.ZipFile(wheel) as z: assert len(own) == 11 and own <= {*z.namelist()}
+    with zipfile.ZipFile(wheel) as z: assert len(own) == 12 and own <= {*z.namelist()}
 
 def test_wheel_alone(wheel, tmp_path):
     venv.create(tmp_path/'v', with_pip=False)

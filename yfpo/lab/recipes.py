@@ -11,9 +11,9 @@ import collections, difflib, importlib.util, json, math, os, re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from ..data.extras import needs
-from ..data.files import read_text
 from .arms import ARMS
 with needs('lab', 'a recipe'): from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from ..data.files import read_text
 
 # %% ../../nbs/lab/01_recipes.ipynb #18_run-005
 def root():

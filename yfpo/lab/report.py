@@ -138,7 +138,7 @@ def _hacks_table(folder):
 TABLE_OF = dict(                                               # name: function that makes it, and the kinds of results it reads
     main=(_main_tables, 'main', 'contrasts', 'manifest'),
     specificity=(_specificity_table, 'answers', 'training', 'margins', 'contrasts', 'manifest'),
-    power=(_power_table, 'answers', 'contrasts'), dose=(_dose_table, 'dose', 'training', 'manifest'),
+    dose=(_dose_table, 'dose', 'training', 'manifest'), power=(_power_table, 'answers', 'contrasts'),
     audit=(_audit_table, 'audit', 'pairs'),
     selectors=(_selector_tables, 'selectors', 'manifest'), capability=(_capability_table, 'capability', 'manifest'),
     **{k: (functools.partial(_study, name=k), k, 'manifest') for k in ('grid', 'zoo', 'dynamic')},
