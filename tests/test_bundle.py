@@ -270,7 +270,8 @@ def test_a_bundle_that_fails_leaves_nothing(tmp_path, toy, monkeypatch):
 
 @pytest.mark.parametrize('args,sentence', [
     (['--platform', 'win_amd64'], "must be the tag of a Linux machine's wheels"), (['--python', '3'], "is '3', but must be a version"),
-    (['--installed', 'nosuch.txt'], 'nosuch.txt does not exist; give the path of a list of packages'), (['--part-size', '60'], 'such as 60M')])
+    (['--installed', 'nosuch.txt'], 'nosuch.txt does not exist; give the path of a list of packages'),
+    (['--part-size', '60'], 'such as 60M')])
 def test_the_command_refuses_in_one_sentence(args, sentence, tmp_path):
     with pytest.raises(SystemExit) as e: main(['bundle', 'smoke', '--to', str(tmp_path/'out'), *args])
     assert str(e.value).startswith('yfpo: ') and sentence in str(e.value) and '\n' not in str(e.value)
