@@ -9,6 +9,8 @@ from yfpo.data.files import write_jsonl
 from yfpo.data.templates import make_problems
 from yfpo.lab.gate import Tried, best_setting, clip_norm, why_closed
 from yfpo.lab.publish import run_here
+from yfpo.lab.tables import gradient_limit
+from yfpo.trainer import YFPOConfig
 
 def tried(accuracy, nll=.1, rate=1e-5): return Tried(rate, .1, 0., accuracy, nll, 1.)
 
@@ -65,3 +67,8 @@ def test_a_closed_gate_ends_with_a_sentence(stage, monkeypatch):
         go(likelihoods=[0.])
     assert not (run/'gate'/'chosen.json').exists() and len((run/'results'/'gate.csv').read_text().splitlines()) == 3
     assert '60.0%' in why_closed([tried(.5)], tried(.6))
+
+def test_steps_are_clipped_beyond_the_default_of_the_trainer():
+    "Where a recipe says nothing of it, the table of doses takes the same limit"
+    said = dict(stages={'train-dpo-seed0': dict(params=dict(train={}))})
+    assert gradient_limit(said) == YFPOConfig('out').max_grad_norm

@@ -213,8 +213,8 @@ def _so(r):
     scale, digits = delta_unit(r.metric)
     beyond = interval(max(abs(r.low), abs(r.high)), math.nan, math.nan, scale, digits)
     missed = interval(r.mde, math.nan, math.nan, scale, digits)
-    return (f"This is not shown to differ from zero. The interval excludes differences beyond {beyond}"
-            + (f"; one of {missed} would be found four times in five." if missed else '.'))
+    return (f"This is not shown to differ from zero. The interval excludes differences beyond {beyond}."
+            + (f" A difference of {missed} would be found four times in five." if missed else ''))
 
 def contrast_text(contrasts, # frame of contrasts.csv
                   contrast:str): # such as 'yfpo - dpo'

@@ -22,9 +22,11 @@ def die_with_parent(parent:int=0): # its process id, where it may have ended alr
 def _papermill(request):
     "Run one notebook; if it fails, the last line of the log is its error"
     import papermill
-    spec = request['spec']
+    from traitlets.config import Config
+    spec, own = request['spec'], os.environ['JUPYTER_PATH'].split(os.pathsep)[0]
     notebook, out = (spec[k].replace('{', '{{').replace('}', '}}') for k in ('notebook', 'out'))     # braces are papermill's templates
-    try: papermill.execute_notebook(notebook, out, spec['params'], kernel_name='python3', progress_bar=False, cwd=spec['cwd'])
+    how = dict(kernel_name='python3', config=Config(KernelManager=dict(transport='ipc', ip=f'{own}/{os.getpid()}')))
+    try: papermill.execute_notebook(notebook, out, spec['params'], progress_bar=False, cwd=spec['cwd'], **how)
     except papermill.exceptions.PapermillExecutionError as e: sys.exit(f'{e.ename}: {e.evalue}')
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-006
