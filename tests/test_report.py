@@ -1,12 +1,15 @@
 "Table text compared whole; the same frame gives the same bytes; a smoke run cannot pass for a result."
 import json, re, shutil
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from scipy.stats import ttest_1samp
 from yfpo.data.files import write_rows
+from yfpo.evaluate import score_answers
 from yfpo.lab.figures import (draw_ablation, draw_contrasts, draw_margins, draw_method, draw_neurons, draw_training, draw_worked_problem,
                               save_figure)
-from yfpo.lab.findings import contrast_text, finding, findings
+from yfpo.lab.findings import answer_text, contrast_text, finding, findings, taken_hold
 from yfpo.lab.results import RESULT_COLUMNS, SOURCES, read_results
 from yfpo.lab.tables import latex_table, main_table, write_table
 from yfpo.lab.recipes import read_recipe
@@ -191,22 +194,23 @@ def recipe(folder, *rows):
     write_rows(folder/'contrasts.csv', pd.DataFrame([*rows]))
     return folder
 
-EQUAL = 'That does not show them equal: these runs could miss true differences of up to '
+EQUAL, MORE = 'That does not show them equal: the least sensitive run would miss true differences below ', ' more often than once in five.'
 
 def test_a_clear_win(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', -.1, .01), row('yfpo - yfpo-random', -.2, .001))
     two = recipe(tmp_path/'two', row('yfpo - dpo', .1, .01, 'accuracy_numeric'), row('yfpo - yfpo-random', .2, .001, 'accuracy_numeric'))
-    assert verdict([one, two]) == ['YFPO beats DPO in `one` and `two`, by more than chance explains.',
-                                   'The selected neurons beat the random neurons in `one` and `two`, by more than chance explains.',
+    assert verdict([one, two]) == ["YFPO beats DPO in `one` and `two`, significantly after Holm's correction.",
+                                   "The selected neurons beat the random neurons in `one` and `two`, significantly after "
+                                   "Holm's correction.",
                                    'All four declared differences hold after correction for their number.']
 
 def test_a_clear_loss(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', .1, .01), row('yfpo - yfpo-random', -.2, .9, mde=.5))
-    assert verdict([one]) == ['YFPO loses to DPO in `one`, by more than chance explains.',
+    assert verdict([one]) == ["YFPO loses to DPO in `one`, significantly after Holm's correction.",
                               'The selected neurons are not shown to beat the random neurons: no declared difference between them '
                               'is significant.',
-                              'The other differences are not shown to be zero: these runs could miss true differences of up to 0.50 nats '
-                              'per token.']
+                              'The other differences are not shown to be zero: the least sensitive run would miss true differences '
+                              f'below 0.50 nats per token{MORE}']
 
 def test_a_null(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', -.1, .4, mde=.3), row('yfpo - yfpo-random', .2, .4))
@@ -215,9 +219,9 @@ def test_a_null(tmp_path):
     assert verdict([one, two]) == ['YFPO is not shown to beat DPO: no declared difference between them is significant.',
                                    'The selected neurons are not shown to beat the random neurons: no declared difference between them '
                                    'is significant.',
-                                   f'{EQUAL}0.30 nats per token or 8.4 points of accuracy.']
+                                   f'{EQUAL}0.30 nats per token or 8.4 points of accuracy{MORE}']
     mixed = [recipe(tmp_path/f'r{i}', row('yfpo - dpo', -.1, p)) for i, p in enumerate((.01, .6))]
-    assert verdict(mixed)[:2] == ['YFPO beats DPO in `r0`, by more than chance explains.',
+    assert verdict(mixed)[:2] == ["YFPO beats DPO in `r0`, significantly after Holm's correction.",
                                   'Whether the selected neurons beat the random neurons was not asked.']
 
 def test_no_results_and_recipes_that_judge_nothing(tmp_path):
@@ -289,3 +293,38 @@ def test_a_worked_problem_can_be_read_on_a_narrow_page(recipe):
         assert all(t.get_fontsize()*fig.dpi/72*scale > 9 for t in [*tokens, ax.title])
         assert all(0 <= b.x0 and b.x1 <= fig.bbox.width for b in [*boxes, ax.title.get_window_extent()])
         assert not [(a, b) for a, b in zip(boxes, boxes[1:]) if a.overlaps(b)]
+
+def margins_of(gain, arms=('dpo', 'yfpo'), starts=2):
+    "Margins of held-out pairs, which belong to warm starts; YFPO moves that of its neurons by `gain` spreads"
+    g = np.random.default_rng(3)
+    return pd.DataFrame([dict(arm=a, seed=s, pair=f'{s % starts}-{i}', split='dev', phase=p, logp_margin=1.,
+                              neuron_margin=g.normal(0, .01) + gain*(a == 'yfpo' and p == 'after'))
+                         for a in arms for s in range(4) for i in range(9 + s % starts) for p in ('before', 'after')])
+
+@pytest.mark.parametrize('starts', [1, 2])
+def test_how_far_the_reward_took_hold(starts):
+    "By hand: the mean over seeds of (after - before), YFPO minus DPO; scipy's t where warm starts have pairs of their own"
+    m = margins_of(.3, starts=starts)
+    def moved(a, s): return m[(m.arm == a) & (m.seed == s)].groupby('pair').apply(
+        lambda t: t[t.phase == 'after'].neuron_margin.iloc[0] - t[t.phase == 'before'].neuron_margin.iloc[0], include_groups=False)
+    seeds = [(moved('yfpo', s) - moved('dpo', s)).mean() for s in range(4)]
+    mean, low, high = taken_hold(m)
+    assert mean == pytest.approx(np.mean(seeds)) and low < .3 < high
+    if starts == 2: assert (low, high) == pytest.approx(tuple(ttest_1samp(seeds, 0).confidence_interval()))
+    assert taken_hold(m[m.arm == 'yfpo']) is None
+
+@pytest.mark.parametrize('kw,gain,said', [
+    (dict(p_holm=.01), 0., 'The choice of neurons matters here: YFPO minus YFPO (random neurons) is +1.0 points.'),
+    (dict(), .3, 'A choice that matters by more than 5 points is excluded here. The two arms differ in 25 % of answers, and DPO minus '
+                 'SFT is +8.0 points.'),
+    (dict(), .05, 'is +8.0 points. The reward did not take hold at this dose, so this says little about the choice of neurons.'),
+    (dict(high=.051), .3, 'There is no answer at this size.'), (dict(low=-.051), .3, 'There is no answer at this size.'),
+    (dict(metric='nll_gold'), .3, 'There is no answer at this size.')])
+def test_the_answer_by_the_rules_of_the_plan(kw, gain, said):
+    metric = kw.get('metric', 'accuracy_numeric')
+    rows = pd.DataFrame([row('yfpo - yfpo-random', .01, .6, metric, **{k: v for k, v in kw.items() if k != 'metric'}),
+                         row('dpo - sft', .08, .01, metric, family=False)])
+    answers = [dict(arm=a, seed=s, set='gsm8k', id=str(i), answer='4', text='#### 4' if a == 'yfpo' or i else '#### 5')
+               for a in ('yfpo', 'yfpo-random') for s in range(2) for i in range(4)]
+    text = answer_text(score_answers(answers), rows, margins_of(gain))
+    assert text == said or (gain == .05 and text.endswith(said))

@@ -1,5 +1,5 @@
 "Seeds and questions both drawn, and differences beside the margin reached: against other formulas, and by simulation."
-import math
+import math, re
 from itertools import combinations
 import numpy as np
 import pandas as pd
@@ -12,6 +12,8 @@ from statsmodels.stats.anova import anova_lm
 from yfpo.data.files import read_jsonl, write_rows
 from yfpo.lab.figures import draw_specificity
 from yfpo.lab.findings import finding
+from yfpo.lab.keys import notebook_parameters
+from yfpo.lab.recipes import read_recipe
 from yfpo.lab.results import read_results
 from yfpo.lab.statistics import (CONTRASTS, FAMILY, TESTS, Design, _intervals, _mean_squares, contrasts, crossed, equivalence_power,
                                  equivalent, margin_in_training, margin_on_pairs, over_seeds, paired_bootstrap, simulate, specificity)
@@ -269,6 +271,47 @@ def test_the_family_is_four_contrasts_and_holm_counts_all():
     assert min(r['p_holm'] for r in own) == pytest.approx(min(1, 4*p[0]))
     assert 'yfpo-literal - dpo' in {r['contrast'] for r in rows} and 'yfpo - yfpo-activation-matched' not in {r['contrast'] for r in rows}
 
+def test_every_recipe_of_the_plan_compares_its_four():
+    "Those that plan.md names, with what they inherit and what the stage takes by default"
+    names = set(re.findall(r'recipes/([\w-]+)\.yaml', (ROOT/'nbs'/'paper'/'plan.md').read_text()))
+    assert names >= {'which-neurons', 'which-neurons-large', 'which-neurons-gemma', 'gsm8k'}
+    own = notebook_parameters(ROOT/'nbs'/'paper'/'stages'/'compare.ipynb')['family'][1]
+    for name in names: assert read_recipe(name).stages['compare'].get('family', own) == list(FAMILY), name
+
+def pairs_of(g, start, arms, seeds, n, shift):
+    "Held-out pairs of a warm start: half of their names are those of every other start, and mean other texts"
+    names, level = [f'q{i}' if i < n//2 else f'q{i}-{start}' for i in range(n)], g.normal(0, 1, n)
+    return [dict(arm=a, seed=s, set='pairs', id=i, nll_gold=v + shift.get(a, 0.) + g.normal(0, .1)) for a in arms for s in seeds
+            for i, v in zip(names, level)]
+
+@pytest.mark.parametrize('sizes', [(20, 18, 20), (20, 20, 20)], ids=['unequal', 'equal'])
+def test_pairs_of_other_warm_starts_are_other_pairs(sizes):
+    "Each seed is one mean, by scipy's t test; what two models were not both given is not compared"
+    g, trained = np.random.default_rng(12), ('dpo', 'yfpo', 'yfpo-random')
+    rows = [dict(arm=a, seed=s, set='t', id=str(q), nll_gold=g.normal()) for q in range(10)
+            for a, seeds in (('base', [0]), ('sft', range(3)), *((a, range(6)) for a in trained)) for s in seeds]
+    for k, n in enumerate(sizes):
+        rows += pairs_of(g, k, (*(['base'] if not k else []), 'sft'), [k], n, {}) + pairs_of(g, k, trained, [k, k + 3], n, dict(yfpo=.05))
+    table = pd.DataFrame(contrasts(rows, 200, outcome=['t', 'nll_gold'], test='crossed')).query('metric == "nll_gold"')
+    pairs, value = table[table.set == 'pairs'], {(r['arm'], r['seed'], r['id']): r['nll_gold'] for r in rows if r['set'] == 'pairs'}
+    for arm in ('dpo', 'yfpo-random'):
+        d = [np.mean([v - value[arm, s, i] for (a, s2, i), v in value.items() if (a, s2) == ('yfpo', s)]) for s in range(6)]
+        row, theirs = pairs[(pairs.contrast == f'yfpo - {arm}') & (pairs.seed == 'all')].iloc[0], stats.ttest_1samp(d, 0)
+        assert row.test == 'over_means' and (row.delta, row.p, row.df) == pytest.approx((np.mean(d), theirs.pvalue, 5))
+        assert (row.low, row.high) == pytest.approx(tuple(theirs.confidence_interval())) and row.n == min(sizes)
+    assert list(pairs[pairs.contrast == 'sft - base'].seed) == [0] and len(pairs[pairs.contrast == 'dpo - sft']) == 7
+    assert set(table[(table.set == 't') & (table.seed == 'all')].test) == {'crossed'}
+    shown = contrast_table(table, ['nll_gold'])
+    assert set(shown[shown.set == 'held-out pairs']['p, t, S - 1']) == {''} and '' not in set(shown[shown.set == 't']['p, t, S - 1'])
+
+def test_questions_are_matched_by_name_and_not_by_place():
+    g = np.random.default_rng(13)
+    rows = design_rows(g, .02)
+    other = [r for s in range(4) for r in g.permutation([r for r in rows if r['seed'] == s])]
+    a, b = (pd.DataFrame(contrasts(x, 200, test='crossed')).query('seed == "all"') for x in (rows, other))
+    both = a.merge(b, on=['contrast', 'set', 'metric'])
+    assert len(both) == len(a) > 4 and both.p_x.to_numpy() == pytest.approx(both.p_y.to_numpy())
+
 def test_an_old_family_keeps_its_rows():
     "Without the new arms, contrasts and their order are those of the committed results"
     for recipe in ('first-look', 'templates'):
@@ -287,13 +330,13 @@ def test_the_verdict_names_the_controls_it_has(tmp_path):
         write_rows(tmp_path/name/'contrasts.csv', pd.DataFrame(made))
         return tmp_path/name
     won, none = verdict([recipe('won', .1)]), verdict([recipe('none', 0.)])
-    assert won == ['YFPO beats DPO in `won`, by more than chance explains.',
-                   'The selected neurons beat the random neurons in `won`, by more than chance explains.',
-                   'YFPO beats a DPO as weak in `won`, by more than chance explains.',
-                   'YFPO beats the reversed reward in `won`, by more than chance explains.',
+    assert won == ["YFPO beats DPO in `won`, significantly after Holm's correction.",
+                   "The selected neurons beat the random neurons in `won`, significantly after Holm's correction.",
+                   "YFPO beats a slower DPO in `won`, significantly after Holm's correction.",
+                   "YFPO beats the reversed reward in `won`, significantly after Holm's correction.",
                    'All four declared differences hold after correction for their number.']
     assert none[2:4] == [f'YFPO is not shown to beat {x}: no declared difference between them is significant.'
-                         for x in ('a DPO as weak', 'the reversed reward')]
+                         for x in ('a slower DPO', 'the reversed reward')]
 
 def test_the_power_of_equivalence_by_simulation():
     "The formula, where nothing differs, beside the share of experiments that pass"

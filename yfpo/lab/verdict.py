@@ -40,7 +40,7 @@ def _beats(rows, ours, theirs, many): # [(folder, row)], two names, whether `our
     if won or lost:
         said = [f"{verb} {theirs} in {listed(where)}" for verb, where in
                 ((f"beat{'' if many else 's'}", won), (f"lose{'' if many else 's'} to", lost)) if where]
-        return f"{capital(ours)} {' and '.join(said)}, by more than chance explains."
+        return f"{capital(ours)} {' and '.join(said)}, significantly after Holm's correction."
     return (f"{capital(ours)} {'are' if many else 'is'} not shown to beat {theirs}: no declared difference between them is "
             "significant.")
 
@@ -55,7 +55,7 @@ def _unseen(rows): # rows of contrasts.csv
     said = [f'{number(max(nats))} nats per token'] if nats else []
     if points: said.append(f'{interval(max(points), math.nan, math.nan, 100, 1)} points of accuracy')
     what = 'That does not show them equal' if len(null) == len(rows) else 'The other differences are not shown to be zero'
-    return f"{what}: these runs could miss true differences of up to {' or '.join(said)}."
+    return f"{what}: the least sensitive run would miss true differences below {' or '.join(said)} more often than once in five."
 
 # %% ../../nbs/lab/16_verdict.ipynb #verdict-006
 def verdict(folders): # of results
@@ -63,7 +63,7 @@ def verdict(folders): # of results
     compared = _judges(folders)
     if not compared: return ['No recipe that declares its comparisons has results yet.']
     rows = {c: _declared_rows(compared, c) for c in FAMILY}
-    more = {'yfpo - dpo-diluted': 'a DPO as weak', 'yfpo - yfpo-reversed': 'the reversed reward'}
+    more = {'yfpo - dpo-diluted': 'a slower DPO', 'yfpo - yfpo-reversed': 'the reversed reward'}
     return [_beats(rows['yfpo - dpo'], 'YFPO', 'DPO', False),
             _beats(rows['yfpo - yfpo-random'], 'the selected neurons', 'the random neurons', True),
             *(_beats(rows[c], 'YFPO', name, False) for c, name in more.items() if rows[c]),
