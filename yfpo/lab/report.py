@@ -11,7 +11,7 @@ from pathlib import Path
 from .results import SOURCES, read_results
 from .tables import (audit_table, bracket_note, capability_table, contrast_table, difficulty_table, dose_table, gradient_limit,
                              hacks_table, harm_margins, harm_table, main_table, mediation_table, power_table, rates_table, sampled_table,
-                             selector_table, sizes_note, specificity_table, study_table, write_table)
+                             selector_table, sensitivity_table, sizes_note, specificity_table, study_table, write_table)
 from .findings import audit_verdict
 from .wording import percent
 from ..beyond.knowledge import chance, knowledge_questions
@@ -88,7 +88,12 @@ def _power_table(folder):
     table = power_table(answers, contrasts)
     about = ('2,000 simulated experiments of this shape, whose variances are those of the results. Type I: false alarms at 5 %, with '
              "Wilson's interval. Detectable: the true difference found 4 times in 5. The crossed test is Satterthwaite's.")
-    return (table, f'How good the tests are. {about}') if len(table) else dict(power='One seed: there is no test over seeds.')
+    if not len(table): return dict(power='One seed: there is no test over seeds.')
+    why = ('The mean at each warm start, a t test over these means alone, and the share of answers that differ between the two arms, of '
+           'all seeds. Uncorrected.')
+    power, other = (table, f'How good the tests are. {about}'), sensitivity_table(answers, contrasts)
+    more = 'over warm starts' in other                         # one warm start is no sample
+    return dict(power=power, sensitivity=(other, f'The declared contrasts, seen otherwise. {why}')) if more else power
 
 # %% ../../nbs/lab/17_report.ipynb #report-005
 def _audit_table(folder):

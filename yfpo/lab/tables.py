@@ -7,9 +7,9 @@ __all__ = ['METRIC_LABELS', 'HARM', 'SELECTORS', 'STUDY_MEASURES', 'STUDY_NAMES'
            'level_text', 'pivot', 'whole_sets', 'main_table', 'bracket_note', 'sizes_note', 'difficulty_table',
            'rates_table', 'sampled_table', 'counting', 'delta_text', 'boot_text', 'contrast_table', 'family_table',
            'harm_margins', 'testable', 'harm_table', 'margins_reached', 'declared_outcome', 'beside_margins',
-           'left_text', 'specificity_table', 'gradient_limit', 'dose_table', 'designs', 'power_table', 'selector_table',
-           'beside_draws_table', 'capability_table', 'permutation_p', 'audit_table', 'study_table', 'mediation_table',
-           'hacks_table']
+           'left_text', 'specificity_table', 'gradient_limit', 'dose_table', 'designs', 'power_table',
+           'sensitivity_table', 'selector_table', 'beside_draws_table', 'capability_table', 'permutation_p',
+           'audit_table', 'study_table', 'mediation_table', 'hacks_table']
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-002
 import math, re
@@ -18,8 +18,8 @@ import numpy as np
 from ..data.files import atomic_write
 from ..evaluate import CONTINUOUS
 from .results import read_results
-from .statistics import (TESTS, design_of, equivalence_power, margin_in_training, margin_on_pairs, simulate,
-                                 specificity, values_of)
+from .statistics import (TESTS, design_of, equivalence_power, margin_in_training, margin_on_pairs, over_means,
+                                 simulate, specificity, values_of)
 from .wording import (arm_label, arm_order, caption_for, contrast_label, delta_unit, interval, number, p_text, set_label, span,
                               unit_of)
 
@@ -303,6 +303,28 @@ def power_table(answers, contrasts, runs:int=2000):
         row |= {f"type I, {TESTS[x['test']]} (%)": interval(x['type_i'], x['low'], x['high'], 100, 1) for x in found}
         row |= {f"detectable, {TESTS[x['test']]}": interval(x['detectable'], math.nan, math.nan, *delta_unit(r.metric)) for x in found}
         rows.append(row)
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/lab/13_tables.ipynb #tables-sense-1
+def _of_starts(answers, r): # a row of contrasts.csv
+    "Its difference at each warm start, as a mean of the seeds that began there, and the share of values that differ"
+    table, (a, b) = values_of(answers, r.set, r.metric), r.contrast.split(' - ')
+    d = [np.array([v - table[b, *k[1:]][i] for i, v in table[k].items()], dtype=float) for k in sorted(table) if k[0] == a]
+    starts = max(1, len({s for arm, s, *_ in table if arm == 'sft'}))
+    return [float(np.mean([x.mean() for x in d[k::starts]])) for k in range(starts)], float(np.mean([(x != 0).mean() for x in d]))
+
+def sensitivity_table(answers, contrasts):
+    "Each declared contrast over seeds, seen otherwise: the mean at each warm start, a t test over these alone, and how many answers differ"
+    import pandas as pd
+    rows = []
+    for r in contrasts[contrasts.family & (contrasts.seed.astype(str) == 'all')].itertuples():
+        (means, differ), (scale, digits) = _of_starts(answers, r), delta_unit(r.metric)
+        over = over_means(means) if len(means) > 1 else {}
+        rows.append({'contrast': contrast_label(r.contrast), 'difference': delta_text(r),
+                     **{f'warm start {k}': interval(v, math.nan, math.nan, scale, digits, '+') for k, v in enumerate(means)},
+                     **({'over warm starts': interval(over['delta'], over['low'], over['high'], scale, digits, '+'),
+                         'p': p_text(over['p'])} if over else {}),
+                     **({} if r.metric in CONTINUOUS else {'answers that differ (%)': f'{100*differ:.1f}'})})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-025
