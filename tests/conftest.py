@@ -1,5 +1,5 @@
 "Shared by all tests: the repository's folder, data where there is some, and quiet libraries."
-import os
+import gzip, json, os
 from pathlib import Path
 import pytest
 
@@ -9,6 +9,12 @@ if workers := os.environ.get('PYTEST_XDIST_WORKER_COUNT'):    # files beside eac
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted(f for f in (ROOT/'nbs').rglob('[0-9]*.ipynb') if 'paper' not in f.parts and '.ipynb_checkpoints' not in f.parts)
 def of(path): return '/'.join(path.relative_to(ROOT/'nbs').with_suffix('').parts)                # the name of a notebook in a report
+
+def answers_in(folder, name='*'):
+    "Rows of a folder `results/samples`, or of one arm and seed, packed or not"
+    files = sorted(folder.glob(f'{name}.jsonl*'))
+    assert files, f'{folder} has no {name}'
+    return [json.loads(l) for f in files for l in (gzip.open if f.suffix == '.gz' else open)(f, 'rt', encoding='utf-8')]
 
 @pytest.fixture(scope='session')
 def root(): return ROOT

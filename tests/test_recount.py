@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import answers_in
 from scipy.stats import t as student
 
 RESULTS = Path(__file__).resolve().parent.parent/'nbs'/'paper'/'results'
@@ -32,8 +33,8 @@ def loops(text):
 @pytest.fixture(scope='module', params=RECIPES)
 def data(request):
     "(values {(arm, seed, set, metric): {id: value}}, main, contrasts, rows) of one recipe"
-    folder, values, rows = RESULTS/request.param, defaultdict(dict), []
-    for f in sorted((folder/'samples').glob('*.jsonl')): rows += [json.loads(l) for l in f.open(encoding='utf-8')]
+    folder, values = RESULTS/request.param, defaultdict(dict)
+    rows = answers_in(folder/'samples')
     for r in rows:
         own = {m: r[k] for m, k in SHARES.items() if k in r} | {m: r[k] for m, k in MEANS.items() if k in r}
         own |= {k: v for k, v in r.items() if re.fullmatch(r'(pass|majority)_\d+', k)}
@@ -113,20 +114,34 @@ def test_two_ways_to_count_both_drawn():
         assert (r['delta'], r['p'], r['low'], r['high']) == pytest.approx((delta, p, *interval))
 
 def differences(values, r, seeds):
+    "A row of differences for each seed, in the order of the first seed's items where all have the same"
     a, b = r.contrast.split(' - ')
-    there = lambda arm, s: (arm, s, r.set, r.metric) if (arm, s, r.set, r.metric) in values else (arm, 0, r.set, r.metric)
-    rows = [(values[there(a, s)], values[there(b, s)]) for s in seeds]
-    return np.array([[x[q] - y[q] for q in x] for x, y in rows])
+    def at(arm, s):
+        own = sorted({k[1] for k in values if k[0] == arm})
+        return values[arm, s if s in own else own[s % len(own)], r.set, r.metric]         # warm starts take turns
+    both = [(at(a, s), at(b, s)) for s in seeds]
+    rows = [{q: x[q] - y[q] for q in x} for x, y in both if x.keys() == y.keys() or r.set != 'pairs']
+    first = rows[0] if all(d.keys() == rows[0].keys() for d in rows) else None
+    return [np.array([d[q] for q in first or d]) for d in rows]
+
+def seed_means(d, metric):
+    "delta, p, interval where seeds share no items: Student's t over one mean a seed"
+    m = np.array([x.mean() for x in d])
+    se, df = m.std(ddof=1)/math.sqrt(len(m)), len(m) - 1
+    half = student.ppf(.975, df)*se
+    return m.mean(), 2*student.sf(abs(m.mean())/se, df) if se else float(m.mean() == 0), (m.mean() - half, m.mean() + half)
 
 def test_every_difference(data):
     values, _, table, _ = data
-    trained = sorted({k[1] for k in values if k[0] == 'yfpo'})
     for r in table.itertuples():
+        trained = sorted({k[1] for k in values if k[0] == r.contrast.split(' - ')[0]})
         d = differences(values, r, trained if str(r.seed) == 'all' else [int(r.seed)])
-        count = both_drawn if getattr(r, 'test', '') == 'crossed' else all_seeds             # the test that was declared
-        delta, p, interval = count(d, r.metric) if str(r.seed) == 'all' else one_seed(d[0], r.metric)
+        same, test = len({len(x) for x in d}) == 1, getattr(r, 'test', '')                   # the test that was declared
+        count = seed_means if test == 'over_means' else both_drawn if test == 'crossed' else all_seeds
+        delta, p, interval = count(d if count is seed_means else np.array(d), r.metric) if str(r.seed) == 'all' else one_seed(d[0], r.metric)
         where = (r.contrast, r.seed, r.set, r.metric)
-        assert r.n == d.shape[1] and r.delta == pytest.approx(delta, rel=1e-4, abs=2e-6), where
+        assert r.n == min(map(len, d)) and r.delta == pytest.approx(delta, rel=1e-4, abs=2e-6), where
+        assert r.set == 'pairs' or (same and test != 'over_means'), where
         assert r.p == pytest.approx(p, rel=5e-3, abs=2e-5), where
         if interval: assert (r.low, r.high) == pytest.approx(interval, rel=1e-3, abs=2e-5), where
 
@@ -144,7 +159,7 @@ def test_holm_equivalence_and_bootstrap(data):
         assert r.p_equivalent == pytest.approx(want, rel=2e-2, abs=2e-4)
     g, seeds = np.random.default_rng(11), sorted({k[1] for k in values if k[0] == 'yfpo'})
     for r in family.itertuples():                              # both levels drawn again, by the plain loop
-        d = differences(values, r, seeds)
+        d = np.array(differences(values, r, seeds))
         S, n = d.shape
         draws = [d[g.integers(0, S, S)][:, g.integers(0, n, n)].mean() for _ in range(4000)]
         assert (r.boot_low, r.boot_high) == pytest.approx(tuple(np.quantile(draws, [.025, .975])), abs=.15*(r.boot_high - r.boot_low))

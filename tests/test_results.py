@@ -3,7 +3,7 @@ import importlib, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, answers_in
 from yfpo.lab.publish import run_here
 
 ALL = sorted(p.parent.name for p in (ROOT/'nbs'/'paper'/'results').glob('*/manifest.json'))
@@ -36,9 +36,8 @@ def test_tolerances_come_from_two_kinds_of_processor():
 def test_main_csv_follows_from_the_answers(recipe):
     "The intervals of main.csv once more, from the per-question files"
     from yfpo.evaluate import summarise
-    from yfpo.data.files import read_jsonl
     folder = ROOT/'nbs'/'paper'/'results'/recipe
-    rows = [r for f in sorted((folder/'samples').glob('*.jsonl')) for r in read_jsonl(f)]
+    rows = answers_in(folder/'samples')
     key = ['arm', 'seed', 'set', 'metric']
     new, old = pd.DataFrame(summarise(rows)).set_index(key), pd.read_csv(folder/'main.csv').set_index(key)
     pd.testing.assert_frame_equal(new.loc[old.index, old.columns], old, rtol=1e-5, check_dtype=False)
@@ -86,7 +85,6 @@ def test_what_is_asked_for_by_name_must_be_there(notebook, only, says, tmp_path)
 @pytest.mark.parametrize('recipe,seeds', [('first-look', 2), ('templates', 5), ('one-step', 5), ('gsm8k-cpu', 3)])
 def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     "Every arm has every seed; what the recipe declared is what is corrected, and the numbers follow from the per-question files"
-    from yfpo.data.files import read_jsonl
     from yfpo.lab.recipes import read_recipe
     from yfpo.lab.statistics import crossed, over_seeds
     folder, declared = ROOT/'nbs'/'paper'/'results'/recipe, read_recipe(recipe).stages['compare']
@@ -97,7 +95,7 @@ def test_seeds_are_paired_and_the_family_was_declared(recipe, seeds):
     assert own.contrast.tolist() == declared['family'] and (own.seed == 'all').all()
     assert (own.set == declared['outcome'][0]).all() and (own.metric == declared['outcome'][1]).all()
     assert own.contrast[own.primary].tolist() == declared['family'][:1]
-    rows = [r for f in sorted((folder/'samples').glob('*.jsonl')) for r in read_jsonl(f)]
+    rows = answers_in(folder/'samples')
     arms = {c: c.split(' - ') for c in own.contrast}
     for r in own.itertuples():
         key = dict(accuracy_numeric='correct_numeric').get(r.metric, r.metric)
@@ -237,3 +235,21 @@ def test_the_benchmark_says_what_was_asked_of_it():
     assert s['generation_identical']['same'] >= .95*s['generation_identical']['of']
     assert abs(s['exponents']['neurons in the set']['median']) < .1, 'what a step costs does not grow with the set'
     assert not json.loads((folder/'manifest.json').read_text())['git_dirty']
+
+def test_many_answers_are_packed_and_read_as_before(tmp_path):
+    "Beyond a megabyte; the same answers give the same bytes; a torn file is refused"
+    from yfpo.evaluate import read_samples
+    from yfpo.lab.publish import pack_answers
+    from yfpo.lab.results import read_results
+    source = ROOT/'nbs'/'paper'/'results'/'first-look'/'samples'
+    for name in ('one', 'other'): shutil.copytree(source, tmp_path/name/'samples')
+    pack_answers(tmp_path/'one'/'samples')
+    assert {f.suffix for f in (tmp_path/'one'/'samples').iterdir()} == {'.jsonl'}, 'they are few'
+    for name in ('one', 'other'): pack_answers(tmp_path/name/'samples', beyond=1e4)
+    packed, other = (sorted((tmp_path/name/'samples').iterdir()) for name in ('one', 'other'))
+    assert [f.read_bytes() for f in packed] == [f.read_bytes() for f in other] and {f.suffix for f in packed} == {'.gz'}
+    assert read_results(tmp_path/'one', 'answers') == read_samples(tmp_path/'one'/'samples') == read_samples(source) == answers_in(source)
+    packed[0].write_bytes(packed[0].read_bytes()[:-9])
+    with pytest.raises(ValueError, match='base-seed0.jsonl.gz is not a whole gzip file; make it again'): read_samples(tmp_path/'one'/'samples')
+    packed[0].write_text('{}')
+    with pytest.raises(ValueError, match='is not a whole gzip file'): read_samples(tmp_path/'one'/'samples')

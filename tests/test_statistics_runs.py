@@ -4,7 +4,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, answers_in
 from matplotlib.text import Text
 from scipy import stats
 from statsmodels.formula.api import ols
@@ -201,7 +201,7 @@ def test_the_first_experiment_recounted():
     arms, y, x = ('dpo', 'yfpo', 'yfpo-random', 'yfpo-dynamic'), {}, {}
     for a in arms:
         for s in range(3):
-            asked = read_jsonl(folder/'samples'/f'{a}-seed{s}.jsonl')
+            asked = answers_in(folder/'samples', f'{a}-seed{s}')
             y[a, s] = np.mean([r['nll_gold'] for r in asked if r['set'] == 'gsm8k' and 'nll_gold' in r])
             m = pd.read_csv(folder/'margins'/f'{a}-seed{s}.csv')
             m = m[m.split == 'dev'].groupby('phase').logp_margin.mean()

@@ -816,6 +816,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'yfpo.lab.publish._unpublishable': ('lab/publish.html#_unpublishable', 'yfpo/lab/publish.py'),
                                   'yfpo.lab.publish.agreement_text': ('lab/publish.html#agreement_text', 'yfpo/lab/publish.py'),
                                   'yfpo.lab.publish.deviations': ('lab/publish.html#deviations', 'yfpo/lab/publish.py'),
+                                  'yfpo.lab.publish.pack_answers': ('lab/publish.html#pack_answers', 'yfpo/lab/publish.py'),
                                   'yfpo.lab.publish.publish': ('lab/publish.html#publish', 'yfpo/lab/publish.py'),
                                   'yfpo.lab.publish.report': ('lab/publish.html#report', 'yfpo/lab/publish.py'),
                                   'yfpo.lab.publish.run_here': ('lab/publish.html#run_here', 'yfpo/lab/publish.py'),

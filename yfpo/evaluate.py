@@ -218,7 +218,7 @@ def _check_sample(r, alike, where): # alike: the columns of the same question in
 def read_samples(folder): # `results/samples` of a run, a file an arm and seed
     "All rows, each checked, with the same columns for the same question in every file"
     rows, alike, seen = [], {}, set()
-    for f in sorted(Path(folder).glob('*.jsonl')):
+    for f in sorted(Path(folder).glob('*.jsonl*')):            # packed ones too
         own = read_jsonl(f)
         if not own: raise ValueError(f'{f} is empty: evaluate that arm again')
         for i, r in enumerate(own, 1):

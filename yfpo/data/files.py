@@ -7,7 +7,7 @@ __all__ = ['atomic_write', 'parse_json', 'read_text', 'read_jsonl', 'read_number
            'saved_tensors', 'first_words']
 
 # %% ../../nbs/data/01_files.ipynb #files-002
-import json, os
+import gzip, json, os, zlib
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,11 +50,13 @@ def parse_json(text:str, where:str): # file and line, for the error
     raise ValueError(f'{where}: not valid JSON ({why}); mend or remove it') from None
 
 def read_text(path:str|Path, what:str) -> str: # what it should be, for the error
-    "The text of a UTF-8 file"
+    "The text of a UTF-8 file, which may be packed by gzip"
     path = as_path(path, what)
     if path.is_dir(): raise FileNotFoundError(f'{path} is a folder; give the path of {what}')
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; give the path of {what}')
-    try: return path.read_text(encoding='utf-8-sig')
+    try:
+        with (gzip.open if path.suffix == '.gz' else open)(path, 'rt', encoding='utf-8-sig') as f: return f.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error): raise ValueError(f'{path} is not a whole gzip file; make it again') from None
     except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text (byte {e.start}); save it as UTF-8') from None
 
 def read_jsonl(path:str|Path) -> list:

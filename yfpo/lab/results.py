@@ -33,7 +33,7 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                bench=('summary.json', 'bench_summary'),
                pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'evaluate'),
                moves=('moves/*.csv', 'train'), dose=('dose/*.json', 'train'),
-               evaluation=('eval/*.csv', 'evaluate'), answers=('samples/*.jsonl', 'evaluate'), ablation=('ablation.csv', 'causal'),
+               evaluation=('eval/*.csv', 'evaluate'), answers=('samples/*.jsonl*', 'evaluate'), ablation=('ablation.csv', 'causal'),
                manifest=('manifest.json', 'compare'))
 
 # %% ../../nbs/lab/11_results.ipynb #results-004
@@ -45,7 +45,7 @@ def read_results(folder, # a `results` folder of a run, or a committed `results/
     files = sorted(folder.glob(pattern))
     if not files:
         raise FileNotFoundError(f'{folder/pattern} is missing: make it with `yfpo run {_recipe_of(folder)} --until {stage}`')
-    if pattern.endswith('.jsonl'): return read_samples(folder/'samples')
+    if name == 'answers': return read_samples(folder/'samples')
     if '*' not in pattern: return (_object if pattern.endswith('.json') else _frame)(files[0], name)
     import pandas as pd
     if pattern.endswith('.json'): return pd.DataFrame([{**_object(f, name), **_arm(f)} for f in files])
