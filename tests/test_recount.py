@@ -138,7 +138,8 @@ def test_every_difference(data):
         d = differences(values, r, trained if str(r.seed) == 'all' else [int(r.seed)])
         same, test = len({len(x) for x in d}) == 1, getattr(r, 'test', '')                   # the test that was declared
         count = seed_means if test == 'over_means' else both_drawn if test == 'crossed' else all_seeds
-        delta, p, interval = count(d if count is seed_means else np.array(d), r.metric) if str(r.seed) == 'all' else one_seed(d[0], r.metric)
+        made = one_seed(d[0], r.metric) if str(r.seed) != 'all' else count(d if count is seed_means else np.array(d), r.metric)
+        delta, p, interval = made
         where = (r.contrast, r.seed, r.set, r.metric)
         assert r.n == min(map(len, d)) and r.delta == pytest.approx(delta, rel=1e-4, abs=2e-6), where
         assert r.set == 'pairs' or (same and test != 'over_means'), where

@@ -250,6 +250,6 @@ def test_many_answers_are_packed_and_read_as_before(tmp_path):
     assert [f.read_bytes() for f in packed] == [f.read_bytes() for f in other] and {f.suffix for f in packed} == {'.gz'}
     assert read_results(tmp_path/'one', 'answers') == read_samples(tmp_path/'one'/'samples') == read_samples(source) == answers_in(source)
     packed[0].write_bytes(packed[0].read_bytes()[:-9])
-    with pytest.raises(ValueError, match='base-seed0.jsonl.gz is not a whole gzip file; make it again'): read_samples(tmp_path/'one'/'samples')
-    packed[0].write_text('{}')
-    with pytest.raises(ValueError, match='is not a whole gzip file'): read_samples(tmp_path/'one'/'samples')
+    for torn in (packed[0].read_bytes()[:-9], b'{}'):
+        packed[0].write_bytes(torn)
+        with pytest.raises(ValueError, match='seed0.jsonl.gz is not a whole gzip file; make it'): read_samples(tmp_path/'one'/'samples')

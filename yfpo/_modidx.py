@@ -639,6 +639,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'yfpo.lab.figures.draw_breakage': ('lab/figures.html#draw_breakage', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_contrasts': ('lab/figures.html#draw_contrasts', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_dashboard': ('lab/figures.html#draw_dashboard', 'yfpo/lab/figures.py'),
+                                  'yfpo.lab.figures.draw_declared': ('lab/figures.html#draw_declared', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_dynamic': ('lab/figures.html#draw_dynamic', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_faithfulness': ('lab/figures.html#draw_faithfulness', 'yfpo/lab/figures.py'),
                                   'yfpo.lab.figures.draw_figures': ('lab/figures.html#draw_figures', 'yfpo/lab/figures.py'),

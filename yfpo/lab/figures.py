@@ -7,7 +7,8 @@ __all__ = ['ROOM', 'ROWS', 'HUES', 'CURVES', 'MOVE_CURVES', 'STROKES', 'AXES', '
            'panels', 'save_figure', 'small_picture', 'signed_picture', 'draw_neurons', 'draw_worked_problem',
            'draw_tokens', 'draw_ablation', 'draw_selectors', 'draw_stability', 'draw_faithfulness', 'draw_margins',
            'draw_training', 'draw_overoptimisation', 'draw_breakage', 'draw_gate', 'draw_dynamic', 'draw_scaling',
-           'draw_dashboard', 'dashboard', 'draw_contrasts', 'draw_specificity', 'draw_method', 'draw_figures']
+           'draw_dashboard', 'dashboard', 'draw_contrasts', 'draw_declared', 'draw_specificity', 'draw_method',
+           'draw_figures']
 
 # %% ../../nbs/lab/18_figures.ipynb #21-figur-002
 import functools, re
@@ -689,6 +690,11 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
     for ax in axs.flat[len(shown):]: ax.set_visible(False)
     return fig
 
+def draw_declared(contrasts): # frame of contrasts.csv
+    "The contrasts that the recipe declared, alone"
+    if not contrasts.family.any(): raise ValueError('contrasts.csv declares no contrast: name a `family` in the stage `compare`')
+    return draw_contrasts(contrasts, only=[*dict.fromkeys(contrasts.contrast[contrasts.family])])
+
 # %% ../../nbs/lab/18_figures.ipynb #figures-spec-01
 def _margin_points(ax, res, scale):
     "A dot a run, inside its seed, and the one slope"
@@ -861,7 +867,8 @@ def _worked_problems(folder):
 
 # %% ../../nbs/lab/18_figures.ipynb #21-figur-107
 FIGURE_OF = dict(                                              # of a recipe: how it is drawn, and the kinds of results that it reads
-    method=_drawn_from(draw_method), contrasts=_drawn_from(draw_contrasts, 'contrasts'),
+    method=_drawn_from(draw_method), declared=_drawn_from(draw_declared, 'contrasts'),
+    contrasts=_drawn_from(draw_contrasts, 'contrasts'),
     specificity=(_specificity, 'answers', 'training', 'margins', 'contrasts'), gate=_drawn_from(draw_gate, 'gate'),
     training=_drawn_from(draw_training, 'training'),
     margins=_drawn_from(draw_margins, 'margins'), ablation=_drawn_from(draw_ablation, 'ablation'),

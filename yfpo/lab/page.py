@@ -63,7 +63,7 @@ def table_html(df, # frame of strings, as in tables/*.csv
     "A table under its caption"
     return part('captioned', _table(df, name or 'table'), caption, name)
 
-FIGURES = dict(method='The method', contrasts='Differences between arms',
+FIGURES = dict(method='The method', declared='The declared differences', contrasts='Differences between arms',
                specificity='Outcome beside the margin that DPO reached', training='Training curves of every arm',
                margins='Margins of held-out pairs before and after',
                ablation='What removing the neurons costs', neurons='Where the selected neurons sit', selectors='Selectors',
