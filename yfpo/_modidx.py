@@ -1059,6 +1059,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'yfpo.lab.verdict._judged': ('lab/verdict.html#_judged', 'yfpo/lab/verdict.py'),
                                   'yfpo.lab.verdict._judges': ('lab/verdict.html#_judges', 'yfpo/lab/verdict.py'),
                                   'yfpo.lab.verdict._may_judge': ('lab/verdict.html#_may_judge', 'yfpo/lab/verdict.py'),
+                                  'yfpo.lab.verdict._not_shown': ('lab/verdict.html#_not_shown', 'yfpo/lab/verdict.py'),
                                   'yfpo.lab.verdict._preferred': ('lab/verdict.html#_preferred', 'yfpo/lab/verdict.py'),
                                   'yfpo.lab.verdict._removed': ('lab/verdict.html#_removed', 'yfpo/lab/verdict.py'),
                                   'yfpo.lab.verdict._trained': ('lab/verdict.html#_trained', 'yfpo/lab/verdict.py'),
