@@ -1,6 +1,7 @@
 "What suits one machine is asked or measured, never written into a recipe; a run says how long it takes; kernels start as copies."
-import json, re, subprocess, sys, time
+import json, os, re, socket, subprocess, sys, time
 from pathlib import Path
+from unittest import mock
 import pytest, torch
 from conftest import ROOT
 from yfpo.lm import machine
@@ -134,6 +135,8 @@ def test_copies_share_nothing_and_end_with_the_template(tmp_path):
         assert run(t, 'a', "import colorsys; colorsys.mine = 1; open('pid', 'w').write(str(__import__('os').getpid()))") == 0
         assert run(t, 'b', "import colorsys; assert not hasattr(colorsys, 'mine')") == 0
         assert run(t, 'c', 'import os; os._exit(3)') != 0
+        assert run(t, 'd', 'import os; from ipykernel.kernelapp import IPKernelApp as app\n'
+                   'assert app.instance().parent_handle == os.getppid(), "it ends with the template where the system has no prctl"') == 0
     finally: t.close()
     assert t.process.poll() is not None and not Path(f"/proc/{(tmp_path/'pid').read_text()}").exists()
 
@@ -142,6 +145,20 @@ def test_a_template_that_cannot_import_says_so(tmp_path):
     t = KernelTemplate(['no_such_module'])
     with pytest.raises(ValueError, match='could not import'): t.run({}, {}, tmp_path/'log', tmp_path)
     t.close()
+
+def test_one_request_that_fails_leaves_the_template_to_the_others(tmp_path, monkeypatch):
+    "A client that is killed while it speaks, and a system that has no process left"
+    from yfpo.lab.warm import _fork
+    monkeypatch.setattr(os, 'fork', mock.Mock(side_effect=BlockingIOError(11, 'Resource temporarily unavailable')))
+    with socket.socket(socket.AF_UNIX) as door:
+        monkeypatch.chdir(tmp_path); door.bind('door'); door.listen()              # a short path
+        for said, code in ((b'{"env": {', b''), (json.dumps(dict(env=dict(YFPO_LOG=str(tmp_path/'log')))).encode() + b'\n', b'{"code": 1}\n')):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(door.getsockname())
+                client.sendall(said); client.shutdown(socket.SHUT_WR)
+                _fork(door, {})
+                assert client.makefile('rb').read() == code
+    assert 'Resource temporarily unavailable' in (tmp_path/'log').read_text()
 
 # --- the warm start shares what its batch begins with
 

@@ -43,7 +43,7 @@ def _module_sources(names, seen=None):
         _module_sources(_imported(seen[n], n.rpartition('.')[0]), seen)
     return seen
 
-RUNNERS = ('lab.recipes', 'lab.stages', 'lab.keys', 'lab.step', 'data.extras')       # they decide when a step runs, not what it does
+RUNNERS = ('lab.recipes', 'lab.stages', 'lab.keys', 'lab.warm', 'lab.step', 'data.extras')     # they say when a step runs, not what it does
 
 def sources(notebook):
     "(code cells of a notebook, {module: source} of the library that they use)"

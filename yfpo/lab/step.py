@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['KEPT', 'FIELDS', 'ASIDE', 'save_part', 'load_part', 'kept', 'write_json', 'record_path', 'read_record', 'finished',
            'mark', 'unchanged', 'is_done', 'forget', 'set_aside', 'own_files', 'execute', 'git', 'sources_hash',
-           'run_step', 'say_state', 'alone_at', 'BorrowedKernels', 'kernels_here', 'step_main']
+           'run_step', 'say_state', 'alone_at', 'kernels_here', 'step_main']
 
 # %% ../../nbs/lab/05_step.ipynb #step-002
-import contextlib, fcntl, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
+import contextlib, fcntl, functools, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from ..data.files import atomic_write
 from .keys import file_hash, portable, sources, step_key
 from .recipes import root
 from .stages import overlap
-from .warm import kernel_template
+from .warm import ask, kernel_template
 
 # %% ../../nbs/lab/05_step.ipynb #step-005
 KEPT = {'Relevance': 'yfpo.relevance'}                         # dataclasses that a part may return; no other class is ever made from a file
@@ -183,7 +183,7 @@ def _why(label, code, own, out):
     return f'{label} failed: {last} (executed notebook: {out})'
 
 # %% ../../nbs/lab/05_step.ipynb #step-023
-def execute(step, run, kernels): # kernels: a `KernelTemplate`
+def execute(step, run, notebook): # notebook(spec, env, log, cwd): see `ask`
     "Run one notebook in processes of its own: `seconds, memory, files, reads, chosen`; a ValueError with its last error"
     label, key, own = step['label'], step['key'], own_files(run, step['label'])
     out = run/'notebooks'/f'{label}.ipynb'
@@ -191,7 +191,7 @@ def execute(step, run, kernels): # kernels: a `KernelTemplate`
     for k in ('log', 'notes', 'progress'): own[k].write_text('')
     spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
     start = time.time()
-    code = kernels.run(spec, _surroundings(run, label, key, own, step['threads']), own['log'], run)
+    code = notebook(spec, _surroundings(run, label, key, own, step['threads']), own['log'], run)
     if code: raise ValueError(_why(label, code, own, out))
     memory, chosen, _ = _noted(own['notes'])
     files = _files_written(run, own['writes'])
@@ -211,7 +211,7 @@ def sources_hash(notebook):
     code, modules = sources(notebook)
     return hashlib.sha256(json.dumps([code, modules], sort_keys=True).encode()).hexdigest()
 
-def run_step(step, run, kernels): # kernels: a `KernelTemplate`
+def run_step(step, run, notebook): # notebook(spec, env, log, cwd): see `ask`
     "Execute one step and leave its record, which is written last; returns what there is to say"
     label, key = step['label'], step['key']
     path, parts = record_path(run, label), run/'partial'/label
@@ -219,7 +219,7 @@ def run_step(step, run, kernels): # kernels: a `KernelTemplate`
     before = read_record(old) or {}
     if step['afresh']: shutil.rmtree(parts, ignore_errors=True)
     resumed = (parts/key).exists()
-    m = execute(step, run, kernels)
+    m = execute(step, run, notebook)
     if sources_hash(step['notebook']) != step['sources'] and step_key(step, step['needs_keys']) != key:
         raise ValueError(f'{label} failed: its notebook or the library was edited while it ran; run it again')
     shutil.rmtree(parts, ignore_errors=True)
@@ -243,21 +243,14 @@ def alone_at(run, label):
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-class BorrowedKernels:
-    "The template that `yfpo run` has started on this machine"
-    def __init__(self, path, jupyter): self.path, self.jupyter = Path(path), jupyter
-    def run(self, spec, env, log, cwd):
-        from yfpo.lab.warm import ask
-        return ask(self.path, self.jupyter, spec, env, log, cwd)
-
 @contextlib.contextmanager
 def kernels_here():
-    "The runner's template, or one of its own where the runner is on another machine"
+    "What runs a notebook, see `ask`: the runner's template, or one of its own where the runner is on another machine"
     given = os.environ.get('YFPO_TEMPLATE', '')
     path, _, jupyter = given.partition('|')
-    if path and Path(path).parent.is_dir(): yield BorrowedKernels(path, jupyter)                  # it may still be importing
+    if path and Path(path).parent.is_dir(): yield functools.partial(ask, path, jupyter)            # it may still be importing
     else:
-        with kernel_template(['papermill', 'ipykernel.kernelapp', 'IPython']) as t: yield t
+        with kernel_template(['papermill', 'ipykernel.kernelapp', 'IPython']) as t: yield t.run
 
 # %% ../../nbs/lab/05_step.ipynb #step-024
 def step_main(run, label):
@@ -269,7 +262,7 @@ def step_main(run, label):
         if is_done(run, step, step['key']): return say_state(run, label, 'done', 'done by another process')
         say_state(run, label, 'running')
         try:
-            with kernels_here() as kernels: said = run_step(step, run, kernels)
+            with kernels_here() as notebook: said = run_step(step, run, notebook)
         except (ValueError, OSError) as e:
             with contextlib.suppress(OSError): say_state(run, label, 'failed', str(e))       # on a full disk the runner sees the code alone
             sys.exit(1)

@@ -6,7 +6,7 @@
 __all__ = ['die_with_parent', 'serve', 'ask', 'KernelTemplate', 'kernel_template']
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-002
-import importlib, json, os, runpy, select, signal, socket, subprocess, sys, tempfile, threading, time
+import importlib, json, os, runpy, select, shutil, signal, socket, subprocess, sys, tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,8 +25,9 @@ def _papermill(request):
     from traitlets.config import Config
     spec, own = request['spec'], os.environ['JUPYTER_PATH'].split(os.pathsep)[0]
     notebook, out = (spec[k].replace('{', '{{').replace('}', '}}') for k in ('notebook', 'out'))     # braces are papermill's templates
-    how = dict(kernel_name='python3', config=Config(KernelManager=dict(transport='ipc', ip=f'{own}/{os.getpid()}')))
-    try: papermill.execute_notebook(notebook, out, spec['params'], progress_bar=False, cwd=spec['cwd'], **how)
+    manager = dict(transport='ipc', connection_file=f'{own}/k{os.getpid()}.json')            # its sockets stand beside it
+    how = dict(kernel_name='python3', progress_bar=False, cwd=spec['cwd'], config=Config(KernelManager=manager))
+    try: papermill.execute_notebook(notebook, out, spec['params'], **how)
     except papermill.exceptions.PapermillExecutionError as e: sys.exit(f'{e.ename}: {e.evalue}')
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-006
@@ -46,10 +47,9 @@ def _watch_files():
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-007
 def _kernel(request):
     "Become a Jupyter kernel"
-    os.environ['JPY_PARENT_PID'] = str(os.getppid())           # ipykernel ends when this process does
     if (n := int(os.environ.get('OMP_NUM_THREADS', 0))) and 'torch' in sys.modules: sys.modules['torch'].set_num_threads(n)
     _watch_files()
-    sys.argv = ['ipykernel_launcher', '-f', request['connection']]
+    sys.argv = ['ipykernel_launcher', '-f', request['connection'], f'--IPKernelApp.parent_handle={os.getppid()}']      # with which it ends
     runpy.run_module('ipykernel_launcher', run_name='__main__', alter_sys=True)
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-009
@@ -75,12 +75,20 @@ def _become(request):
         finally: os._exit(code)
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-011
+def _answer(conn, **said):
+    "Tell a client how its copy ended, unless it is gone"
+    with suppress(OSError): conn.sendall((json.dumps(said) + '\n').encode())
+    conn.close()
+
 def _fork(door, own):
     "Accept one request and fork a copy for it"
     conn = door.accept()[0]
-    request = json.loads(conn.makefile().readline() or 'null')
-    if request is None: conn.close(); return
-    pid = os.fork()
+    try: request = json.loads(conn.makefile().readline())
+    except (OSError, ValueError): conn.close(); return         # the client is gone before it has said all
+    try: pid = os.fork()
+    except OSError as e:                                       # no memory, or too many processes
+        with suppress(OSError), open(request['env']['YFPO_LOG'], 'a') as f: f.write(f'{type(e).__name__}: {e}\n')
+        return _answer(conn, code=1)
     if pid: own[pid] = (conn, request['env'].get('YFPO_NOTES')); return
     door.close(); conn.close()
     for c, _ in own.values(): c.close()
@@ -98,9 +106,7 @@ def _reap(own, ended=()): # ended: process ids of copies that the template itsel
             killed = dict(killed=-said['code']) if said['code'] < 0 and pid not in ended else {}
             with suppress(OSError), open(notes, 'a') as f:     # a full disk
                 f.write(json.dumps(dict(peak_memory_mb=said['peak_memory_mb'], **killed)) + '\n')
-        try: conn.sendall((json.dumps(said) + '\n').encode())
-        except OSError: pass
-        conn.close()
+        _answer(conn, **said)
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-013
 def _asks(conn):
@@ -108,14 +114,13 @@ def _asks(conn):
     try: return bool(conn.recv(1))
     except OSError: return False
 
-def serve(path, # of the socket to listen on
+def serve(door:int, # file descriptor of a socket that listens
+          folder, # that holds the socket; removed at the end
           modules=()): # to import beforehand
     "The template: import, then fork a copy for each request, until standard input ends"
     for m in modules: importlib.import_module(m)
     own, ended = {}, set()                                     # process id -> connection, file of notes
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(path)); door.listen(64)
-        print('ready', flush=True)
+    with socket.socket(fileno=door) as door:
         while True:
             heard = select.select([door, sys.stdin, *(c for c, _ in own.values())], [], [], .05)[0]
             if sys.stdin in heard: break
@@ -126,6 +131,7 @@ def serve(path, # of the socket to listen on
                 ended.add(pid); os.kill(pid, signal.SIGKILL)   # the client is gone
             _reap(own, ended)
     for pid in own: os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)                  # a runner that was killed does not
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-015
 _CLIENT = """import json, os, select, signal, socket, sys
@@ -138,50 +144,38 @@ while os.getppid() == parent:
 """
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-017
-def _knock(s, path):
-    "Connect to a template, which listens once it has imported"
-    while path.parent.is_dir():
-        try: return s.connect(str(path))
-        except OSError: time.sleep(.05)
-    raise ValueError('the process that starts the notebooks is gone: it was killed, or could not import what they use')
-
 def ask(path, jupyter, spec, env, log, cwd): # the template's socket; where Jupyter finds its kernel
     "Have the template at `path` run one notebook in a copy, and wait for it; returns the exit code"
     env = {**os.environ, **env, 'JUPYTER_PATH': jupyter, 'YFPO_LOG': str(log)}
-    with socket.socket(socket.AF_UNIX) as s:
-        _knock(s, Path(path))
+    with socket.socket(socket.AF_UNIX) as s, suppress(OSError):
+        s.connect(str(path))
         s.sendall((json.dumps(dict(spec=spec, cwd=str(cwd), env=env)) + '\n').encode())
-        return json.loads(s.makefile().readline() or '{"code": 1}')['code']
+        if said := s.makefile().readline(): return json.loads(said)['code']
+    raise ValueError('the process that starts the notebooks is gone: it was killed, or could not import what they use')
 
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-024
 class KernelTemplate:
     "A running template, and methods to run a notebook in a copy of it"
     def __init__(self, modules=(), env=None):
-        self.folder = tempfile.TemporaryDirectory(prefix='yfpo-')
-        self.path = Path(self.folder.name)/'door'
-        start = f'from yfpo.lab.warm import serve; serve({str(self.path)!r}, {list(modules)!r})'
-        self.process = subprocess.Popen([sys.executable, '-c', start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env={**os.environ, **(env or {})}, start_new_session=True)
-        self.jupyter, self.said, self.lock = self._kernelspec(), None, threading.Lock()
+        long = len(os.fsencode(tempfile.gettempdir())) > 70    # the path of a socket has at most 107 bytes
+        self.folder = tempfile.TemporaryDirectory(prefix='yfpo-', dir='/tmp' if long else None)
+        self.path, self.jupyter = Path(self.folder.name)/'door', self._kernelspec()
+        with socket.socket(socket.AF_UNIX) as door:
+            door.bind(str(self.path)); door.listen(64)
+            start = f'from yfpo.lab.warm import serve; serve({door.fileno()}, {self.folder.name!r}, {list(modules)!r})'
+            self.process = subprocess.Popen([sys.executable, '-c', start], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                            env={**os.environ, **(env or {})}, start_new_session=True, pass_fds=[door.fileno()])
 
     def _kernelspec(self):
         "A folder for JUPYTER_PATH whose `python3` kernel is a copy of this template"
         folder = Path(self.folder.name)/'kernels'/'python3'
         folder.mkdir(parents=True)
-        argv = [sys.executable, '-S', '-E', '-c', _CLIENT, str(self.path), '{connection_file}']
+        argv = [sys.executable, '-S', '-E', '-c', _CLIENT, f'{self.folder.name}/door', '{connection_file}']
         (folder/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='python3', language='python')))
         return os.pathsep.join([self.folder.name, *filter(None, [os.environ.get('JUPYTER_PATH')])])
 
-    def ready(self):
-        "Wait until the imports are done; False if they failed"
-        with self.lock:
-            if self.said is None: self.said = self.process.stdout.readline()
-        return self.said == 'ready\n'
-
     def run(self, spec, env, log, cwd):
         "Run one notebook in a copy and wait for it; returns the exit code"
-        if not self.ready():
-            raise ValueError('the process that starts the notebooks could not import what they use; its error stands above')
         return ask(self.path, self.jupyter, spec, env, log, cwd)
 
     def close(self):
