@@ -431,7 +431,7 @@ def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig, request
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # jobs in the background ignore it
     pid = toy/'runs/toy/sft/pid'
-    deadline = time.time() + 60
+    deadline = time.time() + 180
     while not (pid.exists() and pid.read_text()) and time.time() < deadline: time.sleep(.1)
     kernel = int(pid.read_text())
     busy = yfpo(toy, 'run', 'toy', '--until', 'sft')

@@ -2,6 +2,7 @@
 import json, os, pickle, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from conftest import ROOT
 from test_run import SFT, SFT_FILES, TRAIN, alive, make, notebook, recipe, yfpo
 from yfpo.lab.keys import all_keys, step_key, used_versions
 from yfpo.lab.recipes import read_recipe
@@ -45,6 +46,14 @@ def test_versions_of_what_a_step_imports_are_in_its_key(toy, monkeypatch):
     assert {*used_versions([], {}, dict(test_sets=['svamp', 'gsm-drawn']))} == {'reasoning-gym'}
     monkeypatch.setattr('yfpo.lab.keys.version', lambda p: '0')
     assert step_key(step, {}) != before
+
+def test_an_import_counts_wherever_it_stands():
+    from yfpo.lab.keys import _imported, sources
+    line = "with needs('stats', 'a test'): from scipy.stats import norm\nimport os, numpy.linalg as l; import pandas"
+    assert {*used_versions([line], {}, {})} == {'scipy', 'numpy', 'pandas'}
+    assert {'loss', 'lm.models'} <= {*_imported("if 1: from yfpo.loss import x\nfrom yfpo.lm import models")}
+    assert {'lab.keys', 'lm.rows', 'lab.pace'} <= {*_imported("if 1: from .keys import x\nfrom ..lm import rows\nfrom . import pace", 'lab')}
+    assert 'statsmodels' in used_versions(*sources(ROOT/'nbs'/'paper'/'stages'/'compare.ipynb'), {}), 'its update changes p-values'
 
 def test_a_helper_that_changes_reruns_what_uses_it_and_no_more(toy, tmp_path, monkeypatch):
     "Two stages, one of which imports a module of the library"

