@@ -104,6 +104,9 @@ def test_the_schedule_against_a_slow_simulation():
 
 def test_only_what_exceeds_the_start_scales(): assert scaled(13, 2.) == 23 and scaled(2, 9.) == 2 and in_words(100) == '2 min'
 
+def test_an_hour_has_sixty_minutes(): assert [in_words(x) for x in (5400, 7169, 7199, 7200)] == [
+    '1 h 30 min', '1 h 59 min', '2 h 0 min', '2 h 0 min']
+
 def test_a_board_says_what_runs_and_what_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv('YFPO_PROGRESS', str(tmp_path/'a'))
     bar, said, steps = track(total=8, desc='yfpo', unit='steps'), [], [dict(label='a', needs=[]), dict(label='b', needs=['a'])]

@@ -110,6 +110,12 @@ def test_a_wrong_recipe_is_one_sentence(toy, old, new, says):
     with pytest.raises(ValueError) as e: plan(read_recipe('toy'))
     assert says in str(e.value) and '\n' not in str(e.value)
 
+def test_without_names_stages(toy):
+    base = toy/'nbs/paper/recipes/base.yaml'
+    base.write_text(RECIPE.replace('name: toy', 'name: base'))
+    recipe(toy, 'about: toys', 'about: toys\nextends: base\nwithout: [[a]]')
+    with pytest.raises(ValueError, match='without.* must be a valid string'): read_recipe('toy')
+
 def test_numbers_are_numbers(toy):
     steps = plan(read_recipe('toy'))
     assert [s['label'] for s in steps] == ['sft', 'train-dpo-seed0', 'train-dpo-seed1', 'tables']
