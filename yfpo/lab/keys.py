@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUNNERS', 'PACKAGES', 'READ_PACKAGES', 'PLACES', 'package', 'sources', 'version', 'versions', 'used_versions',
-           'file_hash', 'folder_hash', 'input_hashes', 'portable', 'step_key', 'all_keys']
+           'file_hash', 'folder_hash', 'inputs', 'input_hashes', 'portable', 'step_key', 'all_keys']
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-002
 import ast, functools, hashlib, importlib.metadata, importlib.util, json, platform, re
@@ -122,14 +122,14 @@ def folder_hash(folder):
         h.update(f'{f.relative_to(folder)}\0{_hash_once(f, s.st_size, s.st_mtime_ns)}\n'.encode('utf-8', 'surrogateescape'))
     return h.hexdigest()
 
+def inputs(params):
+    "{parameter: path} of what a step reads from outside the run: its data folder, and a model that is a folder or a file"
+    given = {k: params[k] for k in ('data_dir', 'model') if params.get(k) and isinstance(params[k], str)}
+    return {k: path for k, x in given.items() if (path := root()/Path(x).expanduser()).exists()}
+
 def input_hashes(params):
-    "{parameter: content hash} of what a step reads from outside the run: its data folder, and a model that is a folder or a file"
-    res = {}
-    for k in ('data_dir', 'model'):
-        given = params.get(k)
-        path = root()/Path(given).expanduser() if given and isinstance(given, str) else None
-        if path is not None and path.exists(): res[k] = folder_hash(path) if path.is_dir() else file_hash(path)
-    return res
+    "{parameter: content hash} of these"
+    return {k: folder_hash(path) if path.is_dir() else file_hash(path) for k, path in inputs(params).items()}
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-015
 PLACES = ('run_dir', 'results_dir', 'data_dir')                # where things lie on one machine, which is no part of a result

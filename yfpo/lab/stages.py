@@ -308,7 +308,7 @@ def _known(run, path):
     "Whether a finished step of this run wrote `path`"
     for m in (run/'done').glob('*.json'):
         try: files = json.loads(m.read_text())['files']
-        except (ValueError, KeyError): continue
+        except (OSError, ValueError, KeyError, TypeError): continue               # one that is being written is gone a moment later
         if any(overlap(path, f) for f in files): return True
     return False
 
