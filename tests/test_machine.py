@@ -1,5 +1,6 @@
 "What suits one machine is asked or measured, never written into a recipe; a run says how long it takes; kernels start as copies."
 import json, os, re, socket, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 import pytest, torch
@@ -121,6 +122,12 @@ def test_a_board_says_what_runs_and_what_is_left(tmp_path, monkeypatch):
 def test_progress_of_a_broken_file_is_nothing(tmp_path):
     (tmp_path/'p').write_text('{"what": "sc')
     assert read_progress(tmp_path/'p') == ('', 0.)
+
+def test_steps_beside_each_other_measure_once(tmp_path, monkeypatch):
+    monkeypatch.setenv('YFPO_RUN', str(tmp_path))
+    made = []
+    def make(): made.append(len(made)); time.sleep(.2); return made[-1]
+    with ThreadPoolExecutor(3) as pool: assert [*pool.map(lambda _: machine.measured('x', make), range(3))] == [0, 0, 0]
 
 # --- kernels that start as copies
 
