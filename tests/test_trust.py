@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 from conftest import ROOT
 from test_run import SFT, SFT_FILES, TRAIN, alive, make, notebook, recipe, yfpo
-from yfpo.lab.keys import all_keys, step_key, used_versions
+from yfpo.lab.keys import step_key, used_versions
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.publish import publish
 from yfpo.lab.stages import _known, plan
@@ -59,6 +59,11 @@ def test_an_import_counts_wherever_it_stands():
     assert {'loss', 'lm.models'} <= {*_imported("if 1: from yfpo.loss import x\nfrom yfpo.lm import models")}
     assert {'lab.keys', 'lm.rows', 'lab.pace'} <= {*_imported("if 1: from .keys import x\nfrom ..lm import rows\nfrom . import pace", 'lab')}
     assert 'statsmodels' in used_versions(*sources(ROOT/'nbs'/'paper'/'stages'/'compare.ipynb'), {}), 'its update changes p-values'
+
+def all_keys(steps):
+    keys = {}
+    for s in steps: keys[s['label']] = step_key(s, keys)
+    return keys
 
 def test_a_helper_that_changes_reruns_what_uses_it_and_no_more(toy, tmp_path, monkeypatch):
     "Two stages, one of which imports a module of the library"

@@ -26,7 +26,7 @@ from ..lm.responses import format_prompt
 from .arms import ARMS, settings_of_arm
 from .recipes import read_recipe
 from .warm import die_with_parent, watch_files
-from .stages import need, notebook_parameters, plan, run_folder
+from .stages import defaults_of, need, plan, run_folder
 from ..trainer import YFPOConfig, train_yfpo
 from ..lm.training import NotFiniteError, use_bf16
 
@@ -208,7 +208,7 @@ def arm_parameters(recipe:str, arm:str, seed:int, run_dir:str=''):
     run_dir = str(Path(run_dir).resolve()) if run_dir else ''
     step = next((s for s in plan(r, run_dir) if s['label'] == f'train-{arm}-seed{seed}'), None)
     if step is None: raise ValueError(f"recipe {r.name!r} trains no {arm} at seed {seed}: its arms are {r.arms} and its seeds {r.seeds}")
-    params = {**{k: v[1] for k, v in notebook_parameters(step['notebook']).items()}, **step['params']}
+    params = {**defaults_of(step['notebook']), **step['params']}
     return dict(run=str(run_folder(r.name, run_dir)), recipe=r.name, arm=arm, seed=seed,
                 **{f.name: params[f.name] for f in fields(Training)})
 

@@ -7,7 +7,7 @@ __all__ = ['DRAWN', 'Name', 'Names', 'DEEP', 'LETTERS', 'root', 'a_type', 'short
            'Outputs', 'Recipe', 'check_recipe', 'read_yaml', 'json_of', 'merged', 'recipes_folder', 'read_recipe']
 
 # %% ../../nbs/lab/01_recipes.ipynb #recipe-002
-import collections, difflib, importlib.util, json, math, os, re
+import collections, difflib, importlib.util, json, os, re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from ..data.extras import needs

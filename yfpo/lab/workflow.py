@@ -103,9 +103,9 @@ def _arguments(run, cores, profile):
     return ['--snakefile', str(snakefile()), '--directory', str(run), *where, '--config', f'steps={run/"steps.json"}',
             '--rerun-triggers', 'params', '--ignore-incomplete', '--nolock', '--quiet', 'all', '--latency-wait', '60']
 
-_ENGINE = """import ctypes, os, signal, sys
-if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv.pop(1)): sys.exit(1)
+_ENGINE = """import sys
+from yfpo.lab.warm import die_with_parent
+die_with_parent(int(sys.argv.pop(1)))
 from snakemake.cli import main
 main(sys.argv[1:])
 """
