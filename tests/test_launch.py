@@ -9,6 +9,7 @@ from yfpo.lab.arms import ARMS, BLUE, NEURONS, Arm, arm_contrasts
 from yfpo.lab.launch import arm_parameters, failure_file, launch_arm, neurons_of, train_arm
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.publish import run_here
+from yfpo.lab.stages import stage_files
 from yfpo.neurons import NeuronSet, contrast_set
 from yfpo.relevance import Relevance
 from yfpo.lm.models import load_model, save_model
@@ -112,6 +113,14 @@ def test_measuring_changes_nothing(ready):
     assert [r['loss'] for r in dosed] == [r['loss'] for r in plain] and [r['grad_norm'] for r in dosed] == [r['grad_norm'] for r in plain]
     assert 'gradients/cosine' in dosed[0] and 'gradients/cosine' not in plain[0]
 
+def test_the_stage_promises_a_dose_where_one_is_taken():
+    "The gradient of `yfpo-weighing` goes through no neuron, and a weight of 0 stays 0; the diluted arm takes its rate from the dose"
+    def doses(**params):
+        files = {a: stage_files(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', dict(params, arm=a), 'train')[1] for a in ARMS}
+        return {a for a, f in files.items() if f'results/dose/{a}-seed0.json' in f}
+    assert doses() == set() and doses(dose=.5) == {*ARMS} - {'dpo', 'yfpo-weighing'}
+    assert doses(dose=.5, train=dict(neuron_weight=0.)) == {'dpo-diluted'}
+
 @pytest.mark.parametrize('arm', ARMS)
 def test_what_an_arm_says_can_be_done(arm):
     a = ARMS[arm]
@@ -125,6 +134,21 @@ def test_two_processes_take_the_same_steps(ready):
     two = launch_arm(2, ready, 'smoke', 'yfpo', 0, **SETTINGS)
     assert [r['loss'] for r in two] == pytest.approx([r['loss'] for r in one], abs=2e-4)
     for k, v in load_model(str(ready/'train'/'yfpo-seed0'/'model'))[0].state_dict().items(): assert (v - first[k]).abs().max() < 2e-3, k
+
+def test_each_of_many_processes_says_what_it_writes(tmp_path):
+    "Whatever the training writes is in the step's list: the dose too, which an earlier try may have made as well"
+    (tmp_path/'spec.json').write_text(json.dumps(dict(run=str(tmp_path))))
+    code = """import sys
+from pathlib import Path
+from yfpo.lab import launch
+def train_arm(run):
+    for f in ('dose/yfpo-seed0.json', 'training/yfpo-seed0.csv'):
+        (Path(run)/'results'/f).parent.mkdir(parents=True); (Path(run)/'results'/f).write_text('')
+launch.train_arm = train_arm
+launch.arm_command(['--spec', sys.argv[1]])"""
+    env = {**os.environ, 'YFPO_RUN': str(tmp_path), 'YFPO_WRITES': str(tmp_path/'writes'), 'RANK': '1'}
+    subprocess.run([sys.executable, '-c', code, str(tmp_path/'spec.json')], env=env, check=True)
+    assert (tmp_path/'writes').read_text().split() == [str(tmp_path/'results'/f) for f in ('dose/yfpo-seed0.json', 'training/yfpo-seed0.csv')]
 
 def test_what_goes_wrong_is_one_sentence(ready):
     with pytest.raises(ValueError, match='unknown'): train_arm(ready, 'smoke', 'ppo', 0)

@@ -1,6 +1,8 @@
 "What suits one machine is asked or measured, never written into a recipe; a run says how long it takes; kernels start as copies."
-import json, re, subprocess, sys, time
+import json, os, re, socket, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 import pytest, torch
 from conftest import ROOT
 from yfpo.lm import machine
@@ -103,6 +105,9 @@ def test_the_schedule_against_a_slow_simulation():
 
 def test_only_what_exceeds_the_start_scales(): assert scaled(13, 2.) == 23 and scaled(2, 9.) == 2 and in_words(100) == '2 min'
 
+def test_an_hour_has_sixty_minutes(): assert [in_words(x) for x in (5400, 7169, 7199, 7200)] == [
+    '1 h 30 min', '1 h 59 min', '2 h 0 min', '2 h 0 min']
+
 def test_a_board_says_what_runs_and_what_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv('YFPO_PROGRESS', str(tmp_path/'a'))
     bar, said, steps = track(total=8, desc='yfpo', unit='steps'), [], [dict(label='a', needs=[]), dict(label='b', needs=['a'])]
@@ -117,6 +122,12 @@ def test_a_board_says_what_runs_and_what_is_left(tmp_path, monkeypatch):
 def test_progress_of_a_broken_file_is_nothing(tmp_path):
     (tmp_path/'p').write_text('{"what": "sc')
     assert read_progress(tmp_path/'p') == ('', 0.)
+
+def test_steps_beside_each_other_measure_once(tmp_path, monkeypatch):
+    monkeypatch.setenv('YFPO_RUN', str(tmp_path))
+    made = []
+    def make(): made.append(len(made)); time.sleep(.2); return made[-1]
+    with ThreadPoolExecutor(3) as pool: assert [*pool.map(lambda _: machine.measured('x', make), range(3))] == [0, 0, 0]
 
 # --- kernels that start as copies
 
@@ -134,6 +145,8 @@ def test_copies_share_nothing_and_end_with_the_template(tmp_path):
         assert run(t, 'a', "import colorsys; colorsys.mine = 1; open('pid', 'w').write(str(__import__('os').getpid()))") == 0
         assert run(t, 'b', "import colorsys; assert not hasattr(colorsys, 'mine')") == 0
         assert run(t, 'c', 'import os; os._exit(3)') != 0
+        assert run(t, 'd', 'import os; from ipykernel.kernelapp import IPKernelApp as app\n'
+                   'assert app.instance().parent_handle == os.getppid(), "it ends with the template where the system has no prctl"') == 0
     finally: t.close()
     assert t.process.poll() is not None and not Path(f"/proc/{(tmp_path/'pid').read_text()}").exists()
 
@@ -142,6 +155,20 @@ def test_a_template_that_cannot_import_says_so(tmp_path):
     t = KernelTemplate(['no_such_module'])
     with pytest.raises(ValueError, match='could not import'): t.run({}, {}, tmp_path/'log', tmp_path)
     t.close()
+
+def test_one_request_that_fails_leaves_the_template_to_the_others(tmp_path, monkeypatch):
+    "A client that is killed while it speaks, and a system that has no process left"
+    from yfpo.lab.warm import _fork
+    monkeypatch.setattr(os, 'fork', mock.Mock(side_effect=BlockingIOError(11, 'Resource temporarily unavailable')))
+    with socket.socket(socket.AF_UNIX) as door:
+        monkeypatch.chdir(tmp_path); door.bind('door'); door.listen()              # a short path
+        for said, code in ((b'{"env": {', b''), (json.dumps(dict(env=dict(YFPO_LOG=str(tmp_path/'log')))).encode() + b'\n', b'{"code": 1}\n')):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(door.getsockname())
+                client.sendall(said); client.shutdown(socket.SHUT_WR)
+                _fork(door, {})
+                assert client.makefile('rb').read() == code
+    assert 'Resource temporarily unavailable' in (tmp_path/'log').read_text()
 
 # --- the warm start shares what its batch begins with
 

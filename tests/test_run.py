@@ -1,5 +1,5 @@
 "The runner on toy notebooks: strictness before anything starts, resume by content, killed stages, honest publishing."
-import json, math, os, re, shutil, signal, subprocess, sys, time
+import json, math, os, re, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 from unittest import mock
 import pytest
@@ -8,6 +8,7 @@ from conftest import ROOT
 from yfpo.lab.cli import main
 from yfpo.lab.recipes import Outputs, merged, read_recipe, read_yaml
 from yfpo.lab.publish import run_here
+from yfpo.lm.machine import hardware
 from yfpo.lab.stages import check_parameter, choices, notebook_parameters, parameters_in, plan, words_of
 
 SPEC = dict(display_name='python3', language='python', name='python3')
@@ -108,6 +109,12 @@ def test_a_wrong_recipe_is_one_sentence(toy, old, new, says):
     recipe(toy, old, new)
     with pytest.raises(ValueError) as e: plan(read_recipe('toy'))
     assert says in str(e.value) and '\n' not in str(e.value)
+
+def test_without_names_stages(toy):
+    base = toy/'nbs/paper/recipes/base.yaml'
+    base.write_text(RECIPE.replace('name: toy', 'name: base'))
+    recipe(toy, 'about: toys', 'about: toys\nextends: base\nwithout: [[a]]')
+    with pytest.raises(ValueError, match='without.* must be a valid string'): read_recipe('toy')
 
 def test_numbers_are_numbers(toy):
     steps = plan(read_recipe('toy'))
@@ -402,15 +409,35 @@ def alive(pid):
     try: return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
     except FileNotFoundError: return False
 
+def test_a_template_that_is_gone_ends_the_run(toy, tmp_path):
+    "Two steps import a module, so the template imports it, and ends: no step waits for it"
+    (tmp_path/'broken_import.py').write_text('raise ImportError("a library is missing")')
+    notebook(toy/'nbs/paper/stages/train.ipynb', TRAIN[0], 'import broken_import\n' + TRAIN[1], TRAIN_FILES)
+    r = subprocess.run([Path(sys.executable).parent/'yfpo', 'run', 'toy'], capture_output=True, text=True, timeout=300,
+                       env={**os.environ, 'YFPO_ROOT': str(toy), 'PYTHONPATH': f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    assert r.returncode == 1 and ('the process that starts the notebooks is gone' in r.stderr or hardware()['gpus'])
+    assert 'a library is missing' in r.stderr
+
+def test_a_run_where_the_folder_for_temporary_files_has_a_long_path(toy, tmp_path):
+    "A socket's path has at most 107 bytes"
+    own = tmp_path/('t'*50)/('t'*50)
+    own.mkdir(parents=True)
+    r = subprocess.run([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], capture_output=True, text=True, timeout=300,
+                       env={**os.environ, 'YFPO_ROOT': str(toy), 'TMPDIR': str(own)})
+    assert r.returncode == 0, r.stderr
+
 @pytest.mark.skipif(not Path('/proc').exists(), reason='looks at /proc')
 @pytest.mark.parametrize('sig', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
+def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig, request):
     recipe(toy, 'lr: 1e-3', 'lr: 1e-3, wait: 60')
-    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'], env={**os.environ, 'YFPO_ROOT': str(toy)},
+    own = tempfile.mkdtemp(dir='/tmp')                             # short, or it is not taken
+    request.addfinalizer(lambda: shutil.rmtree(own))
+    p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy', '--until', 'sft'],
+                         env={**os.environ, 'YFPO_ROOT': str(toy), 'TMPDIR': own},
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # jobs in the background ignore it
     pid = toy/'runs/toy/sft/pid'
-    deadline = time.time() + 60
+    deadline = time.time() + 180
     while not (pid.exists() and pid.read_text()) and time.time() < deadline: time.sleep(.1)
     kernel = int(pid.read_text())
     busy = yfpo(toy, 'run', 'toy', '--until', 'sft')
@@ -421,6 +448,9 @@ def test_a_killed_run_takes_its_kernel_along_and_goes_on_later(toy, sig):
     deadline = time.time() + 15
     while alive(kernel) and time.time() < deadline: time.sleep(.1)
     assert not alive(kernel), 'no kernel goes on writing behind the next run'
+    def left(): return [f.name for f in Path(own).iterdir() if not f.name.startswith('snakemake')]
+    while left() and time.time() < deadline: time.sleep(.1)
+    assert not left(), 'no folder, no socket, no key stays behind'
     recipe(toy, ', wait: 60', '')
     r = yfpo(toy, 'run', 'toy', '--until', 'sft')
     assert r.returncode == 0 and '[1/1] sft ...' in r.stdout and (toy/'runs/toy/sft/model.txt').exists()

@@ -1,11 +1,17 @@
 "What a run trusts: nothing that changed under it, nothing that lies elsewhere, no file that could run code."
 import json, os, pickle, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 import pytest
+from conftest import ROOT
 from test_run import SFT, SFT_FILES, TRAIN, alive, make, notebook, recipe, yfpo
-from yfpo.lab.keys import all_keys, step_key, used_versions
+from yfpo.lab.keys import step_key, used_versions
 from yfpo.lab.recipes import read_recipe
-from yfpo.lab.stages import plan
+from yfpo.lab.publish import publish
+from yfpo.lab.stages import _known, plan
+from yfpo.lab.step import run_step
+from yfpo.lab.workflow import Follow, _keys_there, _retire, locked
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
@@ -45,6 +51,19 @@ def test_versions_of_what_a_step_imports_are_in_its_key(toy, monkeypatch):
     assert {*used_versions([], {}, dict(test_sets=['svamp', 'gsm-drawn']))} == {'reasoning-gym'}
     monkeypatch.setattr('yfpo.lab.keys.version', lambda p: '0')
     assert step_key(step, {}) != before
+
+def test_an_import_counts_wherever_it_stands():
+    from yfpo.lab.keys import _imported, sources
+    line = "with needs('stats', 'a test'): from scipy.stats import norm\nimport os, numpy.linalg as l; import pandas"
+    assert {*used_versions([line], {}, {})} == {'scipy', 'numpy', 'pandas'}
+    assert {'loss', 'lm.models'} <= {*_imported("if 1: from yfpo.loss import x\nfrom yfpo.lm import models")}
+    assert {'lab.keys', 'lm.rows', 'lab.pace'} <= {*_imported("if 1: from .keys import x\nfrom ..lm import rows\nfrom . import pace", 'lab')}
+    assert 'statsmodels' in used_versions(*sources(ROOT/'nbs'/'paper'/'stages'/'compare.ipynb'), {}), 'its update changes p-values'
+
+def all_keys(steps):
+    keys = {}
+    for s in steps: keys[s['label']] = step_key(s, keys)
+    return keys
 
 def test_a_helper_that_changes_reruns_what_uses_it_and_no_more(toy, tmp_path, monkeypatch):
     "Two stages, one of which imports a module of the library"
@@ -103,6 +122,110 @@ def test_a_stage_writes_what_it_declares(toy, files, says):
     notebook(toy/'nbs'/'paper'/'stages'/'other.ipynb', SFT[0], code, files)
     r = yfpo(toy, 'run', 'toy', '--until', 'other')
     assert r.returncode == 1 and says in r.stderr and not (toy/'runs/toy/done/other.json').exists()
+
+# --- one step, with a function in place of its notebook ---
+
+def a_step(run, **how):
+    (run/'notebooks').mkdir(parents=True, exist_ok=True)
+    return {**dict(stage='evaluate', label='evaluate', key='a', notebook='x', params={}, writes=['results/samples'], needs=[], needs_keys={},
+                   threads=1, afresh=False), **how}
+
+def writes(*names, then=lambda: 0):
+    "What stands for a notebook: it writes files, which its list names, and ends as `then` says"
+    def notebook(spec, env, log, cwd):
+        with open(env['YFPO_WRITES'], 'a') as said:
+            for f in (Path(cwd)/n for n in names):
+                f.parent.mkdir(parents=True, exist_ok=True)
+                f.write_text('new'); said.write(f'{f}\n')
+        return then() or 0
+    return notebook
+
+def killed(): raise KeyboardInterrupt
+
+@pytest.fixture
+def keys_stay(monkeypatch): monkeypatch.setattr('yfpo.lab.step.step_key', lambda step, keys: step['key'])
+
+def test_what_killed_tries_left_goes_with_the_first_that_succeeds(tmp_path, keys_stay):
+    "Two tries are killed, under other settings: no record names the file of an arm that is dropped since"
+    a, b = 'results/samples/yfpo.jsonl', 'results/samples/dpo.jsonl'
+    for names, key in (((a, b), 'a'), ((), 'b')):
+        with pytest.raises(KeyboardInterrupt): run_step(a_step(tmp_path, key=key), tmp_path, writes(*names, then=killed))
+    assert (tmp_path/a).exists(), 'whole until a try succeeds'
+    run_step(a_step(tmp_path, key='c'), tmp_path, writes(b))
+    assert not (tmp_path/a).exists() and (tmp_path/b).exists()
+    assert list(json.loads((tmp_path/'done/evaluate.json').read_text())['files']) == [b]
+
+def test_a_step_takes_nothing_away_that_another_one_has_made_since(tmp_path, keys_stay):
+    a, b = 'results/samples/a.jsonl', 'results/samples/b.jsonl'
+    with pytest.raises(KeyboardInterrupt): run_step(a_step(tmp_path), tmp_path, writes(a, then=killed))
+    run_step(a_step(tmp_path, label='other'), tmp_path, writes(a))
+    run_step(a_step(tmp_path), tmp_path, writes(b))
+    assert (tmp_path/a).exists()
+
+def test_what_a_dropped_arm_left_goes_also_if_it_never_finished(tmp_path, keys_stay):
+    failed, shared = 'results/failed/yfpo-seed0.json', 'results/main.csv'
+    own = a_step(tmp_path, label='train-dpo', writes=[shared])
+    with pytest.raises(KeyboardInterrupt): run_step(a_step(tmp_path, label='train-yfpo'), tmp_path, writes(failed, shared, then=killed))
+    run_step(own, tmp_path, writes(shared))
+    _retire(tmp_path, [own, a_step(tmp_path, label='train-yfpo')])
+    assert (tmp_path/failed).exists(), 'an arm of the recipe'
+    _retire(tmp_path, [own])
+    assert not (tmp_path/failed).exists() and (tmp_path/shared).exists() and not (tmp_path/'notebooks/train-yfpo.writes').exists()
+
+def test_a_result_of_an_older_run_is_not_taken_for_what_a_step_wrote(tmp_path, keys_stay):
+    (tmp_path/'results').mkdir(); (tmp_path/'results'/'x.csv').write_text('old')
+    with pytest.raises(ValueError, match='evaluate did not write results/x.csv'):
+        run_step(a_step(tmp_path, writes=['results/x.csv', 'results/y.csv']), tmp_path, writes('results/y.csv'))
+
+def test_a_model_that_changes_while_a_step_reads_it(toy):
+    "It is seen from the repository, and the kernel is told its whole path"
+    weights, run, given = toy/'model'/'weights.bin', toy/'runs'/'toy', []
+    weights.parent.mkdir(); weights.write_bytes(bytes(9))
+    recipe(toy, 'model: tiny', 'model: model')
+    step = plan(read_recipe('toy'))[0]
+    step = a_step(run, **step, key=step_key(step, {}))
+    made = writes('sft/model.txt', 'sft/pid')
+    def notebook(spec, *rest): given.append(spec['params']['model']); return made(spec, *rest)
+    run_step(step, run, notebook)
+    assert given == [str(weights.parent)] and json.loads((run/'done/sft.json').read_text())['params']['model'] == 'model'
+    def swaps(): weights.write_bytes(bytes(10))
+    with pytest.raises(ValueError, match='its model was edited while it ran'):
+        run_step(step, run, writes('sft/model.txt', 'sft/pid', then=swaps))
+
+def test_a_record_that_is_being_written_does_no_harm(tmp_path, keys_stay):
+    run_step(a_step(tmp_path), tmp_path, writes('results/samples/a'))
+    for name in ('.a.1.tmp.json', 'b.json'): (tmp_path/'done'/name).symlink_to('gone')
+    (tmp_path/'done'/'c.json').write_text('[]')
+    assert _known(tmp_path, 'results/samples') and not _known(tmp_path, 'results/other')
+
+def test_one_stage_alone_wants_the_files_of_the_earlier_ones_as_they_were(tmp_path, keys_stay):
+    pairs, train = a_step(tmp_path, label='pairs', stage='pairs', writes=['pairs']), a_step(tmp_path, label='train', needs=['pairs'])
+    def keys(): return _keys_there(SimpleNamespace(name='toy'), [pairs, train], [train], tmp_path)
+    with pytest.raises(ValueError, match='train reads what step pairs makes, which has not run: make it with `yfpo run toy --until pairs`'): keys()
+    run_step(pairs, tmp_path, writes('pairs/train.jsonl'))
+    assert keys() == dict(pairs='a')
+    (tmp_path/'pairs'/'train.jsonl').write_text('mine')
+    with pytest.raises(ValueError, match='of which files are gone or changed'): keys()
+
+def test_a_run_that_goes_on_is_not_published(toy):
+    run = toy/'runs'/'toy'
+    run.mkdir(parents=True)
+    with locked(run), pytest.raises(ValueError, match='another `yfpo run` is working'): publish('toy')
+    with pytest.raises(ValueError, match='step sft has not run'): publish('toy')
+
+# --- what the runner sees of its steps ---
+
+def test_a_try_that_succeeds_after_one_that_failed_is_no_failure(tmp_path):
+    "SLURM gives a step that failed a second try, perhaps on a node whose clock is behind"
+    step = dict(a_step(tmp_path), line='[1/1] evaluate')
+    board = mock.Mock(running={})
+    follow = Follow([step, dict(step, label='other')], tmp_path, board)
+    def say(label, **how): (tmp_path/'notebooks'/f'{label}.state').write_text(json.dumps(dict(text='', time=0, **how)))
+    assert follow.look() == []
+    say('evaluate', state='failed'); say('other', state='failed')
+    assert follow.look() == [] and [*follow.failed] == ['evaluate', 'other']
+    say('evaluate', state='done')
+    assert follow.look() == [step] and [*follow.failed] == ['other']
 
 # --- names and files that mean harm ---
 

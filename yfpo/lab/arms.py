@@ -35,6 +35,10 @@ class Arm:
     @property
     def moves(self): return self.neurons == 'moving'           # its neurons are chosen again during training
 
+    def takes_dose(self, train): # fields of `YFPOConfig` that the recipe gives
+        "Whether a recipe's dose changes this arm: its neuron weight, or, where it is diluted, its learning rate"
+        return self.dosed and (self.diluted or {**train, **self.train}.get('neuron_weight') != 0)
+
 # %% ../../nbs/lab/00_arms.ipynb #arms-008
 ARMS = {'dpo': Arm('DPO', BLUE, 'the same trainer with weight 0', ('sft',), train=dict(neuron_weight=0.)),
         'dpo-diluted': Arm('DPO (diluted)', INK, 'DPO, as slow as the neuron term makes it; no neuron takes part',

@@ -16,9 +16,9 @@ from pathlib import Path
 from ..data.extras import needs
 from ..data.files import read_text
 from ..data.sources import OTHER_SETS
-from .keys import READ_PACKAGES, file_hash
+from .keys import READ_PACKAGES, file_hash, packages_read
 from .recipes import read_recipe, root, short
-from .stages import data_folder, notebook_parameters, plan
+from .stages import data_folder, defaults_of, plan
 from .step import git
 
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-005
@@ -152,7 +152,7 @@ HERE = '@HERE@'                                                # where the bundl
 
 def _given(step):
     "All parameters of a step, with the defaults of those that are not set"
-    return {**{k: default for k, (_, default, _) in notebook_parameters(step['notebook']).items()}, **step['params']}
+    return {**defaults_of(step['notebook']), **step['params']}
 
 def models_of(steps, recipe): # recipe: its name, for an error
     "{model: its folder or file} that the steps read; None for one that comes with the library, or as a package"
@@ -281,8 +281,7 @@ def _copy(models, data, to):
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-033
 def _read_packages(steps):
     "Packages that hold a model or a set of the steps, in parts or whole; what else they need stays away"
-    given = [x for p in map(_given, steps) for v in p.values() for x in (v if isinstance(v, list) else [v])]
-    whole = sorted({READ_PACKAGES[x] for x in given if isinstance(x, str) and x in READ_PACKAGES})
+    whole = sorted({x for s in steps for x in packages_read(_given(s))})
     return [w for package in whole for w in (package, *(r.name for r in _requires(package, (), Target()) if r.name.startswith(package)))]
 
 def _pins(steps, target):

@@ -11,7 +11,7 @@ import math, subprocess, sys
 from .arms import ARMS
 from .pace import START, in_words, makespan, most_awaited, scaled
 from .recipes import DRAWN, Cost, json_of, root
-from .stages import fields_of, notebook_parameters, plan, run_folder, stages_folder
+from .stages import defaults_of, fields_of, plan, run_folder, stages_folder
 from .step import finished, read_record, record_path, write_json
 from ..lm.machine import lanes
 
@@ -66,7 +66,7 @@ def estimate(recipe): # a `Recipe`, with `cost`
         needed = ', '.join(k for k, f in Cost.model_fields.items() if f.is_required())
         raise ValueError(f'recipe {recipe.name!r} has no `cost`: name there {needed}')
     params = {s['stage']: s['params'] for s in plan(recipe)}   # checked, with what is shared
-    def st(stage): return {**{k: v[1] for k, v in notebook_parameters(stages_folder()/f'{stage}.ipynb').items()}, **params.get(stage, {})}
+    def st(stage): return {**defaults_of(stages_folder()/f'{stage}.ipynb'), **params.get(stage, {})}
     rows = []
     for stage in recipe.stages:
         work = _tokens(stage, st, recipe.arms, recipe.seeds, c.question_tokens, c.solution_tokens)

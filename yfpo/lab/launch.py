@@ -25,8 +25,8 @@ from ..data.files import atomic_write, write_rows
 from ..lm.responses import format_prompt
 from .arms import ARMS, settings_of_arm
 from .recipes import read_recipe
-from .warm import die_with_parent
-from .stages import need, notebook_parameters, plan, run_folder
+from .warm import die_with_parent, watch_files
+from .stages import defaults_of, need, plan, run_folder
 from ..trainer import YFPOConfig, train_yfpo
 from ..lm.training import NotFiniteError, use_bf16
 
@@ -79,7 +79,7 @@ def neurons_of(arm:str, seed:int, run, recipe:str, # run: a folder with `neurons
 def _dosed(trainer, arm, seed, run, how):
     "Give an arm the recipe's dose, and note it; without one, its weight is the recipe's own"
     own = ARMS[arm]
-    if not (how.dose and own.dosed and (trainer.args.neuron_weight or own.diluted)): return
+    if not (how.dose and own.takes_dose(how.train)): return
     found = fit_dose(trainer, how.dose, how.dose_batches)
     if own.diluted: trainer.args.learning_rate *= found.kept
     else: trainer.args.neuron_weight = found.weight
@@ -208,7 +208,7 @@ def arm_parameters(recipe:str, arm:str, seed:int, run_dir:str=''):
     run_dir = str(Path(run_dir).resolve()) if run_dir else ''
     step = next((s for s in plan(r, run_dir) if s['label'] == f'train-{arm}-seed{seed}'), None)
     if step is None: raise ValueError(f"recipe {r.name!r} trains no {arm} at seed {seed}: its arms are {r.arms} and its seeds {r.seeds}")
-    params = {**{k: v[1] for k, v in notebook_parameters(step['notebook']).items()}, **step['params']}
+    params = {**defaults_of(step['notebook']), **step['params']}
     return dict(run=str(run_folder(r.name, run_dir)), recipe=r.name, arm=arm, seed=seed,
                 **{f.name: params[f.name] for f in fields(Training)})
 
@@ -216,6 +216,7 @@ def arm_parameters(recipe:str, arm:str, seed:int, run_dir:str=''):
 def arm_command(argv=None):
     "`python -m yfpo.lab.launch`: one arm, from a recipe or from a specification written by `launch_arm`"
     if launcher := os.environ.get('YFPO_LAUNCHER'): die_with_parent(int(launcher))         # which ends with the step
+    watch_files()
     p = argparse.ArgumentParser('yfpo.lab.launch', description='Train one arm of a recipe; meant for accelerate launch.')
     p.add_argument('--spec', help='JSON file with all parameters; then nothing else is needed')
     p.add_argument('--recipe', default='', help='name of a recipe, or path of a YAML file')
@@ -227,13 +228,6 @@ def arm_command(argv=None):
         if not a.spec and not (a.recipe and a.arm): raise ValueError('give --recipe and --arm, or --spec')
         spec = json.loads(Path(a.spec).read_text(encoding='utf-8')) if a.spec else arm_parameters(a.recipe, a.arm, a.seed, a.run_dir)
         train_arm(**spec)
-        _tell(Path(spec['run']), spec['arm'], spec['seed'])
     except (ValueError, FileNotFoundError) as e: sys.exit(f'yfpo.lab.launch: {type(e).__name__}: {e}')
-
-def _tell(run, arm, seed):
-    "Tell the runner which files this process wrote"
-    if not os.environ.get('YFPO_WRITES') or int(os.environ.get('RANK', 0)): return
-    made = [run/'train'/f'{arm}-seed{seed}'/'model', *(run/'results'/d/f'{arm}-seed{seed}.csv' for d in ('training', 'moves'))]
-    with open(os.environ['YFPO_WRITES'], 'a', encoding='utf-8') as f: f.writelines(f'{p}\n' for p in made if p.exists())
 
 if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'ipykernel' not in sys.modules: arm_command()

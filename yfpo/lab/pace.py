@@ -42,8 +42,8 @@ def scaled(seconds, ratio): # of a step there; speed there over speed here
 def in_words(seconds):
     "'40 s', '3 min', '1 h 20 min'"
     if seconds < 90: return f'{max(5, 5*round(seconds/5))} s'
-    if seconds < 5400: return f'{round(seconds/60)} min'
-    return f'{int(seconds//3600)} h {round(seconds % 3600/60):d} min'
+    minutes = round(seconds/60)
+    return f'{minutes} min' if seconds < 5400 else f'{minutes//60} h {minutes % 60} min'
 
 # %% ../../nbs/lab/06_pace.ipynb #29-pace-011
 class Board:

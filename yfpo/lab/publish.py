@@ -48,11 +48,12 @@ def publish(name:str, run_dir:str=''):
     "Copy the small results of a finished run to nbs/paper/results, to be committed"
     recipe = read_recipe(name)
     run, to = run_folder(recipe.name, run_dir, make=False), root()/'nbs'/'paper'/'results'/recipe.name
-    why = _unpublishable(plan(recipe, run_dir), run)
-    if why: raise ValueError(f'the run in {run} cannot be published, {why}; finish it with `yfpo run {name}`')
     new, old = (to.with_name(f'.{to.name}.{x}') for x in ('new', 'old'))
-    for d in (new, old): shutil.rmtree(d, ignore_errors=True)
-    with locked(run): shutil.copytree(run/'results', new, ignore=shutil.ignore_patterns('.*'))
+    with locked(run) if run.is_dir() else nullcontext():
+        why = _unpublishable(plan(recipe, run_dir), run)
+        if why: raise ValueError(f'the run in {run} cannot be published, {why}; finish it with `yfpo run {name}`')
+        for d in (new, old): shutil.rmtree(d, ignore_errors=True)
+        shutil.copytree(run/'results', new, ignore=shutil.ignore_patterns('.*'))
     pack_answers(new/'samples')
     if to.exists(): to.rename(old)                             # killed here, the old numbers are still whole
     new.rename(to)

@@ -7,7 +7,7 @@ __all__ = ['DRAWN', 'Name', 'Names', 'DEEP', 'LETTERS', 'root', 'a_type', 'short
            'Outputs', 'Recipe', 'check_recipe', 'read_yaml', 'json_of', 'merged', 'recipes_folder', 'read_recipe']
 
 # %% ../../nbs/lab/01_recipes.ipynb #recipe-002
-import collections, difflib, importlib.util, json, math, os, re
+import collections, difflib, importlib.util, json, os, re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from ..data.extras import needs
@@ -237,7 +237,7 @@ def _extended(own, path, seen=()):
     below = _extended(read_yaml(read_text(base, 'a recipe'), base), base, (*seen, base.stem))
     if not isinstance(below, dict): raise ValueError(f'{base} is no recipe: it needs at least `name` and `stages`')
     res = merged({k: v for k, v in below.items() if k not in ('name', 'about', 'extends', 'without')}, own)
-    out = own.get('without') if isinstance(own.get('without'), list) else []
+    out = [k for k in own['without'] if isinstance(k, str)] if isinstance(own.get('without'), list) else []   # the rest is refused later
     for k in out:
         if k not in (below.get('stages') or {}):
             raise ValueError(f"{path}: without names {short(k)}, which {base.stem} does not have: {nearest(k, below.get('stages') or {})}")

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'FIELDS', 'ASIDE', 'save_part', 'load_part', 'kept', 'write_json', 'record_path', 'read_record', 'finished',
-           'mark', 'unchanged', 'is_done', 'forget', 'set_aside', 'own_files', 'execute', 'git', 'sources_hash',
-           'run_step', 'say_state', 'alone_at', 'BorrowedKernels', 'kernels_here', 'step_main']
+           'mark', 'unchanged', 'is_done', 'set_aside', 'own_files', 'left_by', 'forget', 'execute', 'git', 'run_step',
+           'say_state', 'alone_at', 'kernels_here', 'step_main']
 
 # %% ../../nbs/lab/05_step.ipynb #step-002
-import contextlib, fcntl, hashlib, importlib, json, os, shutil, signal, subprocess, sys, time
+import contextlib, fcntl, functools, importlib, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from ..data.files import atomic_write
-from .keys import file_hash, portable, sources, step_key
+from .keys import file_hash, inputs, portable, step_key
 from .recipes import root
 from .stages import overlap
-from .warm import kernel_template
+from .warm import ask, kernel_template
 
 # %% ../../nbs/lab/05_step.ipynb #step-005
 KEPT = {'Relevance': 'yfpo.relevance'}                         # dataclasses that a part may return; no other class is ever made from a file
@@ -114,14 +114,6 @@ def is_done(run, step, key):
     m = finished(run, step)
     return m is not None and m['key'] == key and all(unchanged(run/f, x) for f, x in m['files'].items())
 
-def forget(run, label, but=()):
-    "Remove the record of a step, and the results it lists except `but`"
-    path = record_path(run, label)
-    for old in (path, path.with_suffix('.old')):
-        for f in (read_record(old) or dict(files=()))['files']:
-            if f.startswith('results/') and f not in but: (run/f).unlink(missing_ok=True)
-        old.unlink(missing_ok=True)
-
 def set_aside(run, label):
     "Take away the record of a step that is to run again; what it listed is remembered until the step has succeeded"
     path = record_path(run, label)
@@ -138,23 +130,35 @@ def _questions_read(log):
 
 ASIDE = ('done', 'notebooks', 'partial', '.snakemake')         # what the laboratory itself writes into a run
 
-def _files_written(run, log):
-    "The files that the paths in `log` stand for, with their marks; checkpoints, notebooks and records aside"
-    paths = [Path(l) for l in _lines(log) if not l.startswith('< ')]
+def _files_written(run, log, earlier=False): # earlier: of the tries before this one too, which `log` has behind '- '
+    "The files that the paths in `log` stand for; checkpoints, notebooks and records aside"
+    aside = ('< ',) if earlier else ('< ', '- ')
+    paths = [Path(l.removeprefix('- ')) for l in _lines(log) if not l.startswith(aside)]
     files = {f for p in paths for f in (p.rglob('*') if p.is_dir() else [p]) if f.is_file()}
-    files = {f: f.relative_to(run) for f in files}
-    return {str(r): mark(f) for f, r in sorted(files.items())
-            if len(r.parts) > 1 and r.parts[0] not in ASIDE and 'trainer' not in r.parts and f.name != 'manifest.json'
-            and not any(x.startswith('.') for x in r.parts)}
+    return sorted(str(r) for r in (f.relative_to(run) for f in files)
+                  if len(r.parts) > 1 and r.parts[0] not in ASIDE and 'trainer' not in r.parts and r.name != 'manifest.json'
+                  and not any(x.startswith('.') for x in r.parts))
 
 def _check_written(run, step, files):
     "A sentence where a step wrote what its notebook does not declare, or did not write what it does"
     odd = [f for f in files if not any(overlap(f, w) for w in [*step['writes'], step['stage']])]       # a folder of its name is its own
     if odd: raise ValueError(f"{step['label']} wrote {odd[0]}, which the `writes` of its notebook does not name: add it there")
-    lost = [w for w in step['writes'] if not (run/w).exists()]
+    lost = [w for w in step['writes'] if not (run/w).exists() or Path(w).parts[0] == 'results' and not any(overlap(f, w) for f in files)]
     if lost: raise ValueError(f"{step['label']} did not write {lost[0]}, which the `writes` of its notebook names")
 
 def own_files(run, label): return {k: run/'notebooks'/f'{label}.{k}' for k in ('log', 'writes', 'notes', 'progress', 'state')}
+
+def left_by(run, label):
+    "Results that a step has made: what its records list, and what a try wrote that was killed before its record"
+    path = record_path(run, label)
+    listed = [f for p in (path, path.with_suffix('.old')) for f in (read_record(p) or dict(files=()))['files']]
+    return {f for f in listed + _files_written(run, own_files(run, label)['writes'], earlier=True) if f.startswith('results/')}
+
+def forget(run, label, but=()): # but: results that stay, since a step of the recipe makes them
+    "Remove what is left of a step: its results, its records and its list of what it wrote"
+    for f in left_by(run, label) - {*but}: (run/f).unlink(missing_ok=True)
+    path = record_path(run, label)
+    for f in (path, path.with_suffix('.old'), own_files(run, label)['writes']): f.unlink(missing_ok=True)
 
 # %% ../../nbs/lab/05_step.ipynb #step-016
 def _surroundings(run, label, key, own, threads):
@@ -183,18 +187,20 @@ def _why(label, code, own, out):
     return f'{label} failed: {last} (executed notebook: {out})'
 
 # %% ../../nbs/lab/05_step.ipynb #step-023
-def execute(step, run, kernels): # kernels: a `KernelTemplate`
+def execute(step, run, notebook): # notebook(spec, env, log, cwd): see `ask`
     "Run one notebook in processes of its own: `seconds, memory, files, reads, chosen`; a ValueError with its last error"
     label, key, own = step['label'], step['key'], own_files(run, step['label'])
     out = run/'notebooks'/f'{label}.ipynb'
-    if not (run/'partial'/label/key).exists(): own['writes'].write_text('')               # what a killed run wrote counts too
+    if not (run/'partial'/label/key).exists():                 # else what a killed run wrote counts as this one's
+        own['writes'].write_text(''.join(f'- {run/f}\n' for f in sorted(left_by(run, label))))
     for k in ('log', 'notes', 'progress'): own[k].write_text('')
-    spec = dict(notebook=str(step['notebook']), out=str(out), params=step['params'], cwd=str(run))
+    params = {**step['params'], **{k: str(path) for k, path in inputs(step['params']).items()}}            # whole paths: it runs elsewhere
+    spec = dict(notebook=str(step['notebook']), out=str(out), params=params, cwd=str(run))
     start = time.time()
-    code = kernels.run(spec, _surroundings(run, label, key, own, step['threads']), own['log'], run)
+    code = notebook(spec, _surroundings(run, label, key, own, step['threads']), own['log'], run)
     if code: raise ValueError(_why(label, code, own, out))
     memory, chosen, _ = _noted(own['notes'])
-    files = _files_written(run, own['writes'])
+    files = {f: mark(run/f) for f in _files_written(run, own['writes'])}
     _check_written(run, step, files)
     return dict(seconds=round(time.time() - start, 1), peak_memory_mb=round(memory), files=files, reads=_questions_read(own['writes']),
                 chosen=chosen)
@@ -206,25 +212,20 @@ def git(*args):
     except FileNotFoundError: return None                      # no git here: the manifest names no commit
     return r.stdout.strip() if r.returncode == 0 else None
 
-def sources_hash(notebook):
-    "Hash of the very bytes that a step's notebook and library consist of, to see that nobody edits them while it runs"
-    code, modules = sources(notebook)
-    return hashlib.sha256(json.dumps([code, modules], sort_keys=True).encode()).hexdigest()
-
-def run_step(step, run, kernels): # kernels: a `KernelTemplate`
+def run_step(step, run, notebook): # notebook(spec, env, log, cwd): see `ask`
     "Execute one step and leave its record, which is written last; returns what there is to say"
     label, key = step['label'], step['key']
     path, parts = record_path(run, label), run/'partial'/label
-    old = path.with_suffix('.old')                             # lists what the step made before, and may no longer make
+    old = path.with_suffix('.old')
     before = read_record(old) or {}
     if step['afresh']: shutil.rmtree(parts, ignore_errors=True)
     resumed = (parts/key).exists()
-    m = execute(step, run, kernels)
-    if sources_hash(step['notebook']) != step['sources'] and step_key(step, step['needs_keys']) != key:
-        raise ValueError(f'{label} failed: its notebook or the library was edited while it ran; run it again')
+    m = execute(step, run, notebook)
+    if step_key(step, step['needs_keys']) != key:
+        raise ValueError(f'{label} failed: its notebook, the library, its data or its model was edited while it ran; run it again')
     shutil.rmtree(parts, ignore_errors=True)
-    for f in before.get('files', ()):
-        if f.startswith('results/') and f not in m['files']: (run/f).unlink(missing_ok=True)
+    others = {f for p in path.parent.glob('*.json') if p != path for f in (read_record(p) or dict(files=()))['files']}
+    for f in left_by(run, label) - {*m['files']} - others: (run/f).unlink(missing_ok=True)      # made before, and no longer
     write_json(path, dict(m, key=key, needs=step['needs_keys'], params=portable(step['params']), resumed=resumed, threads=step['threads'],
         runs=1 + before.get('runs', 1)*bool(before), finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
         git=git('rev-parse', 'HEAD')))
@@ -234,7 +235,7 @@ def run_step(step, run, kernels): # kernels: a `KernelTemplate`
 # %% ../../nbs/lab/05_step.ipynb #step-020
 def say_state(run, label, state, text=''):
     "Tell the runner what a step is at, through a file, since it may run on another machine"
-    write_json(own_files(run, label)['state'], dict(state=state, text=text, time=time.time()))
+    write_json(own_files(run, label)['state'], dict(state=state, text=text))
 
 @contextlib.contextmanager
 def alone_at(run, label):
@@ -243,21 +244,14 @@ def alone_at(run, label):
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-class BorrowedKernels:
-    "The template that `yfpo run` has started on this machine"
-    def __init__(self, path, jupyter): self.path, self.jupyter = Path(path), jupyter
-    def run(self, spec, env, log, cwd):
-        from yfpo.lab.warm import ask
-        return ask(self.path, self.jupyter, spec, env, log, cwd)
-
 @contextlib.contextmanager
 def kernels_here():
-    "The runner's template, or one of its own where the runner is on another machine"
+    "What runs a notebook, see `ask`: the runner's template, or one of its own where the runner is on another machine"
     given = os.environ.get('YFPO_TEMPLATE', '')
     path, _, jupyter = given.partition('|')
-    if path and Path(path).parent.is_dir(): yield BorrowedKernels(path, jupyter)                  # it may still be importing
+    if path and Path(path).parent.is_dir(): yield functools.partial(ask, path, jupyter)            # it may still be importing
     else:
-        with kernel_template(['papermill', 'ipykernel.kernelapp', 'IPython']) as t: yield t
+        with kernel_template(['papermill', 'ipykernel.kernelapp', 'IPython']) as t: yield t.run
 
 # %% ../../nbs/lab/05_step.ipynb #step-024
 def step_main(run, label):
@@ -269,7 +263,7 @@ def step_main(run, label):
         if is_done(run, step, step['key']): return say_state(run, label, 'done', 'done by another process')
         say_state(run, label, 'running')
         try:
-            with kernels_here() as kernels: said = run_step(step, run, kernels)
+            with kernels_here() as notebook: said = run_step(step, run, notebook)
         except (ValueError, OSError) as e:
             with contextlib.suppress(OSError): say_state(run, label, 'failed', str(e))       # on a full disk the runner sees the code alone
             sys.exit(1)

@@ -15,7 +15,7 @@ from .keys import portable, step_key, versions
 from .pace import Ticking, below, most_awaited
 from .recipes import nearest, read_recipe, root
 from .stages import cells_of, data_folder, plan, run_folder
-from .step import finished, forget, git, is_done, own_files, set_aside, sources_hash, write_json
+from .step import finished, forget, git, is_done, own_files, set_aside, write_json
 from .warm import KernelTemplate
 from ..lm.machine import hardware, lanes, large_pages
 
@@ -36,11 +36,12 @@ def _chosen(recipe, steps, until='', force=(), only=()):
 def _keys_there(recipe, everything, steps, run):
     "Keys of the finished steps that `steps` read from, for a run of single stages on what an earlier run left"
     own, keys = {s['label'] for s in steps}, {s['label']: m['key'] for s in everything if (m := finished(run, s))}
-    for s in steps:
-        for n in (x for x in s['needs'] if x not in own and x not in keys):
-            stage = next(x['stage'] for x in everything if x['label'] == n)
-            raise ValueError(f"step {s['label']} reads what step {n} makes, which has not run: make it with "
-                             f"`yfpo run {recipe.name} --until {stage}`")
+    reader = {n: s['label'] for s in reversed(steps) for n in s['needs'] if n not in own}
+    for s in (s for s in everything if s['label'] in reader):
+        n = s['label']
+        if is_done(run, s, keys.get(n)): continue
+        why = 'of which files are gone or changed' if n in keys else 'which has not run'
+        raise ValueError(f"step {reader[n]} reads what step {n} makes, {why}: make it with `yfpo run {recipe.name} --until {s['stage']}`")
     return keys
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-019
@@ -102,35 +103,35 @@ def _arguments(run, cores, profile):
     return ['--snakefile', str(snakefile()), '--directory', str(run), *where, '--config', f'steps={run/"steps.json"}',
             '--rerun-triggers', 'params', '--ignore-incomplete', '--nolock', '--quiet', 'all', '--latency-wait', '60']
 
-_ENGINE = """import ctypes, os, signal, sys
-if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv.pop(1)): sys.exit(1)
+_ENGINE = """import sys
+from yfpo.lab.warm import die_with_parent
+die_with_parent(int(sys.argv.pop(1)))
 from snakemake.cli import main
 main(sys.argv[1:])
 """
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-012
-def _state(run, label, since):
-    "(state, text) of a step since `since`"
+def _state(run, label):
+    "(state, text) of a step, from the file that the runner has removed before"
     try: m = json.loads(own_files(run, label)['state'].read_text(encoding='utf-8'))
     except (OSError, ValueError): return '', ''
-    return (m['state'], m['text']) if m['time'] >= since else ('', '')
+    return m['state'], m['text']
 
 class Follow:
     "Shows what the steps are at, from the files in which they say it"
     def __init__(self, todo, run, board):
-        self.todo, self.run, self.board, self.since, self.at, self.failed = todo, run, board, time.time(), {}, None
+        self.todo, self.run, self.board, self.at, self.failed = todo, run, board, {}, {}
 
     def look(self):
         "Show what has changed; returns the steps that have ended well"
         ended = []
         for s in self.todo:
-            state, text = _state(self.run, s['label'], self.since)
+            state, text = _state(self.run, s['label'])
             if state == self.at.get(s['label'], ''): continue
             if s['label'] not in self.board.running and state: self.board.starts(s['label'], s['line'])
             self.at[s['label']] = state
-            if state == 'done': self.board.ends(s['label'], f"{s['line']} ... {text}"); ended.append(s)
-            if state == 'failed': self.board.ends(s['label'], f"{s['line']} ... failed"); self.failed = self.failed or text
+            if state == 'done': self.board.ends(s['label'], f"{s['line']} ... {text}"); self.failed.pop(s['label'], None); ended.append(s)
+            if state == 'failed': self.board.ends(s['label'], f"{s['line']} ... failed"); self.failed[s['label']] = text
         return ended
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-021
@@ -165,7 +166,7 @@ def _schedule(todo, run, cores, profile, env, board):
             with contextlib.suppress(subprocess.TimeoutExpired): engine.wait(.1)
         yield from follow.look()
     finally: _stop(engine, profile)
-    if follow.failed: raise ValueError(follow.failed)
+    if follow.failed: raise ValueError(next(iter(follow.failed.values())))
     if engine.returncode: raise ValueError(_said(run, engine.returncode))
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-013
@@ -235,9 +236,9 @@ def _elapsed(records):
 # %% ../../nbs/lab/08_workflow.ipynb #flow-017
 def _retire(run, steps):
     "Take away results and records of steps that the recipe no longer has, so that no table shows a dropped arm"
-    own = {s['label'] for s in steps}
-    for m in [*(run/'done').iterdir()] if (run/'done').is_dir() else []:
-        if m.suffix in ('.json', '.old') and m.stem not in own: forget(run, m.stem)
+    own = {s['label']: finished(run, s) for s in steps}
+    there = {f.stem for x in ('done/*.json', 'done/*.old', 'notebooks/*.writes') for f in run.glob(x)}
+    for label in there - {*own}: forget(run, label, {f for m in own.values() if m for f in m['files']})
 
 def _prepared(recipe, everything, steps, keys, again, run, jobs):
     "The steps that are to run, each with its key, its threads and what it waits for; the records of earlier tries are set aside"
@@ -248,7 +249,7 @@ def _prepared(recipe, everything, steps, keys, again, run, jobs):
                  needs_keys={n: keys[n] for n in s['needs']}, afresh=s['label'] in again)
         if s['label'] in again or not is_done(run, s, key): todo.append(s)
     open_ = {s['label'] for s in todo}
-    for s in todo: s.update(waits=[n for n in s['needs'] if n in open_], sources=sources_hash(s['notebook']))
+    for s in todo: s['waits'] = [n for n in s['needs'] if n in open_]
     return todo
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-022

@@ -47,13 +47,16 @@ def measured(name, make): # name of a measurement; function without arguments th
     run = os.environ.get('YFPO_RUN')
     if not run: return make()
     path, key = Path(run)/'machine.json', f"{name} on {hardware()['cpu']}"
-    try: known = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError): known = {}
-    if key in known: return known[key]
-    known[key] = make()
-    tmp = path.with_name(f'.machine-{os.getpid()}.tmp')
-    tmp.write_text(json.dumps(known, indent=1) + '\n')
-    tmp.replace(path)
+    import fcntl                                               # Windows has none, and no runs
+    with open(path.with_name('.machine.lock'), 'a') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)                       # steps beside each other wait for the one that measures
+        try: known = json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError): known = {}
+        if key in known: return known[key]
+        known[key] = make()
+        tmp = path.with_name(f'.machine-{os.getpid()}.tmp')
+        tmp.write_text(json.dumps(known, indent=1) + '\n')
+        tmp.replace(path)
     return known[key]
 
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-014
