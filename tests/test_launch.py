@@ -148,7 +148,8 @@ launch.train_arm = train_arm
 launch.arm_command(['--spec', sys.argv[1]])"""
     env = {**os.environ, 'YFPO_RUN': str(tmp_path), 'YFPO_WRITES': str(tmp_path/'writes'), 'RANK': '1'}
     subprocess.run([sys.executable, '-c', code, str(tmp_path/'spec.json')], env=env, check=True)
-    assert (tmp_path/'writes').read_text().split() == [str(tmp_path/'results'/f) for f in ('dose/yfpo-seed0.json', 'training/yfpo-seed0.csv')]
+    made = [str(tmp_path/'results'/f) for f in ('dose/yfpo-seed0.json', 'training/yfpo-seed0.csv')]
+    assert (tmp_path/'writes').read_text().split() == made
 
 def test_what_goes_wrong_is_one_sentence(ready):
     with pytest.raises(ValueError, match='unknown'): train_arm(ready, 'smoke', 'ppo', 0)

@@ -162,7 +162,8 @@ def test_one_request_that_fails_leaves_the_template_to_the_others(tmp_path, monk
     monkeypatch.setattr(os, 'fork', mock.Mock(side_effect=BlockingIOError(11, 'Resource temporarily unavailable')))
     with socket.socket(socket.AF_UNIX) as door:
         monkeypatch.chdir(tmp_path); door.bind('door'); door.listen()              # a short path
-        for said, code in ((b'{"env": {', b''), (json.dumps(dict(env=dict(YFPO_LOG=str(tmp_path/'log')))).encode() + b'\n', b'{"code": 1}\n')):
+        whole = json.dumps(dict(env=dict(YFPO_LOG=str(tmp_path/'log')))).encode() + b'\n'
+        for said, code in ((b'{"env": {', b''), (whole, b'{"code": 1}\n')):
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(door.getsockname())
                 client.sendall(said); client.shutdown(socket.SHUT_WR)

@@ -57,7 +57,8 @@ def test_an_import_counts_wherever_it_stands():
     line = "with needs('stats', 'a test'): from scipy.stats import norm\nimport os, numpy.linalg as l; import pandas"
     assert {*used_versions([line], {}, {})} == {'scipy', 'numpy', 'pandas'}
     assert {'loss', 'lm.models'} <= {*_imported("if 1: from yfpo.loss import x\nfrom yfpo.lm import models")}
-    assert {'lab.keys', 'lm.rows', 'lab.pace'} <= {*_imported("if 1: from .keys import x\nfrom ..lm import rows\nfrom . import pace", 'lab')}
+    text = 'if 1: from .keys import x\nfrom ..lm import rows\nfrom . import pace'
+    assert {'lab.keys', 'lm.rows', 'lab.pace'} <= {*_imported(text, 'lab')}
     assert 'statsmodels' in used_versions(*sources(ROOT/'nbs'/'paper'/'stages'/'compare.ipynb'), {}), 'its update changes p-values'
 
 def all_keys(steps):
@@ -127,7 +128,8 @@ def test_a_stage_writes_what_it_declares(toy, files, says):
 
 def a_step(run, **how):
     (run/'notebooks').mkdir(parents=True, exist_ok=True)
-    return {**dict(stage='evaluate', label='evaluate', key='a', notebook='x', params={}, writes=['results/samples'], needs=[], needs_keys={},
+    return {**dict(stage='evaluate', label='evaluate', key='a', notebook='x', params={}, writes=['results/samples'], needs=[],
+                   needs_keys={},
                    threads=1, afresh=False), **how}
 
 def writes(*names, then=lambda: 0):
@@ -201,7 +203,8 @@ def test_a_record_that_is_being_written_does_no_harm(tmp_path, keys_stay):
 def test_one_stage_alone_wants_the_files_of_the_earlier_ones_as_they_were(tmp_path, keys_stay):
     pairs, train = a_step(tmp_path, label='pairs', stage='pairs', writes=['pairs']), a_step(tmp_path, label='train', needs=['pairs'])
     def keys(): return _keys_there(SimpleNamespace(name='toy'), [pairs, train], [train], tmp_path)
-    with pytest.raises(ValueError, match='train reads what step pairs makes, which has not run: make it with `yfpo run toy --until pairs`'): keys()
+    says = 'train reads what step pairs makes, which has not run: make it with `yfpo run toy --until pairs`'
+    with pytest.raises(ValueError, match=says): keys()
     run_step(pairs, tmp_path, writes('pairs/train.jsonl'))
     assert keys() == dict(pairs='a')
     (tmp_path/'pairs'/'train.jsonl').write_text('mine')

@@ -8,6 +8,7 @@ __all__ = ['COMPARED', 'show_results', 'pack_answers', 'publish', 'run_here', 'r
 
 # %% ../../nbs/lab/20_publish.ipynb #results-002
 import gzip, hashlib, math, os, shutil
+from contextlib import nullcontext
 from pathlib import Path
 from ..data.extras import needs
 from ..data.files import read_text
