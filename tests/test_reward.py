@@ -2,7 +2,9 @@
 import copy, json
 import pytest, torch
 from datasets import Dataset
+from hypothesis import assume, given, settings, strategies as st
 from test_trainer import LONG, PAIRS, column, make, run, some_neurons, tiny
+from yfpo.lm.rows import divergent, divergent_examples, places, spoken_example
 from yfpo.neurons import NeuronSet
 from yfpo.reward import READOUTS, RewardStats, checked_pairs, clipped_share, fit_moments, fit_stats, readout, reward_audit
 
@@ -149,3 +151,30 @@ def test_any_iterable_of_pairs_gives_the_trainers_scale(tiny, stats, tmp_path):
 
 def test_no_text_at_all_is_refused(tiny):
     with pytest.raises(ValueError, match='no tokens to fit reward statistics on'): fit_moments([], some_neurons(tiny[0]), torch.ones(8))
+
+# ---- where a pair diverges
+
+def both_ways(chosen, rejected, prompt):
+    "Places read from the first difference on, by `divergent_examples` and by `divergent` on the padded batch; (tokens, read or not) each"
+    ex = [spoken_example(prompt, ids, (), None, read) for ids, read in (chosen, rejected)]
+    T = len(prompt) + max(len(x) for x, _ in (chosen, rejected))
+    ids, mask = torch.zeros(2, T, dtype=torch.long), torch.zeros(2, T, dtype=torch.bool)
+    for row, on, (x, read) in zip(ids, mask, (chosen, rejected)):
+        row[:len(prompt) + len(x)] = torch.tensor([*prompt, *x])
+        on[len(prompt):len(prompt) + len(x)] = torch.tensor(read)
+    texts = [range(len(e.ids))[p] if isinstance(p := places(e), slice) else p for e in divergent_examples(ex)]
+    return [[*p] for p in texts], [m.nonzero()[:, 0].tolist() for m in divergent(ids, mask)]
+
+def test_an_answer_of_one_turn_beside_one_of_several_is_cut_where_they_differ():
+    assert both_ways(([5, 6, 7], [True]*3), ([5, 6, 8, 2, 11, 12, 4], [1, 1, 1, 0, 0, 0, 1]), [9, 9]) == ([[4], [4, 8]], [[4], [4, 8]])
+
+@given(st.lists(st.lists(st.tuples(st.integers(3, 4), st.booleans()), min_size=1, max_size=7), min_size=2, max_size=2),
+       st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_the_table_and_the_policy_are_read_at_the_same_places(answers, n):
+    "Whichever tokens of either answer the assistant says"
+    answers = [([t for t, _ in a], [on for _, on in a]) for a in answers]
+    assume(all(any(on[not n:]) for _, on in answers))          # token 0 of a text is never read
+    if not n: answers = [(ids, [False, *on[1:]]) for ids, on in answers]
+    by_table, by_policy = both_ways(*answers, [9]*n)
+    assert by_table == by_policy

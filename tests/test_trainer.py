@@ -1,5 +1,5 @@
 "YFPOTrainer against TRL's DPOTrainer, a naive oracle and itself: weight 0, gradients, accumulation, resume, LoRA, saving, refusals"
-import copy, json, math, os, re, signal, subprocess, sys
+import copy, json, math, os, re, signal, subprocess, sys, warnings
 os.environ.update(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 import pytest, torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 from yfpo.loss import OBJECTIVES, PER_TOKEN, PREFERENCE_LOSSES, preference_loss
-from yfpo.lm.models import load_model, tiny_model
-from yfpo.neurons import NeuronSet, model_signature, outside
+from yfpo.lm.models import base_fingerprint, load_model, tiny_model
+from yfpo.neurons import NeuronSet, chosen_on, model_signature, outside
 from yfpo.lm.packing import PACKS
 from yfpo.lm.responses import Example
 from yfpo.reward import READOUTS, NeuronReader, RewardStats, contributions
@@ -1002,3 +1002,20 @@ def test_an_adapter_that_the_trainer_saved_is_read_back(tiny, tmp_path):
                   YFPOTrainer.from_folder(tmp_path/'m', config(tmp_path/'on'), PAIRS, tiny[1]).model.eval()):
             torch.testing.assert_close(m(x).logits, own)
         assert not torch.allclose(tiny[0](x).logits, own, atol=1e-3)
+
+def test_a_set_notes_the_weights_after_training_with_a_fused_optimiser(tiny, tmp_path):
+    "Which torch does not note; a set of the untrained model still counts as the same model's, without a warning"
+    before = chosen_on(model := copy.deepcopy(tiny[0]))
+    t = run(tiny, tmp_path, model=model)
+    after = chosen_on(model)
+    assert t.args.optim == 'adamw_torch_fused' and after['weights'] == base_fingerprint(model, torch.bfloat16) != before['weights']
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for note in (before, after): _noted(model, note).check(model)
+    with pytest.raises(ValueError, match='was selected on the weights'): _noted(model, before).check(model, strict=True)
+    _noted(model, after).check(model, strict=True)
+
+def _noted(model, note):
+    s = some_neurons(model)
+    s.meta['chosen_on'] = note
+    return s

@@ -93,24 +93,28 @@ class NeuronSet:
         return f"NeuronSet({len(self)} neurons in {len(self.layer.unique())} layers, {self.meta.get('selector', 'unnamed')})"
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-049
-_seen, _warned = weakref.WeakKeyDictionary(), set()              # hashes of each model's weights so far; what was warned of
+_seen, _warned = weakref.WeakKeyDictionary(), set()              # model -> (state, hashes of its weights so far); what was warned of
 
 def _weights_of(model, fresh=False):
-    "Hash of a model's weights without an adapter, the same in float32 and bfloat16; computed once unless the weights change"
+    "Hash of a model's weights without an adapter, the same in float32 and bfloat16; kept until torch notes a change, unless `fresh`"
     base = unwrap(model)
-    known, state = _seen.setdefault(base, {}), tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in base.parameters())
-    if fresh or state not in known: known[state] = base_fingerprint(model, torch.bfloat16)
-    return known[state]
+    state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in base.parameters())
+    last, known = _seen.get(base, (None, []))
+    if fresh or last != state:                                 # fused optimisers change weights unnoticed
+        now = base_fingerprint(model, torch.bfloat16)
+        known = [h for h in known if h != now] + [now]
+        _seen[base] = state, known
+    return known[-1]
 
 def chosen_on(model):
     "What a `NeuronSet` records of its model beside the signature: name and weights"
-    return dict(name=getattr(model, 'name', type(unwrap(model)).__name__), weights=_weights_of(model))
+    return dict(name=getattr(model, 'name', type(unwrap(model)).__name__), weights=_weights_of(model, fresh=True))
 
 def _compare_weights(own, model, strict):
     "Warn once if a set was chosen on other weights, or refuse it with `strict`; a model trained in this process counts as the same"
     if not own: return
     now = _weights_of(model, fresh=strict)
-    known = {now} if strict else {*_seen[unwrap(model)].values()}
+    known = [now] if strict else _seen[unwrap(model)][1]
     if own.get('weights') in known: return
     name = getattr(model, 'name', 'this model')
     say = f"this NeuronSet was selected on the weights of {own.get('name')} ({own.get('weights')}), and those of {name} ({now}) are others"

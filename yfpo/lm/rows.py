@@ -299,8 +299,8 @@ def _marks_turns(template):
 
 # %% ../../nbs/lm/06_rows.ipynb #30-rows-051
 def _is_read(e):
-    "For each token, whether it is read; all True for a plain response, which is read from its start on"
-    if not isinstance(e, Turns): return [True]*len(e.ids)
+    "For each token, whether it is read; a plain response is read from its start on"
+    if not isinstance(e, Turns): return [t >= e.start for t in range(len(e.ids))]
     at = set(e.read)
     return [t in at for t in range(len(e.ids))]
 
