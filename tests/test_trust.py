@@ -164,6 +164,14 @@ def test_a_step_takes_nothing_away_that_another_one_has_made_since(tmp_path, key
     run_step(a_step(tmp_path), tmp_path, writes(b))
     assert (tmp_path/a).exists()
 
+def test_a_copy_of_a_run_leaves_the_other_one_alone(tmp_path, keys_stay):
+    a, one, two = 'results/samples/a.jsonl', tmp_path/'one', tmp_path/'two'
+    run_step(a_step(one), one, writes(a))
+    shutil.copytree(one, two)
+    run_step(a_step(two, key='b'), two, writes('results/samples/b.jsonl'))
+    _retire(two, [])
+    assert (one/a).exists() and not (two/a).exists() and not (two/'done'/'evaluate.json').exists()
+
 def test_what_a_dropped_arm_left_goes_also_if_it_never_finished(tmp_path, keys_stay):
     failed, shared = 'results/failed/yfpo-seed0.json', 'results/main.csv'
     own = a_step(tmp_path, label='train-dpo', writes=[shared])

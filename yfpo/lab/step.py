@@ -134,6 +134,7 @@ def _files_written(run, log, earlier=False): # earlier: of the tries before this
     "The files that the paths in `log` stand for; checkpoints, notebooks and records aside"
     aside = ('< ',) if earlier else ('< ', '- ')
     paths = [Path(l.removeprefix('- ')) for l in _lines(log) if not l.startswith(aside)]
+    paths = [p for p in paths if p.is_relative_to(run)]        # in a run that was copied, the list names files of the other one
     files = {f for p in paths for f in (p.rglob('*') if p.is_dir() else [p]) if f.is_file()}
     return sorted(str(r) for r in (f.relative_to(run) for f in files)
                   if len(r.parts) > 1 and r.parts[0] not in ASIDE and 'trainer' not in r.parts and r.name != 'manifest.json'
