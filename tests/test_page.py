@@ -97,7 +97,7 @@ def test_every_finding_and_every_neuron_is_a_card():
     cards, found = json.loads((folder/'cards.json').read_text()), findings(folder)
     assert text.count('<article class="card">') == len(cards) + len(found) > 10 and f"Layer {cards[0]['layer']}, neuron" in text
     for x in found:
-        own = re.search(rf'<h3>{x.title}</h3>(.*?)</article>', text, re.S)[1]
+        own = re.search(rf'<h3>{re.escape(x.title)}</h3>(.*?)</article>', text, re.S)[1]
         assert html.unescape(own).replace('\xa0', ' ').count(x.said[0]) == 1 and own.count('<tr>') == len(x.table) + 1
     for word in GLOSSARY: assert text.index(f'<dt>{word}</dt>') < text.index('<article class="card">'), 'explained before its first use'
     assert card_html(dict(cards[0], promotes=['<script>'])).count('<script>') == 0

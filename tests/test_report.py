@@ -181,7 +181,8 @@ def test_statements_agree_with_the_files():
         table, said = pd.read_csv(folder/'contrasts.csv'), str(finding(folder, 'contrasts'))
         p = table[table.primary].iloc[0]
         ours = (p.delta < 0) == (p.metric == 'nll_gold')
-        assert p.contrast == 'yfpo - yfpo-random' and f"favours {'YFPO.' if ours else 'YFPO (random neurons).'}" in said
+        better = re.escape('YFPO' if ours else 'YFPO (random neurons)')
+        assert p.contrast == 'yfpo - yfpo-random' and re.search(rf'favours {better}[.,]', said)
         assert (table[table.family].p_holm >= .05).all() == ('No declared difference is significant' in said)
         assert ('Lower NLL is better.' in said) == (p.metric == 'nll_gold')
 
@@ -194,7 +195,7 @@ def recipe(folder, *rows):
     write_rows(folder/'contrasts.csv', pd.DataFrame([*rows]))
     return folder
 
-EQUAL, MORE = 'That does not show them equal: the least sensitive run would miss true differences below ', ' more often than once in five.'
+EQUAL = 'That does not show them equal: the least sensitive run would often miss true differences below '
 
 def test_a_clear_win(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', -.1, .01), row('yfpo - yfpo-random', -.2, .001))
@@ -207,8 +208,8 @@ def test_a_clear_loss(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', .1, .01), row('yfpo - yfpo-random', -.2, .9, mde=.5))
     assert verdict([one]) == ["YFPO loses to DPO in `one`, significantly after Holm's correction.",
                               'YFPO is not shown to beat YFPO on random neurons: no declared difference between them is significant.',
-                              'The other differences are not shown to be zero: the least sensitive run would miss true differences '
-                              f'below 0.50 nats per token{MORE}']
+                              'The other differences are not shown to be zero: the least sensitive run would often miss true differences '
+                              'below 0.50 nats per token.']
 
 def test_a_null(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', -.1, .4, mde=.3), row('yfpo - yfpo-random', .2, .4))
@@ -216,7 +217,7 @@ def test_a_null(tmp_path):
                  row('yfpo - yfpo-random', -.2, .6, 'accuracy_numeric'))
     assert verdict([one, two]) == ['YFPO is not shown to beat DPO or YFPO on random neurons: no declared difference between them is '
                                    'significant.',
-                                   f'{EQUAL}0.30 nats per token or 8.4 points of accuracy{MORE}']
+                                   f'{EQUAL}0.30 nats per token or 8.4 points of accuracy.']
     mixed = [recipe(tmp_path/f'r{i}', row('yfpo - dpo', -.1, p)) for i, p in enumerate((.01, .6))]
     assert verdict(mixed)[:2] == ["YFPO beats DPO in `r0`, significantly after Holm's correction.",
                                   'Whether YFPO beats YFPO on random neurons was not asked.']

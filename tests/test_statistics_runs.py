@@ -12,8 +12,8 @@ from statsmodels.stats.anova import anova_lm
 from yfpo.data.files import read_jsonl, write_rows
 from yfpo.lab.figures import draw_specificity
 from yfpo.lab.findings import finding
-from yfpo.lab.keys import notebook_parameters
 from yfpo.lab.recipes import read_recipe
+from yfpo.lab.stages import notebook_parameters
 from yfpo.lab.results import read_results
 from yfpo.lab.statistics import (CONTRASTS, FAMILY, TESTS, Design, _intervals, _mean_squares, contrasts, crossed, equivalence_power,
                                  equivalent, margin_in_training, margin_on_pairs, over_seeds, paired_bootstrap, simulate, specificity)

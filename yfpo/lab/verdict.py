@@ -59,7 +59,7 @@ def _unseen(rows): # rows of contrasts.csv
     said = [f'{number(max(nats))} nats per token'] if nats else []
     if points: said.append(f'{interval(max(points), math.nan, math.nan, 100, 1)} points of accuracy')
     what = 'That does not show them equal' if len(null) == len(rows) else 'The other differences are not shown to be zero'
-    return f"{what}: the least sensitive run would miss true differences below {' or '.join(said)} more often than once in five."
+    return f"{what}: the least sensitive run would often miss true differences below {' or '.join(said)}."
 
 # %% ../../nbs/lab/16_verdict.ipynb #verdict-006
 def verdict(folders): # of results

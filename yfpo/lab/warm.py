@@ -33,7 +33,7 @@ def _papermill(request):
 # %% ../../nbs/lab/04_warm.ipynb #28-warm-006
 def watch_files():
     "Log, through an audit hook, each file of the run that is written and each file of questions that is read"
-    if 'YFPO_WRITES' not in os.environ: return
+    if not {'YFPO_WRITES', 'YFPO_RUN'} <= {*os.environ}: return
     top, log, seen = os.environ['YFPO_RUN'] + os.sep, os.open(os.environ['YFPO_WRITES'], os.O_WRONLY | os.O_CREAT | os.O_APPEND), set()
     def watch(event, args):
         if event == 'open' and isinstance(args[0], (str, bytes)): path, reads = args[0], not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
