@@ -311,7 +311,8 @@ def answer_text(answers, # rows of samples/*.jsonl
     rows = counting(contrasts)
     r = next(rows[rows.primary].itertuples())
     if r.p_holm < .05: return f'The choice of neurons matters here: {contrast_label(r.contrast)} is {amount_text(r)}.'
-    weak = _too_weak(taken_hold(margins))*' The reward did not take hold at this dose, so this says little about the choice of neurons.'
+    said = ' The reward did not take hold at this dose, so this says little about the choice of neurons.'
+    weak = said if _too_weak(taken_hold(margins)) else ''
     if r.metric in NATS or max(abs(r.low), abs(r.high)) > EXCLUDED: return f'There is no answer at this size.{weak}'
     gain = next(rows[(rows.contrast == 'dpo - sft') & (rows.set == r.set) & (rows.metric == r.metric)].itertuples())
     return (f'A choice that matters by more than {100*EXCLUDED:g} points is excluded here. The two arms differ in '

@@ -41,7 +41,8 @@ def pack_answers(folder, # `samples` of a folder of results
                  beyond:float=1e6): # bytes of all files together
     "Pack answers by gzip where they are many; the files name no time, so the same answers give the same bytes"
     files = sorted(Path(folder).glob('*.jsonl'))
-    for f in files*(sum(f.stat().st_size for f in files) > beyond):
+    if sum(f.stat().st_size for f in files) <= beyond: return
+    for f in files:
         with open(f'{f}.gz', 'wb') as raw, gzip.GzipFile('', 'wb', mtime=0, fileobj=raw) as g: g.write(f.read_bytes())
         f.unlink()
 
