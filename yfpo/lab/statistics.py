@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TESTS', 'FAMILY', 'CONTRASTS', 'discordant', 'mcnemar', 'paired_interval', 'paired_bootstrap',
-           'detectable_difference', 'detectable_mean', 'over_seeds', 'crossed', 'Design', 'design_of', 'simulate',
-           'holm', 'equivalent', 'equivalence_power', 'check_declared', 'compare', 'contrasts', 'margin_in_training',
-           'margin_on_pairs', 'values_of', 'specificity']
+           'detectable_difference', 'detectable_mean', 'over_seeds', 'over_means', 'crossed', 'Design', 'design_of',
+           'simulate', 'holm', 'equivalent', 'equivalence_power', 'check_declared', 'compare', 'contrasts',
+           'margin_in_training', 'margin_on_pairs', 'values_of', 'specificity']
 
 # %% ../../nbs/lab/10_statistics.ipynb #18-stati-002
 import math
@@ -120,6 +120,17 @@ def over_seeds(d, # differences (seeds, questions), at least two seeds
     z, mid = t.ppf(.5 + level/2, S - 1), d.mean()
     return dict(delta=float(delta), low=float(mid - z*se), high=float(mid + z*se), se=float(se), df=S - 1, p=_two_sided(mid, se, S - 1),
                 mde=float((z + t.ppf(power, S - 1))*se))
+
+# %% ../../nbs/lab/10_statistics.ipynb #stat-means-1
+def over_means(m, # one mean for each seed, at least two
+               level:float=.95, power:float=.8):
+    "delta, low, high, se, df, p, mde of seeds that share no items: t interval and test of their means, with S - 1 degrees of freedom"
+    from scipy.stats import t
+    m = _of_seeds(np.asarray(m, dtype=float)[:, None])[:, 0]
+    S, delta, se = len(m), m.mean(), m.std(ddof=1)/math.sqrt(len(m))
+    z = t.ppf(.5 + level/2, S - 1)
+    return dict(delta=float(delta), low=float(delta - z*se), high=float(delta + z*se), se=float(se), df=S - 1,
+                p=_two_sided(delta, se, S - 1), mde=float((z + t.ppf(power, S - 1))*se))
 
 # %% ../../nbs/lab/10_statistics.ipynb #stat-cross-01
 def _mean_squares(d):
@@ -295,11 +306,11 @@ def check_declared(family, # contrasts that a recipe declares
         raise ValueError(f"the family names no two arms of this run ({', '.join(arms)}): write one of {', '.join(some)}")
 
 def _aligned(a, b, names, set_):
-    "The values of two arms on the same questions, in the same order"
+    "Items, and the values of both arms on them, in the same order"
     odd = sorted(a.keys() ^ b.keys())
     if odd: raise ValueError(f"arms {names[0]!r} and {names[1]!r} answered different questions of {set_!r} "
                              f"({len(odd)} of them, such as {odd[0]!r}): evaluate both on the same set")
-    return np.array(list(a.values())), np.array([b[k] for k in a])
+    return list(a), np.array(list(a.values())), np.array([b[k] for k in a])
 
 def compare(x, y, metric, n_boot=10000, seed=0):
     "delta, low, high, se, df, p, mde of two aligned lists of values of one seed"
@@ -321,6 +332,16 @@ def _over_all(d, share, test):
     beside = own[other](d, share)
     return dict(own[test](d, share), test=test, **{f'{other}_{k}': beside[k] for k in ('low', 'high', 'df', 'p', 'mde')})
 
+def _whole(xy, metric, test, n_boot, seed): # xy: (seed, items, values of one arm, of the other)
+    "The row over all seeds: the declared test, and the bootstrap; if seeds do not share their items, `over_means`"
+    first, share = xy[0][1], metric not in CONTINUOUS
+    if any({*items} != {*first} for _, items, *_ in xy):
+        return dict(over_means([(x.astype(float) - y).mean() for *_, x, y in xy]), test='over_means')
+    place = [{k: i for i, k in enumerate(items)} for _, items, *_ in xy]
+    x, y = (np.stack([r[k][[at[i] for i in first]] for r, at in zip(xy, place)]).astype(float) for k in (2, 3))
+    _, low, high = paired_bootstrap(x, y, n_boot, seed)
+    return dict(_over_all(x - y, share, test), boot_low=low, boot_high=high)
+
 def _partners(a, b, seeds): # {arm: its seeds, sorted}
     "{seed of `a`: seed of `b` that it is paired with}: the same one; of fewer warm starts, the one at which it began"
     if len(seeds[b]) == 1: return {s: seeds[b][0] for s in seeds[a]}
@@ -328,6 +349,22 @@ def _partners(a, b, seeds): # {arm: its seeds, sorted}
     turn = sorted({s for own in seeds.values() for s in own})
     return {s: seeds[b][turn.index(s) % len(seeds[b])] for s in seeds[a]}
 
+def _paired(table, a, b, partner, set_, metric): # partner: {seed of `a`: seed of `b`}
+    "[(seed, items, values of `a`, values of `b`)]; the held-out pairs of another warm start are no partners"
+    both = [(s, *(table.get((arm, k, set_, metric)) for arm, k in ((a, s), (b, t))), s == t) for s, t in partner.items()]
+    return [(s, *_aligned(x, y, (a, b), set_)) for s, x, y, same in both
+            if x is not None and y is not None and (same or set_ != 'pairs' or x.keys() == y.keys())]
+
+def _corrected(rows, harm):
+    "Add Holm's p over the family, and the p of equivalence, where they are defined"
+    own = [r for r in rows if r['family']]
+    for r, p in zip(own, holm([r['p'] for r in own])): r['p_holm'] = p
+    for r in rows:
+        if r['metric'] in harm: r['p_equivalent'] = equivalent(r['delta'], r['se'], r['df'], harm[r['metric']])
+    keys = list(dict.fromkeys(k for r in rows for k in r))
+    return [{k: r.get(k, math.nan) for k in keys} for r in rows]
+
+# %% ../../nbs/lab/10_statistics.ipynb #stat-cont-1
 def contrasts(rows, n_boot:int=10000, seed:int=0,
               family=FAMILY, # contrasts declared before the run, the primary first
               outcome=None, # their set and metric; default: the NLL of gold solutions of the first set that has any
@@ -342,28 +379,14 @@ def contrasts(rows, n_boot:int=10000, seed:int=0,
     for a, b in (p for p in CONTRASTS if p[0] in seeds and p[1] in seeds):
         partner = _partners(a, b, seeds)
         for set_, metric in dict.fromkeys(k[2:] for k in table if k[0] == a):
-            keys = [(s, (a, s, set_, metric), (b, t, set_, metric)) for s, t in partner.items()]
-            xy = [(s, *_aligned(table[i], table[j], (a, b), set_)) for s, i, j in keys if i in table and j in table]
-            stats = [(s, compare(x, y, metric, n_boot, seed)) for s, x, y in xy]
-            if len(xy) > 1:
-                x, y = (np.stack([r[k] for r in xy]).astype(float) for k in (1, 2))
-                _, low, high = paired_bootstrap(x, y, n_boot, seed)
-                stats.append(('all', dict(_over_all(x - y, metric not in CONTINUOUS, test), boot_low=low, boot_high=high)))
+            xy = _paired(table, a, b, partner, set_, metric)
+            stats = [(s, compare(x, y, metric, n_boot, seed)) for s, _, x, y in xy]
+            if len(xy) > 1: stats.append(('all', _whole(xy, metric, test, n_boot, seed)))
             for s, st in stats:
                 declared = f'{a} - {b}' in family and (set_, metric) == outcome and s == stats[-1][0]
-                out.append(dict(contrast=f'{a} - {b}', seed=s, set=set_, metric=metric, n=len(xy[0][1]), **st, family=declared,
+                out.append(dict(contrast=f'{a} - {b}', seed=s, set=set_, metric=metric, n=min(len(r[1]) for r in xy), **st, family=declared,
                                 primary=declared and f'{a} - {b}' == family[0]))
     return _corrected(out, harm or {})
-
-def _corrected(rows, harm):
-    "Add Holm's p over the family, and the p of equivalence, where they are defined"
-    own = [r for r in rows if r['family']]
-    for r, p in zip(own, holm([r['p'] for r in own])): r['p_holm'] = p
-    for r in rows:
-        if r['metric'] in harm: r['p_equivalent'] = equivalent(r['delta'], r['se'], r['df'], harm[r['metric']])
-    keys = list(dict.fromkeys(k for r in rows for k in r))
-    return [{k: r.get(k, math.nan) for k in keys} for r in rows]
-
 
 # %% ../../nbs/lab/10_statistics.ipynb #stat-spec-02
 def margin_in_training(logs, # rows of training logs: `arm`, `seed`, `step`, `rewards/margins`
@@ -393,7 +416,7 @@ def _slope_left(Y, X, i, j, own): # outcomes (arms, seeds, questions), margins (
     return np.stack([slope, (Y[i] - Y[j]).mean(0) - (X[i] - X[j]).mean()*slope])
 
 def _jackknife(f, S): # f: values (things, questions) from a list of seeds
-    "One dict a thing: its value, with `crossed` of what each seed contributes (Tukey's pseudo-values)"
+    "A dict for each thing: its value, with `crossed` of what each seed contributes (Tukey's pseudo-values)"
     from scipy.stats import t
     whole, out = f([*range(S)]), []
     each = np.stack([S*whole - (S - 1)*f([k for k in range(S) if k != s]) for s in range(S)], 1)          # (things, seeds, questions)
@@ -420,9 +443,10 @@ def _every_run(rows, reached, outcome):
     if min(len(arms), len(seeds)) < 2:
         raise ValueError(f'there are {len(arms)} arms and {len(seeds)} seeds: a slope inside seeds needs two of each')
     first = table[key(arms[0], seeds[0])]
-    Y = [[_aligned(first, table[key(a, s)], (arms[0], a), outcome[0])[1] for s in seeds] for a in arms]
+    Y = [[_aligned(first, table[key(a, s)], (arms[0], a), outcome[0])[2] for s in seeds] for a in arms]
     return arms, np.array(Y, dtype=float), np.array([[reached[a, s] for s in seeds] for a in arms])
 
+# %% ../../nbs/lab/10_statistics.ipynb #stat-spec-12
 def specificity(rows, # of evaluated questions
                 reached, # {(arm, seed): margin that DPO's own part reached}
                 outcome, # set and metric

@@ -161,7 +161,7 @@ def family_table(folders): # of results
 
 def _other_p(r):
     "p of the test over seeds that was not declared, under its name; nothing where a recipe had one test"
-    if not isinstance(getattr(r, 'test', None), str): return {}
+    if getattr(r, 'test', None) not in ('over_seeds', 'crossed'): return {}
     other, = {'over_seeds', 'crossed'} - {r.test}
     return {f'p, {TESTS[other]}': p_text(getattr(r, f'{other}_p'))}
 
@@ -179,7 +179,7 @@ def contrast_table(contrasts, metrics=('accuracy_numeric', 'pass_1', 'nll_gold',
                      **({'bootstrap': boot_text(r)} if 'boot_low' in df else {}), 'p': p_text(r.p), **_other_p(r),
                      'p, corrected': p_text(r.p_holm) if r.family else '',
                      'detectable': interval(r.mde, math.nan, math.nan, scale, digits), 'n': str(r.n)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna('')
 
 HARM = dict(nll_text=('harm_nll', .05), choice_accuracy=('harm_choice', .05))                 # parameter of the stage compare, its default
 
