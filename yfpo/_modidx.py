@@ -1048,6 +1048,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'yfpo.lab.tables.sampled_table': ('lab/tables.html#sampled_table', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables.selector_table': ('lab/tables.html#selector_table', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables.sensitivity_table': ('lab/tables.html#sensitivity_table', 'yfpo/lab/tables.py'),
+                                 'yfpo.lab.tables.simulated': ('lab/tables.html#simulated', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables.sizes_note': ('lab/tables.html#sizes_note', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables.specificity_table': ('lab/tables.html#specificity_table', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables.study_table': ('lab/tables.html#study_table', 'yfpo/lab/tables.py'),

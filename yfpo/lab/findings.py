@@ -14,7 +14,7 @@ import numpy as np
 from .results import SOURCES, read_results
 from .statistics import compare, over_means, over_seeds, values_of
 from .tables import (METRIC_LABELS, SELECTORS, beside_margins, boot_text, capability_table, counting, declared_outcome, delta_text,
-                             hacks_table, harm_margins, left_text, markdown_table, mediation_table, selector_table, testable,
+                             hacks_table, harm_margins, left_text, markdown_table, mediation_table, selector_table, simulated, testable,
                              whole_sets)
 from .wording import (NATS, TOKEN_NAMES, arm_label, arm_order, capital, contrast_label, count_word, delta_unit, how_many, interval,
                               listed, number, p_text, percent, set_label, span)
@@ -38,7 +38,7 @@ GLOSSARY = {
     'spread': 'the standard deviation of the neuron margin over pairs before preference training; its unit',
     'random neurons': 'layer-matched: as many in each layer as were selected, drawn anew for each seed',
     'held out': 'pairs of questions that no arm was trained on',
-    'declared': 'named in the recipe before its run; the first comparison named is the primary one',
+    'declared': 'named in the recipe or its plan; the first comparison named is the primary one',
     'Holm': "Holm's correction raises a p-value for the number of declared comparisons of its recipe",
     'detectable': 'the true difference that these seeds and questions show with 80 % power',
     'exploratory': 'not declared before the run, and not corrected: some intervals leave zero out by chance'}
@@ -196,13 +196,13 @@ def _contrast_finding(contrasts):
     rest = df[df.contrast.isin(own.contrast) & ~df.family]
     moved = df[df.contrast.isin(['dpo - sft', 'yfpo - sft', 'yfpo-random - dpo']) & df.metric.isin([first.metric, 'nll_gold'])]
     favoured = f' and favours {arm_label(favours(first))}' if first.delta else ''
-    favoured += '' if first.p_holm < .05 or not favoured else ', which is not significant'
-    also = how_many(len(_clear(rest)), len(rest), 'exploratory difference', 'excludes', 'exclude') if len(rest) else ''
+    favoured += '' if first.p_holm < .05 or not favoured else ', not significantly'
+    also = how_many(len(_clear(rest)), len(rest), 'difference', 'excludes', 'exclude') if len(rest) else ''
     said = [f'The primary estimate, {contrast_label(first.contrast)} on {set_label(first.set)}, is {amount_text(first)}{favoured}.',
             'Lower NLL is better.' if first.metric in _LOWER else '',
             _seed_sentence(first, single[single.contrast == first.contrast].seed.nunique()),
             capital(how_many(sure, len(own), 'declared difference', 'is', 'are')) + " significant after Holm's correction.",
-            f'{capital(also)} zero, uncorrected.' if also else '']
+            f'Among the other outcomes of these comparisons, {also} zero, uncorrected.' if also else '']
     return Finding('Declared contrasts', said,
                    *(_contrast_row(r, single) for part in (own, _clear(rest), moved) for r in part.itertuples()))
 
@@ -214,7 +214,7 @@ def _so(r):
     alone = ' after correction, though its own interval leaves zero out' if r.low > 0 or r.high < 0 else ''
     missed = interval(r.mde, math.nan, math.nan, *delta_unit(r.metric))
     return (f"This is not shown to differ from zero{alone}."
-            + (f" Before correction, a difference of {missed} would be found four times in five." if missed else ''))
+            + (f" A true difference of {missed} would be found with 80 % power, before correction." if missed else ''))
 
 def contrast_text(contrasts, # frame of contrasts.csv
                   contrast:str): # such as 'yfpo - dpo'
@@ -311,12 +311,14 @@ def answer_text(answers, # rows of samples/*.jsonl
     rows = counting(contrasts)
     r = next(rows[rows.primary].itertuples())
     if r.p_holm < .05: return f'The choice of neurons matters here: {contrast_label(r.contrast)} is {amount_text(r)}.'
-    said = ' The reward did not take hold at this dose, so this says little about the choice of neurons.'
-    weak = said if _too_weak(taken_hold(margins)) else ''
-    if r.metric in NATS or max(abs(r.low), abs(r.high)) > EXCLUDED: return f'There is no answer at this size.{weak}'
+    apart = '' if r.metric in NATS else f', and on {percent(_apart(answers, r))} % of the questions only one of the two arms is right'
+    if _too_weak(taken_hold(margins)):
+        return ('The reward did not take hold at this dose, so this run cannot say whether the choice of neurons matters. '
+                f'{contrast_label(r.contrast)} is {delta_text(r)} {METRIC_WORDS[r.metric].rstrip(")").split(" (")[1]}{apart}.')
+    if r.metric in NATS or max(abs(r.low), abs(r.high)) > EXCLUDED: return 'There is no answer at this size.'
     gain = next(rows[(rows.contrast == 'dpo - sft') & (rows.set == r.set) & (rows.metric == r.metric)].itertuples())
-    return (f'A choice of neurons that matters by more than {100*EXCLUDED:g} points is excluded here, where the two arms differ in '
-            f'{percent(_apart(answers, r))} % of answers and DPO minus SFT is {amount_text(gain)}.{weak}')
+    return (f'A choice of neurons that matters by more than {100*EXCLUDED:g} points is excluded here, where DPO minus SFT is '
+            f'{amount_text(gain)}{apart}.')
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-145
 def _own_margin_finding(training):
@@ -503,7 +505,8 @@ def finding(folder, # of results
     if name not in EXPERIMENTS: raise ValueError(f"no experiment is called {name!r}: use one of {', '.join(EXPERIMENTS)}")
     say, *needs = EXPERIMENTS[name]
     if not all(any(Path(folder).glob(SOURCES[k][0])) for k in needs): return None
-    return say(*(read_results(folder, k) for k in needs))
+    read = {k: read_results(folder, k) for k in needs}
+    return say(*(simulated(folder, x) if k == 'contrasts' else x for k, x in read.items()))
 
 def findings(folder): # a folder of results
     "The findings of its experiments"

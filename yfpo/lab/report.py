@@ -87,10 +87,11 @@ def _power_table(folder):
     answers, contrasts = (read_results(folder, k) for k in ('answers', 'contrasts'))
     table = power_table(answers, contrasts)
     about = ('2,000 simulated experiments of this shape, whose variances are those of the results. Type I: false alarms at 5 %, with '
-             "Wilson's interval. Detectable: the true difference found 4 times in 5. The crossed test is Satterthwaite's.")
+             "Wilson's interval. Detectable: the true difference found 4 times in 5, before Holm's correction. The crossed test is "
+             "Satterthwaite's. The t test of S - 1 is that of older recipes, which also counts the questions.")
     if not len(table): return dict(power='One seed: there is no test over seeds.')
-    why = ('The mean at each warm start, a t test over these means alone, and the share of answers that differ between the two arms, of '
-           'all seeds. Uncorrected.')
+    why = ('The mean at each warm start, a t test over these means alone, and the share of questions that one of the two arms solves and '
+           'the other does not. Uncorrected.')
     power, other = (table, f'How good the tests are. {about}'), sensitivity_table(answers, contrasts)
     more = 'over warm starts' in other                         # one warm start is no sample
     return dict(power=power, sensitivity=(other, f'The declared contrasts, seen otherwise. {why}')) if more else power

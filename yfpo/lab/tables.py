@@ -7,7 +7,7 @@ __all__ = ['METRIC_LABELS', 'HARM', 'SELECTORS', 'STUDY_MEASURES', 'STUDY_NAMES'
            'level_text', 'pivot', 'whole_sets', 'main_table', 'bracket_note', 'sizes_note', 'difficulty_table',
            'rates_table', 'sampled_table', 'counting', 'delta_text', 'boot_text', 'contrast_table', 'family_table',
            'harm_margins', 'testable', 'harm_table', 'margins_reached', 'declared_outcome', 'beside_margins',
-           'left_text', 'specificity_table', 'gradient_limit', 'dose_table', 'designs', 'power_table',
+           'left_text', 'specificity_table', 'gradient_limit', 'dose_table', 'designs', 'power_table', 'simulated',
            'sensitivity_table', 'selector_table', 'beside_draws_table', 'capability_table', 'permutation_p',
            'audit_table', 'study_table', 'mediation_table', 'hacks_table']
 
@@ -100,7 +100,8 @@ def sizes_note(main):
     def n(s, m): return main[(main.set == s) & (main.metric == m)].n.max()
     said = [f"{set_label(s)} {n(s, 'accuracy_numeric')} questions" + (f" (NLL {n(s, 'nll_gold')})" if _has(main, s, 'nll_gold') else '')
             for s in _names(main) if _has(main, s, 'accuracy_numeric')]
-    said += [f"{set_label(s)} {n(s, 'pair_accuracy')}" for s in _names(main) if _has(main, s, 'pair_accuracy')]
+    pairs = {s: main[(main.set == s) & (main.metric == 'pair_accuracy')].n for s in _names(main)}           # each warm start has its own
+    said += [f"{set_label(s)} {span(n, digits=0)}" for s, n in pairs.items() if len(n)]
     return f"n: {', '.join(said)}."
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-008
@@ -305,6 +306,18 @@ def power_table(answers, contrasts, runs:int=2000):
         rows.append(row)
     return pd.DataFrame(rows)
 
+def simulated(folder, contrasts): # frame of contrasts.csv
+    "`contrasts`; declared rows get the simulated detectable difference as `mde`, where the table of power was drawn"
+    import pandas as pd
+    path = Path(folder)/'tables'/'power.csv'
+    if not path.exists(): return contrasts
+    found = {r['contrast']: r for r in pd.read_csv(path).to_dict('records')}
+    def of(r):
+        x = found.get(contrast_label(r.contrast), {}).get(f'detectable, {TESTS.get(r.test)}') if r.family else None
+        return r.mde if x is None else float(x)/delta_unit(r.metric)[0]
+    return contrasts.assign(mde=[of(r) for r in contrasts.itertuples()]) if 'test' in contrasts else contrasts
+
+
 # %% ../../nbs/lab/13_tables.ipynb #tables-sense-1
 def _of_starts(answers, r): # a row of contrasts.csv
     "Its difference at each warm start, as a mean of the seeds that began there, and the share of values that differ"
@@ -314,7 +327,7 @@ def _of_starts(answers, r): # a row of contrasts.csv
     return [float(np.mean([x.mean() for x in d[k::starts]])) for k in range(starts)], float(np.mean([(x != 0).mean() for x in d]))
 
 def sensitivity_table(answers, contrasts):
-    "Each declared contrast over seeds, seen otherwise: the mean at each warm start, a t test over these alone, and how many answers differ"
+    "Each declared contrast, seen otherwise: means of warm starts, a t test over these alone, questions that one arm alone solves"
     import pandas as pd
     rows = []
     for r in contrasts[contrasts.family & (contrasts.seed.astype(str) == 'all')].itertuples():
@@ -324,7 +337,7 @@ def sensitivity_table(answers, contrasts):
                      **{f'warm start {k}': interval(v, math.nan, math.nan, scale, digits, '+') for k, v in enumerate(means)},
                      **({'over warm starts': interval(over['delta'], over['low'], over['high'], scale, digits, '+'),
                          'p': p_text(over['p'])} if over else {}),
-                     **({} if r.metric in CONTINUOUS else {'answers that differ (%)': f'{100*differ:.1f}'})})
+                     **({} if r.metric in CONTINUOUS else {'solved by one arm only (%)': f'{100*differ:.1f}'})})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-025

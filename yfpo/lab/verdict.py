@@ -12,7 +12,7 @@ from .findings import TEXTS, Finding, amount_text, beats_a_coin, favours, findin
 from .recipes import read_recipe, recipes_folder
 from .results import SOURCES, read_results, recipe_name
 from .statistics import FAMILY
-from .tables import counting, delta_text, family_table, whole_sets
+from .tables import counting, delta_text, family_table, simulated, whole_sets
 from .wording import NATS, capital, contrast_label, count_word, how_many, interval, listed, number, set_label, span
 
 # %% ../../nbs/lab/16_verdict.ipynb #17_repor-134
@@ -21,10 +21,10 @@ def _may_judge(folder):
     path = recipes_folder()/f'{recipe_name(folder)}.yaml'
     return not path.exists() or read_recipe(path).in_verdict
 
-def _judges(folders): # of results
+def _judges(folders, every=False): # of results; every: also those whose recipe says `in_verdict: false`
     "{folder: contrasts that count} of the recipes that declare a family and may judge"
-    folders = [f for f in map(Path, folders) if (f/'contrasts.csv').exists() and _may_judge(f)]
-    tables = {f: counting(read_results(f, 'contrasts')) for f in folders}
+    folders = [f for f in map(Path, folders) if (f/'contrasts.csv').exists() and (every or _may_judge(f))]
+    tables = {f: counting(simulated(f, read_results(f, 'contrasts'))) for f in folders}
     return {f: c for f, c in tables.items() if c.family.any()}
 
 def _declared_rows(compared, contrast=None):
@@ -59,7 +59,7 @@ def _unseen(rows): # rows of contrasts.csv
     said = [f'{number(max(nats))} nats per token'] if nats else []
     if points: said.append(f'{interval(max(points), math.nan, math.nan, 100, 1)} points of accuracy')
     what = 'That does not show them equal' if len(null) == len(rows) else 'The other differences are not shown to be zero'
-    return f"{what}: the least sensitive run would often miss true differences below {' or '.join(said)}."
+    return f"{what}: true differences below {' or '.join(said)} would often be missed."
 
 # %% ../../nbs/lab/16_verdict.ipynb #verdict-006
 def verdict(folders): # of results
@@ -94,8 +94,9 @@ def _removed(folders):
 def _judged(folders):
     rows = {f: a[(a.kind == 'selected') & (a.readout == 'standardised')].iloc[0] for f in folders for a in [read_results(f, 'audit')]}
     able = [f'`{recipe_name(f)}`' for f, s in rows.items() if beats_a_coin(s)]
-    said = [f"Before training, {how_many(len(rows) - len(able), len(rows), 'audit', 'finds', 'find')} the margin no better than a coin at "
-            'picking the preferred response.', f'In {listed(able)} it is better.' if able else '']
+    fail = how_many(len(rows) - len(able), len(rows), 'audit', 'does not show', 'do not show')
+    said = [f'Before training, {fail} the margin to be better '
+            'than a coin at picking the preferred response.', f'In {listed(able)} it is better.' if able else '']
     return Finding('Their margin as a judge', said, *({'recipe': recipe_name(f), 'preferred response (%)':
                    interval(s.auc, s.low, s.high, 100, 0), 'pairs': str(s.n)} for f, s in rows.items()))
 
@@ -107,7 +108,7 @@ def _trained(compared):
     said = [capital(how_many(len(sure), len(every), 'declared difference', 'is', 'are')) + " significant after Holm's correction.",
             *(f'In `{recipe_name(f)}`, {contrast_label(r.contrast)} is {amount_text(r)}.' for f, r in sure),
             'These t intervals err on the wide side.' if old else '',
-            'By the bootstrap over seeds and questions, which errs on the narrow side, '
+            'By the bootstrap over seeds and questions, '
             f"{how_many(len(boot), len(every), 'difference', 'leaves', 'leave')} zero out."]
     table = family_table(compared).to_dict('records') if all((f/'contrasts.csv').exists() for f in compared) else []
     return Finding('Training on them', said, *table)
@@ -139,17 +140,18 @@ def _beside(folders):
     if not found: return None
     tables = {f: x.table[x.table['margin read on'] == 'held-out pairs'] for f, x in found.items()}
     first = [t.iloc[0] for t in tables.values()]
-    left = sum('**' in r['left over'] for r in first)
+    rows = [r for t in tables.values() for r in t.to_dict('records')]
+    left = sum('**' in r['left over'] for r in rows)
     return Finding('Beside the margin reached', [
         f"Inside a seed, outcome and DPO's margin on held-out pairs correlate at {span([float(r['r']) for r in first])}.",
-        f"At equal margin, {how_many(left, len(first), 'first difference', 'leaves', 'leave')} zero out.",
+        f"At equal margin, {how_many(left, len(rows), 'difference', 'leaves', 'leave')} zero out, uncorrected.",
         'An effect of neurons that goes along with the margin would hide in the slope.'],
         *({'recipe': recipe_name(f), **r} for f, t in tables.items() for r in t.to_dict('records')))
 
 def together(folders): # of results
-    "The findings of all recipes together; recipes with `in_verdict: false` do not judge the training"
+    "The findings of all recipes together, also of those with `in_verdict: false`"
     def those(name): return [f for f in map(Path, folders) if any(f.glob(SOURCES[name][0]))]
-    ablated, audited, compared = those('ablation'), those('audit'), _judges(folders)
+    ablated, audited, compared = those('ablation'), those('audit'), _judges(folders, every=True)
     said = [_removed(ablated) if ablated else None, _judged(audited) if audited else None,
             *([_trained(compared), _beside(compared), _preferred(compared)] if compared else [])]
     return [x for x in said if x]
