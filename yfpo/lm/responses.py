@@ -12,9 +12,8 @@ import hashlib, json, os
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from jinja2 import TemplateError
 from transformers import DynamicCache
-from .decoding import check_tokens, completions, odd_attention, text_ids
+from .decoding import UNWRITTEN, Chat, adds_space, check_tokens, completions, odd_attention, pair_ids, text_ids, turn_end
 from .models import check_model, check_tokenizer, fingerprint, head_logits, unwrap
 from .sampling import Decoding, Sampling
 from ..data.checks import as_list, as_path, check_count, check_text, documented, odd_text, settings_in, taken, takes
@@ -28,8 +27,8 @@ def written(tokenizer, messages):
     template = getattr(check_tokenizer(tokenizer), 'chat_template', None)
     if not isinstance(template, (str, dict)) or not template:
         raise ValueError(f'the tokenizer has {template!r:.40} as its chat_template, so it writes no messages: set one, or give texts')
-    try: return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as e:
+    try: return Chat(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), messages)
+    except UNWRITTEN as e:
         raise ValueError(f"the tokenizer's chat_template cannot write {messages!r:.60}... ({type(e).__name__}: {e}): look at its roles and "
                          'contents, or set another') from e
 
@@ -50,6 +49,20 @@ def _two_texts(tokenizer, item):
     p, r = (item['prompt'], item['completion']) if isinstance(item, dict) else item
     if not isinstance(p, str): p = written(tokenizer, p)
     return p, r if isinstance(r, str) else r[-1]['content']
+
+def _as_written(tokenizer, chat, answer):
+    "`answer` as the chat template writes it behind `chat`, which may put a space before it; without the end of turn"
+    try: whole = tokenizer.apply_chat_template([*chat.messages, dict(role='assistant', content=answer)], tokenize=False)
+    except UNWRITTEN: return answer
+    end = whole.rfind(answer.strip()) + len(answer.strip())
+    return whole[len(chat):end] if whole.startswith(chat) and end > len(chat) else answer
+
+def _two_ids(tokenizer, item, joint):
+    "Token ids of what stands before the response, and of the response; whether the item is a chat"
+    p, r = _two_texts(tokenizer, item)
+    if isinstance(item, str): return (ids := text_ids(tokenizer, r))[:1], ids[1:], False
+    if joint and isinstance(p, Chat): r = _as_written(tokenizer, p, r)
+    return *pair_ids(tokenizer, p, r, joint), isinstance(p, Chat)
 
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-040
 def text_items(items, # any iterable of what `encode` takes
@@ -94,21 +107,20 @@ def _messages(x):
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-010
 def encode(tokenizer, items, # each a text, a (prompt, response) pair, or a dict of 'prompt' and 'completion' (strings or messages)
            max_length:int=1024, # longer examples lose the end of their response
-           eos:bool=False): # append the end-of-turn token to every response
+           eos:bool=False): # append the end of turn to every response of a chat, and the end of text to every other one
     "Tokenise `items` into `Example`s; a plain text is all response, except its first token"
     check_tokenizer(tokenizer); check_count('max_length', max_length, 2)      # a token of the prompt and one of the response
     if eos and tokenizer.eos_token_id is None: raise ValueError('the tokenizer has no eos_token to put after a response: set it')
-    out = []
+    out, joint, ends = [], adds_space(tokenizer), (tokenizer.eos_token_id, turn_end(tokenizer)) if eos else ()
     for item in as_list(items, 'items', 'texts, or of dicts with prompt and completion'):
         if why := odd_item(item): raise ValueError(f'item {len(out)} {why}: give a text, a (prompt, completion) pair, or a dict of the two')
-        p, r = _two_texts(tokenizer, item)
-        whole = text_ids(tokenizer, r) if isinstance(item, str) else text_ids(tokenizer, p)
-        a, b = (whole[:1], whole[1:]) if isinstance(item, str) else (whole, text_ids(tokenizer, r, continues=True))
-        ids = (a + b + ([tokenizer.eos_token_id] if eos else []))[:max_length]
+        a, b, chat = _two_ids(tokenizer, item, joint)
+        ids = (a + b + ([ends[chat]] if eos else []))[:max_length]
         start = max(len(a), 1)
-        if isinstance(item, str) and len(whole) == 1:
+        if isinstance(item, str) and len(a) == 1 and not b:
             raise ValueError(f'item {len(out)} is one token, {item!r:.40}, which nothing predicts: give at least two')
         if not b or len(ids) <= start:
+            p, r = _two_texts(tokenizer, item)
             raise ValueError(f'item {len(out)} has no response token within {max_length} tokens: {(p[-40:] + r[:40])!r}')
         out.append(Example(ids, start))
     return out
