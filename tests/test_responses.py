@@ -5,6 +5,9 @@ from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.lm.packing import shared_logprobs
 from yfpo.data.templates import make_problems
 from yfpo.relevance import attribute
+from yfpo.data.files import read_jsonl
+from yfpo.interventions import ablate
+from yfpo.neurons import NeuronSet, model_signature
 from yfpo.lm.decoding import stop_ids, text_ids, turn_end
 from yfpo.lm.responses import collate, encode, example_logprobs, format_prompt, generate, response_logprobs, written
 from yfpo.data.problems import INSTRUCTION
@@ -233,3 +236,19 @@ def test_a_response_ends_as_its_chat_template_ends_a_turn(tiny):
     assert encode(tok, [('Two?', '2')], eos=True)[0].ids[-1] == 0 and end in stop_ids(tiny[0], tok)
     tok.chat_template = None
     assert turn_end(tok) == 0
+
+def test_a_file_without_token_ids_is_no_file_with_them(tiny, tmp_path):
+    how = dict(max_new_tokens=3, progress=False)
+    want = generate(*tiny, ['a', 'b'], ids=True, **how)
+    generate(*tiny, ['a'], path=tmp_path/'r.jsonl', **how)
+    assert generate(*tiny, ['a', 'b'], path=tmp_path/'r.jsonl', ids=True, **how) == want
+    assert len(read_jsonl(tmp_path/'r.jsonl')) == 2 and generate(*tiny, ['a', 'b'], path=tmp_path/'r.jsonl', ids=True, **how) == want
+
+def test_a_file_notes_no_intervention(tiny, tmp_path):
+    model, tok = tiny
+    s = NeuronSet(torch.tensor([0]), torch.tensor([3]), torch.ones(1), torch.ones(1), dict(model=model_signature(model)))
+    with ablate(model, s):
+        with pytest.raises(ValueError, match='an intervention is on, which .*r.jsonl would not note: leave path out'):
+            generate(model, tok, ['a'], path=tmp_path/'r.jsonl', max_new_tokens=2, progress=False)
+        generate(model, tok, ['a'], max_new_tokens=2, progress=False)
+    generate(model, tok, ['a'], path=tmp_path/'r.jsonl', max_new_tokens=2, progress=False)

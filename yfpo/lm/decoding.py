@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['UNWRITTEN', 'DECODES', 'GumbelNoise', 'turn_end', 'stop_ids', 'left_padded', 'plain_decode', 'RoomyLayer',
            'common_beginning', 'Beginning', 'read_beginning', 'shared_attention', 'alike', 'decode', 'odd_attention',
-           'why_plain_decoding', 'Edit', 'any_batch', 'decodes', 'Chat', 'text_ids', 'adds_space', 'pair_ids',
+           'why_plain_decoding', 'Edit', 'any_batch', 'edited', 'decodes', 'Chat', 'text_ids', 'adds_space', 'pair_ids',
            'check_tokens', 'completions', 'vllm_decode']
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-002
 import hashlib, tempfile, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from os.path import commonprefix
@@ -17,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from jinja2 import TemplateError
-from transformers import Cache, DynamicCache, DynamicLayer, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import Cache, DynamicCache, DynamicLayer, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 from ..data.extras import needs
 from .machine import decode_batch
 from .models import check_model, check_tokenizer, head_logits, own_attention, save_model, unwrap
@@ -63,15 +64,23 @@ def left_padded(prompts, pad_id:int=0, device='cpu'):
     ids = torch.tensor([[pad_id]*(S - len(p)) + list(p) for p in prompts], device=device)
     return ids, torch.arange(S, device=device) >= torch.tensor([[S - len(p)] for p in prompts], device=device)
 
+@contextmanager
+def _no_settings(model):
+    "In this scope `generate` takes nothing from the model's `generation_config`: beams, suppressed tokens, penalties"
+    base = unwrap(model)
+    old, base.generation_config = base.generation_config, GenerationConfig()
+    try: yield
+    finally: base.generation_config = old
+
 @torch.no_grad()
 def plain_decode(model, tokenizer, prompts, # token ids of each
                  max_new_tokens:int, noise=None, stop=()): # a `GumbelNoise`; texts that end a response
     "What follows each prompt, as token ids, by transformers' own `generate`"
     ids, mask = left_padded(prompts, tokenizer.pad_token_id, model.device)
-    stops = dict(stop_strings=list(stop), tokenizer=tokenizer) if stop else {}
-    out = model.generate(input_ids=ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=max_new_tokens,
-                         eos_token_id=stop_ids(model, tokenizer), repetition_penalty=1.0, no_repeat_ngram_size=0,
-                         pad_token_id=tokenizer.pad_token_id, logits_processor=LogitsProcessorList([noise] if noise else []), **stops)
+    stops, ends = dict(stop_strings=list(stop), tokenizer=tokenizer) if stop else {}, stop_ids(model, tokenizer)
+    with _no_settings(model):
+        out = model.generate(input_ids=ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends,
+                             pad_token_id=tokenizer.pad_token_id, logits_processor=LogitsProcessorList([noise] if noise else []), **stops)
     return out[:, ids.shape[1]:].tolist()
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-012
@@ -272,6 +281,10 @@ def any_batch(model):
     "Whether all hooks that others have put on `model` work on our own kind of batch"
     return all(isinstance(h, Edit) and h.any_batch for h in unwrap(model).base_model._forward_pre_hooks.values())
 
+def edited(model):
+    "Whether an intervention is on"
+    return any(isinstance(h, Edit) for h in unwrap(model).base_model._forward_pre_hooks.values())
+
 DECODES = WeakKeyDictionary()                                  # model -> {(attention, number format): why it cannot, or ''}
 
 def decodes(model):
@@ -303,8 +316,8 @@ def text_ids(tokenizer, text:str) -> list:
     return ids[:-1] if ended else ids
 
 def adds_space(tokenizer):
-    "Whether the tokenizer puts a space before every text, as those of Llama 2 and Mistral do"
-    first = tokenizer.tokenize('a')[:1]
+    "Whether the tokenizer puts a space before every text, as those of Llama 2 and Mistral do; one that cannot say does not"
+    first = tokenizer.tokenize('a')[:1] if hasattr(tokenizer, 'tokenize') else ()
     return bool(first) and not first[0].startswith('a')
 
 def pair_ids(tokenizer, prompt:str, response:str, joint=None) -> tuple: # whether both are read as one text; default `adds_space`
@@ -391,6 +404,9 @@ def vllm_decode(model, tokenizer, prompts, # token ids of each
                 how): # a `Decoding`
     "(text, number of tokens, finished, token ids) of each prompt, by vLLM"
     with needs('vllm', "on a CUDA machine, backend 'vllm'"): from vllm import LLM, SamplingParams
+    if any(hasattr(m, 'base_layer') for m in unwrap(model).modules()):
+        raise ValueError("vLLM cannot read the adapter in this model: merge it with `merge_and_unload()`, or use backend 'auto'")
+    if edited(model): raise ValueError("vLLM knows nothing of the intervention that is on: use backend 'auto'")
     ends = stop_ids(model, tokenizer)
     def params(key):
         seed = None if key is None else int(hashlib.sha256(key.encode()).hexdigest()[:15], 16) % 2**31
