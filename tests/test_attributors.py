@@ -6,7 +6,7 @@ from test_relevance import relative
 from yfpo.beyond.attributors import integrated_gradients, logprob_increase
 from yfpo.lm.families import FAMILIES
 from yfpo.relevance import ATTRIBUTORS, attribute
-from yfpo.beyond.cards import cards_html, neuron_cards
+from yfpo.beyond.cards import cards_html, neuron_cards, promoted
 from yfpo.beyond.controls import activation_matched, bottom_neurons, norm_matched
 from yfpo.beyond.effects import faithfulness, hiding_curve
 from yfpo.interventions import ablate, delta_nll, draw_rank, patch, patch_from, record, selectivity, single_effects
@@ -14,7 +14,7 @@ from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.neurons import NeuronSet, capability_relevance, contrast_set, jaccard, model_signature, select_neurons, spearman
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.lm.families import blocks_of, down_projs, mlps_of, width, write_matrix
-from yfpo.relevance import explained
+from yfpo.relevance import explained, rule_scope
 from yfpo.lm.responses import Example, collate, format_prompt, generate, hidden_states
 
 DIGITS = torch.arange(10, 20)
@@ -249,3 +249,20 @@ def test_cards_for_every_family(family, examples):
     items = [(' '.join(map(str, e.ids[:e.start])), ' '.join(map(str, e.ids[e.start:]))) for e in examples]
     cards = neuron_cards(m, Tok(), everything(m), items, top=2, contexts=2)
     assert len(cards) == 2 and all(len(c['contexts']) <= 2 and len(c['promotes']) == 8 for c in cards) and '&lt;' in cards_html(cards)
+
+@pytest.mark.parametrize('family', sorted(f for f in FAMILIES if not FAMILIES[f].experts and FAMILIES[f].also != 'per-layer inputs'))
+def test_the_tokens_that_a_neuron_promotes_are_those_its_gradient_raises(family, examples):
+    "Gradients of the logits, all norms held, by a neuron of the last layer: the norm behind the MLP counts, and so does centring"
+    class Tok:
+        def __len__(self): return 97
+        def decode(self, ids): return ids[0]
+    m, x = random_model(family), []
+    last = len(down_projs(m)) - 1
+    s = NeuronSet(torch.full((5,), last), torch.arange(5), torch.full((5,), .2), torch.ones(5), dict(model=model_signature(m)))
+    hook = down_projs(m)[last].register_forward_pre_hook(lambda mod, args: x.append(args[0]))
+    with rule_scope(m, 'attnlrp'):
+        z = m.get_output_embeddings()(hidden_states(m, collate(examples[:1], 0)))[0, -1]
+        G = torch.stack([torch.autograd.grad(v, x[0], retain_graph=True)[0][0, -1, :5] for v in z[:97]], 1)         # (5, V)
+    hook.remove()
+    for tokens, big in zip(promoted(m, Tok(), s, 5), (True, False)):
+        assert [{*row} for row in tokens] == [{*row} for row in G.topk(5, largest=big).indices.tolist()]

@@ -333,16 +333,25 @@ def contrast_set(cap, gen, model, # `Relevance` on capability and on general tex
                            n_general=gen.n if gen else 0)
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-020
+def _first_token(general, capability):
+    "The token that the tokenizer begins every text with, in a list; [] where there is none"
+    firsts = {e.ids[0] for e in (*general, *capability)}
+    return [*firsts] if len(firsts) == 1 and all(e.ids.count(e.ids[0]) == 1 for e in general) else []
+
 def match_lengths(general, capability):
-    "General texts cut anew: the i-th has as many context and response tokens as the i-th capability example"
-    stream, out, o = [t for e in general for t in e.ids], [], 0
-    need = sum(len(e.ids) for e in capability)
-    if len(stream) < need: warnings.warn(f'the general texts hold {len(stream)} tokens and {need} are needed: parts of them are used again')
-    if len(stream) < max(len(e.ids) for e in capability):
+    """General texts cut anew: the i-th has as many context and response tokens as the i-th capability example
+
+    A token that begins every text, and general texts nowhere else, begins every cut too."""
+    first = _first_token(general, capability)
+    n, stream, out, o = len(first), [t for e in general for t in e.ids[len(first):]], [], 0
+    lengths = [len(e.ids) - n for e in capability]
+    if len(stream) < sum(lengths):
+        warnings.warn(f'the general texts hold {len(stream)} tokens and {sum(lengths)} are needed: parts of them are used again')
+    if len(stream) < max(lengths):
         raise ValueError(f'the general texts hold {len(stream)} tokens, fewer than one capability text: give more general text')
-    for e in capability:
-        if o + len(e.ids) > len(stream): o = 0
-        out.append(Example(stream[o:o+len(e.ids)], e.start)); o += len(e.ids)
+    for e, size in zip(capability, lengths):
+        if o + size > len(stream): o = 0
+        out.append(Example(first + stream[o:o+size], e.start)); o += size
     return out
 
 # %% ../nbs/02_neurons.ipynb #match-answers

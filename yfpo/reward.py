@@ -23,7 +23,7 @@ from .data.files import atomic_write, saved_json, saved_tensors
 from .lm.families import down_projs, write_matrix
 from .relevance import digit_ids, relevance_sums, rule_scope
 from .lm.packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
-from .lm.responses import Reading, TextReading, batches, collate, encode, hidden_states, odd_item, token_logprobs
+from .lm.responses import Reading, TextReading, batches, collate, encode, hidden_states, odd_item, say_cut, token_logprobs
 from .lm.rows import Turns, divergent_examples, places, spoken_lengths
 from .lm.progress import track
 
@@ -453,7 +453,7 @@ KINDS_OF_READING = ('standardised', 'contribution', 'absolute', 'positive', 'raw
 
 @documented
 @dataclass
-class Audit(Reading):
+class Audit(TextReading):
     "How a reward is questioned"
     max_fit: int = 64        # responses that fit the moments, spread evenly
     relevance: bool = True   # read relevance too; False saves the one backward pass
@@ -501,7 +501,8 @@ def reward_audit(model, tokenizer, pairs, # held-out preference pairs
     "Rows `readout, signal, kind, n, auc, low, high, length_corr`: does the margin of each signal tell chosen from rejected?"
     how, pairs = taken(reward_audit, kwargs), checked_pairs(pairs, 'to audit', 'give held-out preference pairs')
     at = {} if how.logps is None else how.logps
-    ex, n = encode(tokenizer, pair_items(pairs)), len(pairs)
+    ex, n = encode(tokenizer, pair_items(pairs), how.max_length), len(pairs)
+    say_cut(list(zip(ex[:n], ex[n:])), how.max_length)
     names = [('selected neurons', 'selected'), *((k, s.meta['selector']) for k, s in controls.items())]
     phi = set_readouts(model, ex, tokenizer.pad_token_id, [neurons, *controls.values()], digit_ids(tokenizer),
                        **dict(vars(how), logps=at))
