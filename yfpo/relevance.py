@@ -24,7 +24,7 @@ from transformers.activations import ACT2FN
 from .data.checks import documented, refuse_name, settings_of
 from .data.files import atomic_write
 from .lm.averages import Tally, accumulate
-from .lm.families import activation_of, blocks_of, down_projs, family_of, mlps_of, width
+from .lm.families import activation_of, blocks_of, down_projs, family_of, head_weights, mlps_of, width
 from .lm.mixers import delta_rule, valued
 from .lm.models import logit_scale, own_attention, unwrap
 from .lm.responses import TextReading, hidden_states, split_prompt, states_behind_prompt
@@ -267,8 +267,8 @@ def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
                   seed:str='centred', digits=None, chunk:int=512):
     "The explained number of each token (N,), and its gradient at `h` (N, D), float32; a cap on the logits counts as an activation"
     if seed not in SEEDS: raise ValueError(f"seed {seed!r} is unknown: use one of {', '.join(SEEDS)}")
-    head, cap = model.get_output_embeddings(), getattr(unwrap(model).config, 'final_logit_softcapping', None)
-    W, bias, h, scale = head.weight, head.bias, h.float(), logit_scale(model)
+    (W, bias), cap = head_weights(model), getattr(unwrap(model).config, 'final_logit_softcapping', None)
+    h, scale = h.float(), logit_scale(model)
     if seed == 'contrast':
         D = digits.to(h.device)
         against = torch.zeros(len(W), device=h.device)

@@ -29,13 +29,8 @@ from .lm.progress import track
 
 # %% ../nbs/03_reward.ipynb #10_rewar-005
 def write_norms(module, index):
-    "Lengths of the write vectors (columns of down_proj) of neurons `index`: (k,), without gradient, LoRA included"
-    with torch.no_grad():
-        w = write_matrix(module)[:, index]
-        lora = hasattr(module, 'get_delta_weight') and not module.disable_adapters
-        for name in module.active_adapters if lora else []:
-            if not module.merged and name in module.lora_A: w = w + module.get_delta_weight(name)[:, index].to(w)
-        return w.float().norm(dim=0)
+    "Lengths of the write vectors (columns of down_proj) of neurons `index`: (k,), without gradient, an adapter included"
+    with torch.no_grad(): return write_matrix(module, index).float().norm(dim=0)
 
 # %% ../nbs/03_reward.ipynb #10_rewar-006
 class NeuronReader:
