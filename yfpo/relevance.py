@@ -114,12 +114,13 @@ Attended = namedtuple('Attended', 'query key value out mask scaling cap')     # 
 
 def _capped(module, query, key, value, attention_mask, scaling, softcap):
     "Eager attention with capped scores (Gemma 2): the cap is an activation, so relevance passes through it"
+    if attention_mask is None or not attention_mask.is_floating_point():
+        raise ValueError("the rules need a mask of numbers where scores are capped: load the model with attn='eager'")
     groups = getattr(module, 'num_key_value_groups', 1)
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     s = query@key.transpose(2, 3)*scaling/softcap
     s = _Gated.apply(s, None, torch.tanh, _tanh_share)*softcap
-    if attention_mask is not None: s = s + attention_mask
-    weights = torch.softmax(s, -1, dtype=torch.float32).to(query.dtype)
+    weights = torch.softmax(s + attention_mask, -1, dtype=torch.float32).to(query.dtype)
     return (weights@value).transpose(1, 2).contiguous(), weights
 
 def _tanh_share(x): return torch.where(x.abs() < 1e-4, 1 - x*x/3, torch.tanh(x)/torch.where(x == 0, 1, x))
@@ -309,7 +310,7 @@ def explaining(model, modules, read):
     start = []
     def leaf(m, a, out): start.append(out.detach().requires_grad_()); return start[-1]
     hooks.append(base.get_input_embeddings().register_forward_hook(leaf))
-    was_training = base.training
+    was = [(m, m.training) for m in base.modules()]
     for p, _ in flags: p.requires_grad_(False)
     base.eval()
     try:
@@ -317,7 +318,7 @@ def explaining(model, modules, read):
     finally:
         for h in hooks: h.remove()
         for p, f in flags: p.requires_grad_(f)
-        base.train(was_training)
+        for m, on in was: m.training = on
 
 def rule_scope(model, rule):
     "The scope for `rule`, or none if the model is in one already or `rule` is the plain gradient"

@@ -26,7 +26,7 @@ from ..lm.models import unwrap
 from ..neurons import as_set
 from ..lm.families import down_projs, mlps_of, width
 from ..lm.responses import Example
-from ..reward import READOUTS, NeuronReader, RewardStats, check_spread, fit_and_read, readout, relative_margin
+from ..reward import READOUTS, NeuronReader, RewardStats, check_spread, fit_and_read, join, readout, relative_margin
 from ..lm.rows import as_dataset, each_set, special_ids, spoken_mask
 from ..lm.training import FiniteSteps, finite_weights
 
@@ -70,9 +70,12 @@ class NeuronTerm(FiniteSteps):
         "The parent's loss plus the neuron term"
         ex, ids, mask, sign = self._examples(inputs)
         inner = self.accelerator.unwrap_model(self.model)
-        with reading(inner, self.neurons, ids) as reader:
+        with reading(inner, join([self.neurons]), ids) as reader:      # checked once, before training
             out = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         live = torch.is_grad_enabled() and self.neuron_weight > 0
+        if live and not reader.activations().requires_grad:
+            raise ValueError('the activations have no gradient: train a weight before these neurons, and turn reentrant gradient '
+                             'checkpointing off')
         with contextlib.nullcontext() if live else torch.no_grad():
             phi = readout(reader.activations(), mask, self.neurons, self.reward_stats, self.ro, reader.norms())
             rel = relative_margin(phi, torch.tensor([self._kept(e) for e in ex]).to(phi), self.reward_stats, self.ro)

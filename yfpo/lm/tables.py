@@ -47,12 +47,20 @@ class PairTable:
                             for p, r in zip(prompts, data[k])]
         return data.add_column('ref_row', list(range(first, first + len(data))))
 
+    def _calm(self, make):
+        "What `make()` returns while the model draws no dropout"
+        was = [(m, m.training) for m in self.model.modules()]
+        self.model.eval()
+        try: return make()
+        finally:
+            for m, on in was: m.training = on
+
     def kept(self, about, make):
         "What `make()` returns, or a file with it from the same weights and question; a broken file is made again"
         known = (fingerprint(self.model), str(self.accelerator.mixed_precision), *about)
         path = self.folder/f'{hashlib.sha256(repr(known).encode()).hexdigest()[:24]}.safetensors'
         try: return load_file(path)
-        except (FileNotFoundError, SafetensorError): res = make()
+        except (FileNotFoundError, SafetensorError): res = self._calm(make)
         if self.accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as tmp: save_file(res, str(tmp))
