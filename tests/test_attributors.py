@@ -1,6 +1,6 @@
 "Attributors on every family, selectors with a criterion of their own, controls, interventions and cards beyond their notebooks."
-import math
-import numpy as np, pytest, torch
+import copy, math
+import numpy as np, peft, pytest, torch
 from families import random_model
 from test_relevance import relative
 from yfpo.beyond.attributors import integrated_gradients, logprob_increase
@@ -13,8 +13,9 @@ from yfpo.interventions import ablate, delta_nll, draw_rank, patch, patch_from, 
 from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.neurons import NeuronSet, capability_relevance, contrast_set, jaccard, model_signature, select_neurons, spearman
 from yfpo.data.templates import general_texts, make_problems
-from yfpo.lm.families import blocks_of, down_projs, mlps_of, width, write_matrix
 from yfpo.relevance import explained, rule_scope
+from yfpo.lm.families import blocks_of, down_projs, head_weights, mlps_of, width, write_matrix
+from yfpo.reward import write_norms
 from yfpo.lm.responses import Example, collate, format_prompt, generate, hidden_states
 
 DIGITS = torch.arange(10, 20)
@@ -266,3 +267,59 @@ def test_the_tokens_that_a_neuron_promotes_are_those_its_gradient_raises(family,
     hook.remove()
     for tokens, big in zip(promoted(m, Tok(), s, 5), (True, False)):
         assert [{*row} for row in tokens] == [{*row} for row in G.topk(5, largest=big).indices.tolist()]
+
+# ---- adapters of every kind
+
+def _adapter(kind, down, head):
+    at, how = [down, *head], dict(task_type='CAUSAL_LM')
+    if kind == 'lora': return peft.LoraConfig(r=4, target_modules=at, lora_dropout=.3, init_lora_weights=False, **how)
+    if kind == 'dora': return peft.LoraConfig(r=4, target_modules=at, use_dora=True, init_lora_weights=False, **how)
+    if kind == 'ia3': return peft.IA3Config(target_modules=at, feedforward_modules=[down], init_ia3_weights=False, **how)
+    return dict(loha=peft.LoHaConfig, lokr=peft.LoKrConfig)[kind](r=4, target_modules=at, init_weights=False, **how)
+
+ADAPTERS = [('lora', 'llama', 'down_proj', ['lm_head']), ('dora', 'llama', 'down_proj', []), ('ia3', 'llama', 'down_proj', []),
+            ('loha', 'llama', 'down_proj', ['lm_head']), ('lokr', 'llama', 'down_proj', ['lm_head']), ('lora', 'gpt2', 'mlp.c_proj', [])]
+
+@pytest.fixture(params=ADAPTERS, ids=lambda p: ' '.join(p[:2]))
+def adapted(request):
+    "A model with an adapter that was trained, in training mode, and the same one merged"
+    kind, family, down, head = request.param
+    m = peft.get_peft_model(random_model(family, tie_word_embeddings=False), _adapter(kind, down, head))
+    g = torch.Generator().manual_seed(3)
+    for k, p in m.named_parameters():
+        if p.requires_grad: p.data += .3*torch.randn(p.shape, generator=g)
+    return m.train(), copy.deepcopy(m).eval().merge_and_unload()
+
+def test_write_norms_are_those_of_the_merged_weights(adapted):
+    index = torch.tensor([5, 0, 17])
+    with adapted[0].disable_adapter(): off = write_norms(down_projs(adapted[0])[0], index)
+    own, merged = (write_norms(down_projs(m)[0], index) for m in adapted)
+    assert torch.allclose(own, merged, rtol=1e-4) and not torch.allclose(own, off, rtol=1e-2) and adapted[0].training
+    assert all(m.training for m in adapted[0].modules())
+    adapted[0].merge_adapter()
+    assert torch.allclose(write_norms(down_projs(adapted[0])[0], index), merged, rtol=1e-4)
+
+@pytest.mark.parametrize('method', ['wanda', 'logprob', 'attnlrp'])
+def test_scores_are_those_of_the_merged_weights(adapted, examples, method):
+    own, merged = (attribute(m.eval(), examples, 0, method).mean for m in adapted)
+    assert relative(own, merged) < 1e-4
+
+@pytest.mark.parametrize('seed', ['centred', 'contrast', 'logprob'])
+def test_what_is_explained_of_an_adapted_head_are_its_logits(adapted, examples, seed):
+    with torch.no_grad(): own, merged = (explained(m.eval(), collate(examples, 0), seed, DIGITS) for m in adapted)
+    assert torch.allclose(own, merged, atol=1e-3)
+
+@pytest.mark.parametrize('how', [dict(modules_to_save=['lm_head']), dict(lora_bias=True, target_modules=['lm_head'])])
+def test_a_head_that_was_trained_whole_or_with_a_bias(examples, how):
+    "And with the adapter off, the head as it was"
+    m = random_model('llama', tie_word_embeddings=False)
+    m.lm_head = torch.nn.Linear(m.lm_head.in_features, m.lm_head.out_features)
+    h, plain = torch.randn(3, m.config.hidden_size), m.lm_head
+    before = plain.weight.clone(), plain.bias.clone()
+    m = peft.get_peft_model(m, peft.LoraConfig(task_type='CAUSAL_LM', init_lora_weights=False, **{'target_modules': ['q_proj'], **how}))
+    for k, p in m.named_parameters():
+        if p.requires_grad: p.data += .3*torch.randn(p.shape)
+    head, (W, b) = m.get_output_embeddings(), head_weights(m)
+    assert torch.allclose(head(h), torch.nn.functional.linear(h, W, b), atol=1e-4) and not torch.allclose(W, before[0], atol=1e-2)
+    with m.disable_adapter(): W, b = head_weights(m)
+    assert torch.allclose(W, before[0]) and torch.allclose(b, before[1])

@@ -29,13 +29,8 @@ from .lm.progress import track
 
 # %% ../nbs/03_reward.ipynb #10_rewar-005
 def write_norms(module, index):
-    "Lengths of the write vectors (columns of down_proj) of neurons `index`: (k,), without gradient, LoRA included"
-    with torch.no_grad():
-        w = write_matrix(module)[:, index]
-        lora = hasattr(module, 'get_delta_weight') and not module.disable_adapters
-        for name in module.active_adapters if lora else []:
-            if not module.merged and name in module.lora_A: w = w + module.get_delta_weight(name)[:, index].to(w)
-        return w.float().norm(dim=0)
+    "Lengths of the write vectors (columns of down_proj) of neurons `index`: (k,), without gradient, an adapter included"
+    with torch.no_grad(): return write_matrix(module, index).float().norm(dim=0)
 
 # %% ../nbs/03_reward.ipynb #10_rewar-006
 class NeuronReader:
@@ -317,7 +312,7 @@ def read_examples(model, examples, # `Example`s, from `encode`
                   pad_id:int, neurons, stats, ro:ReadOut=ReadOut(),
                   **kwargs): # fields of `NeuronReading`
     "phi of every example under `model`: (n,)"
-    how = taken(read_examples, kwargs)
+    how, stats = taken(read_examples, kwargs), RewardStats.given(stats, neurons)
     with NeuronReader(model, neurons) as reader: norms = reader.norms()
     out = torch.zeros(len(examples))
     for i, a in _activations_of(model, examples, pad_id, neurons, how): out[i] = _phi(a, neurons, stats, ro, norms)
@@ -470,6 +465,7 @@ def _last_run(on):
 def set_readouts(model, examples, pad_id:int, sets, digits=None, # digit tokens, for 'digits only'
                  **kwargs): # fields of `Audit`
     "Every read-out of every example for each of `sets`: {read-out: (len(sets), n)}"
+    for s in sets: as_set(s).check(model)                      # `join` keeps no note of the weights
     how, big, sizes = taken(set_readouts, kwargs), join(sets), [len(s) for s in sets]
     stats, _, read = fit_and_read(model, examples, pad_id, big, sizes, **how.fitting())
     out = {k: torch.zeros(len(sets), len(examples)) for k in KINDS_OF_READING if how.relevance or k != 'relevance'}
@@ -503,7 +499,7 @@ def reward_audit(model, tokenizer, pairs, # held-out preference pairs
     at = {} if how.logps is None else how.logps
     ex, n = encode(tokenizer, pair_items(pairs), how.max_length), len(pairs)
     say_cut(list(zip(ex[:n], ex[n:])), how.max_length)
-    names = [('selected neurons', 'selected'), *((k, s.meta['selector']) for k, s in controls.items())]
+    names = [('selected neurons', 'selected'), *((k, s.meta.get('selector', 'unnamed')) for k, s in controls.items())]
     phi = set_readouts(model, ex, tokenizer.pad_token_id, [neurons, *controls.values()], digit_ids(tokenizer),
                        **dict(vars(how), logps=at))
     lp = [at[i] for i in range(2*n)]

@@ -14,9 +14,8 @@ from ..data.checks import documented, taken, takes
 from ..interventions import single_effects
 from ..data.files import atomic_write
 from ..data.pages import fragment, page, part
-from ..lm.models import unwrap
 from ..reward import NeuronReader, NeuronReading, _activations_of, standardise
-from ..lm.families import blocks_of, down_projs, family_of, final_gain, write_matrix
+from ..lm.families import blocks_of, down_projs, family_of, final_gain, head_weights, write_matrix
 from ..relevance import Scoring, explain
 from ..lm.responses import batches, collate, encode
 
@@ -32,7 +31,7 @@ def _gains_behind(model):
 def promoted(model, tokenizer, neurons, n:int=8):
     "The `n` tokens that each neuron promotes most, and demotes most, on the direct path: two lists of lists of strings"
     neurons.check(model)
-    gain, downs, E = final_gain(model), down_projs(model), unwrap(model).get_output_embeddings().weight.float()
+    gain, downs, E = final_gain(model), down_projs(model), head_weights(model)[0].float()
     places, gains = list(zip(neurons.layer.tolist(), neurons.index.tolist())), _gains_behind(model)
     W = torch.stack([write_matrix(downs[l])[:, i].float()*gains[l] for l, i in places])        # (K, D)
     if family_of(model).norm == 'layer': W = W - W.mean(-1, keepdim=True)

@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from transformers import Cache, DynamicCache, DynamicLayer, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 from ..data.extras import needs
 from .machine import decode_batch
-from .models import check_model, check_tokenizer, head_logits, own_attention, save_model, unwrap
+from .models import check_model, check_tokenizer, evaluating, head_logits, own_attention, save_model, unwrap
 from .sampling import Decoding
 from ..data.checks import as_list, check_count, check_text, taken, takes
 
@@ -292,9 +292,7 @@ def decodes(model):
     key, tried = (model.config._attn_implementation, str(model.dtype)), DECODES.setdefault(model, {})
     if not any_batch(model): return False
     if key not in tried:
-        training = model.training
-        try: tried[key] = why_plain_decoding(model.eval())
-        finally: model.train(training)
+        with evaluating(model): tried[key] = why_plain_decoding(model)
         if tried[key]: warnings.warn(f'decoding goes the plain way: {tried[key]}', stacklevel=2)
     return not tried[key]
 
