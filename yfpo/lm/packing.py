@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 import torch
-from .decoding import any_batch, check_tokens, odd_attention
+from .decoding import any_batch, check_tokens, hooks_within, odd_attention
 from ..data.checks import check_count
 from .models import check_model, evaluating, head_logits, own_attention, unwrap
 from .responses import example_logprobs, hidden_states
@@ -356,9 +356,9 @@ def packs(model, longest:int): # tokens of the longest sequence
     "Whether `model` can run a packed batch; tried once, with one warning if it cannot"
     if longest > _window(model) or not any_batch(model): return False
     key = (model.config._attn_implementation, str(model.dtype))
-    tried, edges = PACKS.setdefault(model, {}), (model, model.get_input_embeddings())
+    tried = PACKS.setdefault(model, {})
     if key not in tried:
-        if any(m._forward_pre_hooks or m._forward_hooks for m in model.modules() if m not in edges): return False    # hooks of others
+        if hooks_within(model): return False                   # the trial would pass through them
         tried[key] = why_plain(model)
         if tried[key]: warnings.warn(f'prompts are not shared: {tried[key]}', stacklevel=2)
     return not tried[key]
