@@ -96,6 +96,21 @@ def test_refusals(examples):
     m = random_model('llama')
     with pytest.raises(ValueError, match='there are attnlrp'): attribute(m, examples, 0, 'lime')
     with pytest.raises(ValueError, match='takes no'): attribute(m, examples, 0, 'wanda', seed='logit')
+    for every in (0, 'a'):
+        with pytest.raises(ValueError, match='every is'): attribute(m, examples, 0, 'wanda', every=every)
+    with pytest.raises(ValueError, match='there is 1: give at least two'): attribute(m, examples, 0, seed='contrast', digits=DIGITS[:1])
+
+def test_a_digit_that_is_given_twice_counts_once(examples):
+    m = random_model('llama')
+    once, twice = (attribute(m, examples, 0, seed='contrast', digits=d).mean for d in (DIGITS, torch.cat([DIGITS, DIGITS[:3]])))
+    assert torch.equal(once, twice)
+
+def test_interventions_that_fit_no_model(examples):
+    m, s = random_model('llama'), NeuronSet(torch.zeros(2).long(), torch.arange(2), torch.ones(2)/2, torch.ones(2))
+    with pytest.raises(ValueError, match=r'means are \(99, 9\)'):
+        with ablate(m, s, 'mean', torch.zeros(99, 9)): pass
+    with pytest.raises(ValueError, match='alpha is nan'):
+        with ablate(m, s, 'scale', alpha=math.nan): pass
     with pytest.raises(ValueError, match='needs the digit tokens'): attribute(m, examples, 0, 'relp')
     with pytest.raises(ValueError, match='no counterfactual'): attribute(m, [Example([3, 4, 5, 6], 2)], 0, 'atp', digits=DIGITS)
     with pytest.raises(ValueError, match='list is empty'): attribute(m, [], 0, 'wanda')

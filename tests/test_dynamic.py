@@ -1,5 +1,6 @@
 "Sets that move, monitors, other methods: resuming, LoRA, families, and what is refused"
 import copy, json
+from dataclasses import replace
 import pytest, torch
 from datasets import Dataset
 from families import FAMILIES, random_model
@@ -30,6 +31,22 @@ def test_dynamic_selection_resumes_bit_for_bit(tiny, tmp_path):
     again, b = dynamic(tiny, tmp_path/'a', resume=str(tmp_path/'a'/'checkpoint-4'))
     assert whole.neurons == again.neurons and equal_weights(whole, again) and [r['step'] for r in a.rows] == [r['step'] for r in b.rows]
     assert whole.neurons != whole.start.term.neurons and all(torch.equal(getattr(a, k), getattr(b, k)) for k in ('mean', 'general'))
+
+def test_a_swap_of_no_neuron_keeps_the_statistics_that_the_caller_gave(tiny, tmp_path):
+    stats = replace(make(tiny, tmp_path/'a').reward_stats, scale=7.)
+    t = make(tiny, tmp_path/'b', neuron_weight=.5, trainer_kw=dict(reward_stats=stats))
+    d = DynamicSelection(t, tiny[1], *texts(tiny[1]), swap='random', per_layer=1., leave=1000.)
+    before = d.policy
+    d.reselect(1)
+    assert d.rows[-1]['turnover'] == 0 and d.policy == before and t.reward_stats.scale == 7
+
+def test_a_dose_is_measured_in_the_number_format_of_the_training(tiny, tmp_path):
+    from yfpo.beyond.dose import fit_dose
+    t, seen = make(tiny, tmp_path, neuron_weight=.5, bf16=True), []
+    own = t.compute_loss
+    t.compute_loss = lambda *a: (seen.append(torch.is_autocast_enabled('cpu')), own(*a))[1]
+    fit_dose(t, .5, batches=1)
+    assert seen == [True]
 
 def test_a_checkpoint_without_the_selection_is_refused(tiny, tmp_path):
     make(tiny, tmp_path, neuron_weight=0.5, max_steps=2, save_strategy='steps', save_steps=2).train()

@@ -271,7 +271,8 @@ def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
     (W, bias), cap = head_weights(model), getattr(unwrap(model).config, 'final_logit_softcapping', None)
     h, scale = h.float(), logit_scale(model)
     if seed == 'contrast':
-        D = digits.to(h.device)
+        D = digits.to(h.device).unique()
+        if len(D) < 2: raise ValueError(f"seed 'contrast' sets a digit against the others, and there is {len(D)}: give at least two")
         against = torch.zeros(len(W), device=h.device)
         against[D] = 1/(len(D) - 1)
     elif seed in ('centred', 'answer'): against = torch.full((len(W),), 1/len(W), device=h.device)

@@ -145,7 +145,7 @@ def _first_parts(trainer, batches):
         with torch.random.fork_rng():
             torch.manual_seed(args.seed)
             for batch, _ in zip(trainer.get_train_dataloader(), range(batches)):
-                trainer.compute_loss(model, trainer._prepare_inputs(batch))
+                with trainer.accelerator.autocast(): trainer.compute_loss(model, trainer._prepare_inputs(batch))    # not wrapped yet
     finally:
         args.neuron_weight, trainer.on_term = before
         model.train(was)

@@ -139,7 +139,7 @@ def reselect(self:DynamicSelection, step):
     new = renewed(self.policy, score, eligible(self.mean, self.general, how.universal), self.direction, how.leave, how.per_layer)
     turnover = len(new) - len(_members(new) & _members(self.policy))
     self.policy, before = new, t.neurons
-    t.set_neurons(new if how.swap == 'policy' else shuffled_like(before, turnover, how.seed + step) if turnover else before)
+    if how.swap == 'policy' or turnover: t.set_neurons(new if how.swap == 'policy' else shuffled_like(before, turnover, how.seed + step))
     self.rows.append(dict(step=step, turnover=turnover/len(new), jaccard_start=jaccard(t.neurons, t.start.term.neurons),
                           jaccard_before=jaccard(t.neurons, before), spearman=spearman(score, self.first),
                           spearman_now=spearman(now[0] - now[1], self.first)))

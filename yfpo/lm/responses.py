@@ -139,6 +139,9 @@ def say_cut(groups, # lists of `Example`s that are compared with their first one
 def collate(examples, pad_id:int, side:str='right', device='cpu'):
     "Pad `examples` into input_ids, attention_mask, response_mask, each (B, T)"
     if not examples: raise ValueError('no examples to collate: the list is empty')
+    if side not in ('left', 'right'): raise ValueError(f"side is {side!r}: pad on the 'left' or on the 'right'")
+    early = [i for i, e in enumerate(examples) if e.start < 1]
+    if early: raise ValueError(f'the response of example {early[0]} starts at token 0, which nothing predicts: let it start at 1')
     check_count('pad_id', pad_id, 0)
     T = max(len(e.ids) for e in examples)
     ids = torch.full((len(examples), T), pad_id)
