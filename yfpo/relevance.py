@@ -261,7 +261,6 @@ def answer_mask(batch, digits):
     gap = (~mine & (after > 0)).flip(1).long().cumsum(1).flip(1) > 0   # a non-digit lies between here and the last digit
     return mine & ~gap
 
-# %% ../nbs/01_relevance.ipynb #04-relev-034
 @torch.no_grad()
 def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
                   ids, # (N,) the tokens
@@ -327,7 +326,6 @@ def rule_scope(model, rule):
         raise ValueError(f'rule {rule!r} was asked for inside a scope of {scope.rule!r}: leave that scope first')
     return nullcontext() if scope or rule == 'gradient' else attnlrp(model, rule)
 
-# %% ../nbs/01_relevance.ipynb #01-relev-070
 def explained(model, batch, seed:str='centred', digits=None):
     "What a seed explains, summed over each response: (B,), differentiable in everything before the output head"
     if seed in ('answer', 'contrast') and digits is None:
@@ -379,7 +377,6 @@ def neuron_relevance(model, # a causal LM of a supported family
     explain(model, batch, downs, rule, read, seed, digits)
     return torch.stack(R, 1)
 
-# %% ../nbs/01_relevance.ipynb #01-relev-071
 def relevance_sums(model, batch, rule:str='attnlrp', seed:str='centred', digits=None, on:str='response'):
     "Relevance, relevance-weighted activation and mean activation over response tokens, each (B, layers, neurons), from one backward pass"
     downs, (batch, m) = down_projs(model), read_on(batch, on)
@@ -483,7 +480,6 @@ class Relevance:
         if len(shapes) > 1: raise ValueError(f'{path} holds averages over different neurons: {again}')
         return Relevance(**found, n=n)
 
-# %% ../nbs/01_relevance.ipynb #04-relev-083
 @dataclass(frozen=True)
 class Attributor:
     "A way to score neurons: its function, its cost, its source, and whether it needs general text to compare with"
