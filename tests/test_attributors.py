@@ -99,6 +99,9 @@ def test_refusals(examples):
     for every in (0, 'a'):
         with pytest.raises(ValueError, match='every is'): attribute(m, examples, 0, 'wanda', every=every)
     with pytest.raises(ValueError, match='there is 1: give at least two'): attribute(m, examples, 0, seed='contrast', digits=DIGITS[:1])
+    with pytest.raises(ValueError, match='needs the digit tokens'): attribute(m, examples, 0, 'relp')
+    with pytest.raises(ValueError, match='no counterfactual'): attribute(m, [Example([3, 4, 5, 6], 2)], 0, 'atp', digits=DIGITS)
+    with pytest.raises(ValueError, match='list is empty'): attribute(m, [], 0, 'wanda')
 
 def test_a_digit_that_is_given_twice_counts_once(examples):
     m = random_model('llama')
@@ -111,9 +114,6 @@ def test_interventions_that_fit_no_model(examples):
         with ablate(m, s, 'mean', torch.zeros(99, 9)): pass
     with pytest.raises(ValueError, match='alpha is nan'):
         with ablate(m, s, 'scale', alpha=math.nan): pass
-    with pytest.raises(ValueError, match='needs the digit tokens'): attribute(m, examples, 0, 'relp')
-    with pytest.raises(ValueError, match='no counterfactual'): attribute(m, [Example([3, 4, 5, 6], 2)], 0, 'atp', digits=DIGITS)
-    with pytest.raises(ValueError, match='list is empty'): attribute(m, [], 0, 'wanda')
 
 # ---- selection and controls
 
@@ -338,3 +338,15 @@ def test_a_head_that_was_trained_whole_or_with_a_bias(examples, how):
     assert torch.allclose(head(h), torch.nn.functional.linear(h, W, b), atol=1e-4) and not torch.allclose(W, before[0], atol=1e-2)
     with m.disable_adapter(): W, b = head_weights(m)
     assert torch.allclose(W, before[0]) and torch.allclose(b, before[1])
+
+def test_a_head_that_another_adapter_trained():
+    "With an adapter on that has no head of its own, the head is as it was"
+    m = random_model('llama', tie_word_embeddings=False)
+    own = m.lm_head.weight.clone()
+    how = dict(task_type='CAUSAL_LM', target_modules=['q_proj'])
+    m = peft.get_peft_model(m, peft.LoraConfig(modules_to_save=['lm_head'], **how))
+    m.add_adapter('other', peft.LoraConfig(**how))
+    m.base_model.model.lm_head.modules_to_save['default'].weight.data += 1
+    assert torch.equal(head_weights(m)[0], own + 1)
+    m.set_adapter('other')
+    assert torch.equal(head_weights(m)[0], own)

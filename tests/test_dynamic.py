@@ -9,6 +9,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, SFTConfig
 from yfpo.beyond.dynamic import DynamicSelection, renewed, shuffled_like
 from yfpo.beyond.methods import METHODS, NeuronReward, NeuronSFTTrainer, neuron_parameters, training_only
+from yfpo.lm.decoding import Edit
 from yfpo.lm.models import tiny_model
 from yfpo.beyond.monitors import Monitor, StopRule
 from yfpo.neurons import NeuronSet, model_signature
@@ -43,10 +44,12 @@ def test_a_swap_of_no_neuron_keeps_the_statistics_that_the_caller_gave(tiny, tmp
 def test_a_dose_is_measured_in_the_number_format_of_the_training(tiny, tmp_path):
     from yfpo.beyond.dose import fit_dose
     t, seen = make(tiny, tmp_path, neuron_weight=.5, bf16=True), []
-    own = t.compute_loss
+    own, head = t.compute_loss, t.model.lm_head
     t.compute_loss = lambda *a: (seen.append(torch.is_autocast_enabled('cpu')), own(*a))[1]
+    head.register_forward_hook(Edit(lambda *a: seen.append(torch.is_autocast_enabled('cpu'))))
+    head.eval()
     fit_dose(t, .5, batches=1)
-    assert seen == [True]
+    assert seen == [False, True] and 'forward' not in vars(t.model) and not head.training
 
 def test_a_checkpoint_without_the_selection_is_refused(tiny, tmp_path):
     make(tiny, tmp_path, neuron_weight=0.5, max_steps=2, save_strategy='steps', save_steps=2).train()
@@ -127,6 +130,22 @@ def test_sft_term_does_not_grow_with_accumulation(tiny, tmp_path):
         t.train()
         logs.append([l['grad_norm'] for l in t.state.log_history if 'grad_norm' in l])
     assert logs[0] == pytest.approx(logs[1], rel=1e-2)
+
+def test_a_method_refuses_neurons_that_no_trained_weight_reaches(tiny, tmp_path):
+    t = sft(tiny, tmp_path, [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS[:4]])
+    t.model.requires_grad_(False).model.layers[1].mlp.down_proj.requires_grad_(True)
+    with pytest.raises(ValueError, match='no trained weight lies before these neurons'): t.train()
+
+def test_a_method_looks_at_the_weights_before_training_alone(tiny, tmp_path, monkeypatch):
+    "Their hash takes as long as a step of a small model"
+    import yfpo.neurons
+    t, asked = sft(tiny, tmp_path, [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS[:4]]), []
+    t.neurons.meta['chosen_on'] = yfpo.neurons.chosen_on(t.model)
+    own = yfpo.neurons.base_fingerprint
+    monkeypatch.setattr(yfpo.neurons, 'base_fingerprint', lambda *a: asked.append(1) or own(*a))
+    t.neurons.check(t.model)
+    t.train()
+    assert len(asked) <= 1
 
 def test_a_text_that_was_never_read_is_refused(tiny, tmp_path):
     t = sft(tiny, tmp_path, [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS[:4]])

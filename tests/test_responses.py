@@ -189,11 +189,21 @@ def test_an_answer_has_the_tokens_that_a_trainer_reads(scheme, before):
     tok = spaced_tokenizer(scheme)
     tok.chat_template = ("{% for m in messages %}{{ '[I]' + m['content'] + '[/I]' if m['role'] == 'user' else '" + before +
                          "' + m['content'] + ' ' + eos_token }}{% endfor %}")
-    prompt, answer = [dict(role='user', content='2+2?')], [dict(role='assistant', content='4 and more')]
-    head, whole = tok.apply_chat_template(prompt)['input_ids'], tok.apply_chat_template(prompt + answer)['input_ids']
-    for item in (dict(prompt=prompt, completion=answer), (written(tok, prompt), '4 and more')):
-        e, = encode(tok, [item])
-        assert e.ids == whole[:-2] and e.start == len(head)
+    prompt, head = (q := [dict(role='user', content='2+2?')]), tok.apply_chat_template(q)['input_ids']
+    for text in ('4 and more', 's', '/', '4\n', ' 4'):
+        answer = [dict(role='assistant', content=text)]
+        whole = tok.apply_chat_template(prompt + answer)['input_ids']
+        for item in (dict(prompt=prompt, completion=answer), (written(tok, prompt), text)):
+            e, = encode(tok, [item])
+            assert e.ids == whole[:-2] and e.start == len(head)
+
+@pytest.mark.parametrize('change, answer, said', [("m['content'] | trim", ' 4\n', '4'), ("m['content'] | upper", 'four', 'four')])
+def test_an_answer_that_the_template_changes(change, answer, said):
+    "White space at its ends is the template's business, its words are not"
+    tok = spaced_tokenizer('legacy')
+    tok.chat_template = "{% for m in messages %}{{ '[I]' + m['content'] + '[/I]' if m['role'] == 'user' else " + change + " }}{% endfor %}"
+    e, = encode(tok, [dict(prompt=[dict(role='user', content='a')], completion=[dict(role='assistant', content=answer)])])
+    assert tok.convert_ids_to_tokens(e.ids[e.start:]) == [*said]
 
 def test_byte_level_tokens_stay_as_they_are():
     "Prompt and response one by one, as merges that cross the boundary would change them"

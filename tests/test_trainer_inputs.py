@@ -1,5 +1,5 @@
 "What comes into the trainer from outside: rows, settings, models, caches, folders and checkpoints of another make"
-import copy, hashlib, shutil
+import copy, hashlib, json, shutil
 import pandas as pd, pytest, torch
 from datasets import Dataset, DatasetDict
 from transformers import LlamaModel
@@ -7,7 +7,7 @@ from yfpo.lm.models import byte_tokenizer, load_model, save_model, tiny_model
 from yfpo.reward import RewardStats
 from yfpo.lm.rows import completion_dataset, preference_dataset
 from yfpo.trainer import YFPOConfig, YFPOTrainer, _began
-from yfpo.lm.training import complete_checkpoint, train_sft
+from yfpo.lm.training import BeganNote, complete_checkpoint, train_sft
 from test_trainer import PAIRS, config, equal_weights, make, run, some_neurons, tiny  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -272,13 +272,20 @@ def test_the_reference_is_read_without_dropout(tiny, tmp_path):
 
 def test_what_a_training_begins_with_names_all_of_the_term(tiny, tmp_path):
     "And a note of an older run, which did not name them, stays valid where they have their defaults"
-    def note(**kw): return _began(config(tmp_path, **kw), 'w', some_neurons(tiny[0]), 'p')['settings']
-    changed = [dict(grad_to='chosen'), dict(neuron_kappa=2.), dict(neuron_margin=2.), dict(label_smoothing=.1), dict(ld_alpha=.5)]
+    def began(**kw): return _began(config(tmp_path, **kw), 'w', some_neurons(tiny[0]), 'p')
+    def note(**kw): return repr(began(**kw))
+    changed = [dict(grad_to='chosen'), dict(neuron_kappa=2.), dict(neuron_margin=2.), dict(label_smoothing=.1), dict(ld_alpha=.5),
+               dict(loss_type=['sigmoid', 'sft'], loss_weights=[1., .5])]
     assert len({note(), *(note(**c) for c in changed)}) == 1 + len(changed)
     loss = [getattr(config(tmp_path), k) for k in ('objective', 'neuron_weight', 'readout', 'beta', 'loss_type', 'anchor_weight')]
-    assert note() == hashlib.sha256(repr(loss).encode()).hexdigest()[:16]
+    old = dict(began(label_smoothing=.1), settings=hashlib.sha256(repr(loss).encode()).hexdigest()[:16])
+    del old['options']
+    (tmp_path/'began.json').write_text(json.dumps(old))
+    BeganNote(began(label_smoothing=.1)).check(tmp_path)
+    (tmp_path/'began.json').write_text(json.dumps(began(label_smoothing=.1)))
+    with pytest.raises(ValueError, match='with other options'): BeganNote(began()).check(tmp_path)
 
 def test_no_trained_weight_before_the_neurons_is_said(tiny, tmp_path):
     model = copy.deepcopy(tiny[0]).requires_grad_(False)
     model.model.layers[1].mlp.down_proj.requires_grad_(True)
-    with pytest.raises(ValueError, match='train a weight before these neurons'): run(tiny, tmp_path, model=model, neuron_weight=.5)
+    with pytest.raises(ValueError, match='no trained weight lies before these neurons'): run(tiny, tmp_path, model=model, neuron_weight=.5)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RULES', 'METRICS', 'CONTINUOUS', 'COLUMNS', 'score_answers', 'gold_nll', 'Labelled', 'Evaluation', 'evaluate_model',
-           'pair_rows', 'Scored', 'pair_accuracy', 'text_rows', 'Chosen', 'choice_rows', 'repeats', 'proportion',
+           'pair_rows', 'Scored', 'pair_accuracy', 'text_rows', 'ScoredChoices', 'choice_rows', 'repeats', 'proportion',
            'mean_interval', 'by_question', 'summarise', 'read_samples', 'HeldOut', 'outcome', 'against']
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-002
-import math
+import math, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -37,7 +37,10 @@ def gold_nll(model, tokenizer, problems, # `Problem`s
     if not len(problems): raise ValueError('there are no gold solutions to score: the set is empty')
     items = [dict(prompt=prompt_messages(p.question), completion=[dict(role='assistant', content=strip_annotations(p.solution))])
              for p in problems]
-    lps = shared_logprobs(model, encode(tokenizer, items, max_length, eos=True), tokenizer.pad_token_id, batch_size)
+    ex = encode(tokenizer, items, max_length, eos=True)
+    cut = sum(len(e.ids) == max_length for e in ex)
+    if cut: warnings.warn(f'{cut} of {len(ex)} gold solutions are read only up to max_length={max_length}', stacklevel=2)
+    lps = shared_logprobs(model, ex, tokenizer.pad_token_id, batch_size)
     return [-lp.float().mean().item() for lp in lps]
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-011
@@ -55,6 +58,7 @@ class Evaluation(Labelled):
     rules: tuple = tuple(RULES) # how answers are read, see `score_answers`
     n_nll: int = 0              # gold solutions that are scored, the first ones; 0 for all
     nll_batch_size: int = 8     # gold solutions that are scored together
+    nll_max_length: int = 1024  # tokens read of a question with its gold solution
 
 @takes(Evaluation, but=('temperature', 'top_p', 'n', 'ids'))
 def evaluate_model(model, tokenizer, problems, # `Problem`s
@@ -68,7 +72,8 @@ def evaluate_model(model, tokenizer, problems, # `Problem`s
     if not len(problems): raise ValueError(f'there are no questions in the set {how.set!r}: nothing to evaluate')
     made = {r['id']: r for r in generate(model, tokenizer, problems, path, restart, **settings_in(how, Sampling))}
     scored = problems[:how.n_nll or None]
-    nll = {p.id: dict(nll_gold=v) for p, v in zip(scored, gold_nll(nll_model or model, tokenizer, scored, how.nll_batch_size))}
+    nlls = gold_nll(nll_model or model, tokenizer, scored, how.nll_batch_size, how.nll_max_length)
+    nll = {p.id: dict(nll_gold=v) for p, v in zip(scored, nlls)}
     level = lambda p: dict(difficulty=p.meta['difficulty']) if 'difficulty' in p.meta else {}
     return score_answers([dict(arm=how.arm, seed=how.seed, set=how.set, id=p.id, answer=p.answer, text=made[p.id]['text'],
                                n_tokens=made[p.id]['n_tokens'], finished=made[p.id]['finished'],
@@ -121,14 +126,14 @@ def text_rows(model, tokenizer, texts, arm:str='', seed:int=0, set:str='prose',
 
 @documented
 @dataclass
-class Chosen(Scored):
+class ScoredChoices(Scored):
     "How choices are scored"
     batch_size: int = 16     # choices in one pass
 
-@takes(Chosen)
+@takes(ScoredChoices)
 def choice_rows(model, tokenizer, items, # dicts of `prompt`, `completion` (the right one) and `wrong`, a string or a list of them
                 arm:str='', seed:int=0, set:str='agreement',
-                **kwargs): # fields of `Chosen`
+                **kwargs): # fields of `ScoredChoices`
     "One row per multiple-choice question: whether the right choice is likelier per token than every wrong one, and by how many nats"
     from yfpo.lm.packing import shared_logprobs
     from yfpo.lm.responses import encode, say_cut
@@ -275,7 +280,7 @@ def _margins(model, pad_id, held, examples):
     from yfpo.lm.packing import shared_logprobs
     from yfpo.lm.rows import divergent_examples
     from yfpo.reward import READOUTS, ReadOut, RewardStats, read_examples
-    stats, n, logps = RewardStats.given(held.stats, held.neurons), len(held.pairs), {}
+    stats, n, logps = RewardStats.given(held.stats, held.neurons, instead='fit them with `fit_stats`'), len(held.pairs), {}
     if stats.readout and stats.readout not in READOUTS:
         raise ValueError(f'the reward statistics are for {stats.readout}, which has no name: fit them for one of {", ".join(READOUTS)}')
     ro = READOUTS[stats.readout] if stats.readout else ReadOut()

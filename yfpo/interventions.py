@@ -7,12 +7,11 @@ __all__ = ['MODES', 'Ablation', 'ablate', 'record', 'patch', 'patch_from', 'mean
            'Trial', 'delta_nll', 'selectivity', 'draw_rank', 'score_card', 'single_effects']
 
 # %% ../nbs/06_interventions.ipynb #08_inter-002
-import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
-from .data.checks import documented, settings_in, taken, takes
+from .data.checks import check_number, documented, settings_in, taken, takes
 from .lm.decoding import Edit
 from .lm.models import unwrap
 from .lm.packing import shared_logprobs
@@ -40,7 +39,7 @@ class Ablation:
             raise ValueError("mode 'mean' needs `values`: mean activations (layers, neurons), from `mean_activations`")
         if self.mode == 'resample' and self.values is None:
             raise ValueError("mode 'resample' needs `values`: activations (n, K) of other texts, from `activation_bank`")
-        if not math.isfinite(self.alpha): raise ValueError(f'alpha is {self.alpha}: give a factor that is a number')
+        check_number('alpha', self.alpha)
 
 # %% ../nbs/06_interventions.ipynb #08_inter-005
 def _positions(args, kwargs):
@@ -68,8 +67,8 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
     how = taken(ablate, dict(kwargs, mode=mode, values=values))
     if neurons is None: yield model; return
     neurons.check(model)
-    if mode == 'mean' and values.shape != (shape := (len(down_projs(model)), width(model))):
-        raise ValueError(f'the means are {tuple(values.shape)} and the model has {shape} neurons: take them of this model')
+    if mode == 'mean' and torch.as_tensor(values).shape != (shape := (len(down_projs(model)), width(model))):
+        raise ValueError(f'the means are {tuple(torch.as_tensor(values).shape)} and the model has {shape} neurons: take them of this model')
     if mode == 'resample' and values.shape[1] != len(neurons):
         raise ValueError(f'the activation bank holds {values.shape[1]} neurons and the set {len(neurons)}: make it with this set')
     def new(a, l, pos, where):

@@ -114,7 +114,7 @@ Attended = namedtuple('Attended', 'query key value out mask scaling cap')     # 
 
 def _capped(module, query, key, value, attention_mask, scaling, softcap):
     "Eager attention with capped scores (Gemma 2): the cap is an activation, so relevance passes through it"
-    if attention_mask is None or not attention_mask.is_floating_point():
+    if not torch.is_tensor(attention_mask) or not attention_mask.is_floating_point():
         raise ValueError("the rules need a mask of numbers where scores are capped: load the model with attn='eager'")
     groups = getattr(module, 'num_key_value_groups', 1)
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -159,17 +159,18 @@ def _no_number(k, x, low):
 
 # %% ../nbs/03_reward.ipynb #03-reward-070
 @patch(static_method=True)
-def given(stats:RewardStats, neurons, readout=''): # the name of the read-out they are to be used with
+def given(stats:RewardStats, neurons, readout='', # the name of the read-out they are to be used with
+          instead='leave reward_stats out, to fit them anew'): # what to do with others
     "`stats`, if None or fitted for `neurons` and `readout`; else a ValueError"
     if stats is None: return None
     if not isinstance(stats, RewardStats):
         raise ValueError(f'reward_stats is a {type(stats).__name__}, but must be RewardStats: read them with `RewardStats.load`')
-    if why := _amiss(stats, len(neurons)): raise ValueError(f'{why}: leave reward_stats out, to fit them anew')
+    if why := _amiss(stats, len(neurons)): raise ValueError(f'{why}: {instead}')
     if stats.neurons and stats.neurons != _known_set(neurons):
-        raise ValueError('the reward statistics were fitted for another set of neurons: leave reward_stats out, to fit them anew')
+        raise ValueError(f'the reward statistics were fitted for another set of neurons: {instead}')
     if stats.readout and readout and stats.readout != readout:
         raise ValueError(f'the reward statistics were fitted for the readout {stats.readout!r}, and not for {readout!r}: '
-                         'leave reward_stats out, to fit them anew')
+                         f'{instead}')
     return stats
 
 @patch(cls_method=True)
@@ -302,7 +303,8 @@ def checked_pairs(pairs, what='to fit reward statistics on', give='give at least
 
 def pair_items(pairs):
     "Chosen items, then rejected items, of preference pairs, as `encode` takes them"
-    return [dict(prompt=p['prompt'], completion=p[k]) for k in ('chosen', 'rejected') for p in pairs]
+    def prompt(p): return str(p) if isinstance(p, str) else p  # a text is read as the trainer reads it, whoever wrote it
+    return [dict(prompt=prompt(p['prompt']), completion=p[k]) for k in ('chosen', 'rejected') for p in pairs]
 
 def _phi(a, neurons, stats, ro, norms): # activations (T, K) of one response
     return readout(a[None], torch.ones(1, len(a), device=a.device), neurons, stats, ro, norms)[0].item()
@@ -312,7 +314,7 @@ def read_examples(model, examples, # `Example`s, from `encode`
                   pad_id:int, neurons, stats, ro:ReadOut=ReadOut(),
                   **kwargs): # fields of `NeuronReading`
     "phi of every example under `model`: (n,)"
-    how, stats = taken(read_examples, kwargs), RewardStats.given(stats, neurons)
+    how, stats = taken(read_examples, kwargs), RewardStats.given(stats, neurons, instead='fit them with `fit_stats`')
     with NeuronReader(model, neurons) as reader: norms = reader.norms()
     out = torch.zeros(len(examples))
     for i, a in _activations_of(model, examples, pad_id, neurons, how): out[i] = _phi(a, neurons, stats, ro, norms)

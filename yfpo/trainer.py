@@ -164,8 +164,8 @@ class PairTerm:
         "`loss` with the term in it, the same tensor where both weights are 0; and metrics by name"
         s, live = self.settings, torch.is_grad_enabled() and self.learns
         if live and not seen.a.requires_grad:
-            raise ValueError('the activations have no gradient: train a weight before these neurons, and turn reentrant gradient '
-                             'checkpointing off')
+            raise ValueError('the activations have no gradient: no trained weight lies before these neurons, or reentrant gradient '
+                             'checkpointing is on')
         with contextlib.nullcontext() if live else torch.no_grad():
             phi = self.phi(seen, mask)
             if ref_phi is None: ref_phi = self.phi(ref, mask)
@@ -591,8 +591,8 @@ def _began(args, weights, neurons, pairs): # weights: fingerprint of the referen
     sets = [[getattr(neurons, k).tolist() for k in ('layer', 'index', 'weight', 'direction')]]
     loss = [getattr(args, k) for k in ('objective', 'neuron_weight', 'readout', 'beta', 'loss_type', 'anchor_weight')]
     more = {k: v for k in ('grad_to', 'neuron_kappa', 'neuron_margin', 'label_smoothing', 'loss_weights', 'ld_alpha')
-            if (v := getattr(args, k)) != YFPOConfig.__dataclass_fields__[k].default}            # notes of older runs stay valid
-    return dict(weights=weights, neurons=short(sets), pairs=short(pairs), settings=short(loss + [more] if more else loss))
+            if (v := getattr(args, k)) != YFPOConfig.__dataclass_fields__[k].default}            # a new field changes no old note
+    return dict(weights=weights, neurons=short(sets), pairs=short(pairs), settings=short(loss), options=short(more))
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-035
 def train_yfpo(model, tokenizer, pairs, # preference pairs

@@ -33,7 +33,7 @@ def promoted(model, tokenizer, neurons, n:int=8):
     neurons.check(model)
     gain, downs, E = final_gain(model), down_projs(model), head_weights(model)[0].float()
     places, gains = list(zip(neurons.layer.tolist(), neurons.index.tolist())), _gains_behind(model)
-    W = torch.stack([write_matrix(downs[l])[:, i].float()*gains[l] for l, i in places])        # (K, D)
+    W = torch.stack([write_matrix(downs[l], [i])[:, 0].float()*gains[l] for l, i in places])        # (K, D)
     if family_of(model).norm == 'layer': W = W - W.mean(-1, keepdim=True)
     z = (W*neurons.direction[:, None].to(W)*gain)@E.t()                                        # (K, V)
     z = z[:, :len(tokenizer)]

@@ -74,8 +74,8 @@ class NeuronTerm(FiniteSteps):
             out = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         live = torch.is_grad_enabled() and self.neuron_weight > 0
         if live and not reader.activations().requires_grad:
-            raise ValueError('the activations have no gradient: train a weight before these neurons, and turn reentrant gradient '
-                             'checkpointing off')
+            raise ValueError('the activations have no gradient: no trained weight lies before these neurons, or reentrant gradient '
+                             'checkpointing is on')
         with contextlib.nullcontext() if live else torch.no_grad():
             phi = readout(reader.activations(), mask, self.neurons, self.reward_stats, self.ro, reader.norms())
             rel = relative_margin(phi, torch.tensor([self._kept(e) for e in ex]).to(phi), self.reward_stats, self.ro)

@@ -6,7 +6,7 @@
 __all__ = ['UNWRITTEN', 'WRAPPERS', 'DECODES', 'GumbelNoise', 'turn_end', 'stop_ids', 'left_padded', 'plain_decode', 'RoomyLayer',
            'common_beginning', 'Beginning', 'read_beginning', 'shared_attention', 'alike', 'decode', 'odd_attention',
            'why_plain_decoding', 'Edit', 'hooks_within', 'any_batch', 'edited', 'decodes', 'Chat', 'text_ids',
-           'adds_space', 'pair_ids', 'check_tokens', 'completions', 'vllm_decode']
+           'adds_space', 'first_token', 'pair_ids', 'check_tokens', 'completions', 'vllm_decode']
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-002
 import hashlib, tempfile, warnings
@@ -280,20 +280,22 @@ class Edit:
 
 WRAPPERS = ('yfpo', 'torch', 'accelerate', 'peft', 'transformers', 'trl', 'deepspeed')      # whose hooks look at no position
 
-def _strange(hook):
-    "Whether a hook is neither ours nor of a library that wraps models"
+def _stranger(hook):
+    "The module that a hook comes from, or '' if it is ours or of a library that wraps models"
     while isinstance(hook, partial): hook = hook.func
-    return not isinstance(hook, Edit) and (getattr(hook, '__module__', None) or '').split('.')[0] not in WRAPPERS
+    home = getattr(hook, '__module__', None) or 'unknown'
+    return '' if isinstance(hook, Edit) or home.split('.')[0] in WRAPPERS else home
 
 def hooks_within(model):
     "All forward hooks on parts of `model`, without those on the whole and on its embedding"
-    edges = model, model.get_input_embeddings()
+    edges = model, unwrap(model), model.get_input_embeddings()
     return [h for m in model.modules() if m not in edges for h in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
 
 def any_batch(model):
     "Whether all hooks that others have put on `model` work on our own kind of batch; a stranger's may look at positions"
-    own = all(isinstance(h, Edit) and h.any_batch for h in unwrap(model).base_model._forward_pre_hooks.values())
-    return own and not any(_strange(h) for h in hooks_within(model))
+    strangers = {s for h in hooks_within(model) if (s := _stranger(h))}
+    if strangers: warnings.warn(f'no work is shared between rows, since a hook of {min(strangers)!r} may look at positions', stacklevel=3)
+    return not strangers and all(isinstance(h, Edit) and h.any_batch for h in unwrap(model).base_model._forward_pre_hooks.values())
 
 def edited(model):
     "Whether an intervention is on"
@@ -317,9 +319,10 @@ class Chat(str):
         self = super().__new__(cls, text)
         self.messages = list(messages)
         return self
+    def __add__(self, more): return Chat(str(self) + more, self.messages)       # an answer that is begun
 
 def text_ids(tokenizer, text:str) -> list:
-    "Token ids of a text, with the tokenizer's first token added unless the text is a `Chat`, or begins with a special token as many do"
+    "Token ids of a text; the tokenizer adds its first token, except to a `Chat` and to a text that begins with a special token"
     check_text(text)
     special = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
     begun = isinstance(text, Chat) or bool(special and text.startswith(special))
@@ -328,9 +331,14 @@ def text_ids(tokenizer, text:str) -> list:
     return ids[:-1] if ended else ids
 
 def adds_space(tokenizer):
-    "Whether the tokenizer puts a space before every text, as those of Llama 2 and Mistral do; one that cannot say does not"
+    "Whether the tokenizer puts a space before every text, as those of Llama 2 and Mistral do"
     first = tokenizer.tokenize('a')[:1] if hasattr(tokenizer, 'tokenize') else ()
-    return bool(first) and not first[0].startswith('a')
+    return bool(first) and isinstance(first[0], str) and first[0].startswith(('\u2581', '\u0120'))     # marks of a space
+
+def first_token(tokenizer):
+    "Id of the special token that the tokenizer puts before a text, or None"
+    first = text_ids(tokenizer, 'a')[0]
+    return first if first in tokenizer.all_special_ids else None
 
 def pair_ids(tokenizer, prompt:str, response:str, joint=None) -> tuple: # whether both are read as one text; default `adds_space`
     "Token ids of a prompt, and of the response that goes on from it"

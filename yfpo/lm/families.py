@@ -132,7 +132,9 @@ def _inside(m):
     "The linear module within PEFT's wrappers, and the outermost wrapper that changes what it does, or None"
     outer = None
     while hasattr(m, 'base_layer') or hasattr(m, 'original_module'):
-        if hasattr(m, 'modules_to_save'): m = m.original_module if m.disable_adapters else m.modules_to_save[m.active_adapters[0]]
+        if hasattr(m, 'modules_to_save'):
+            on = [] if m.disable_adapters else [k for k in m.active_adapters if k in m.modules_to_save]
+            m = m.modules_to_save[on[0]] if on else m.original_module
         else: outer, m = outer or m, m.base_layer if hasattr(m, 'base_layer') else m.original_module
     return m, outer
 
@@ -145,7 +147,7 @@ def _low_rank(m):
     return [(m.lora_B[k].weight, m.lora_A[k].weight, m.scaling[k]) for k in names]
 
 def _said(m, x):
-    "What a module says to `x`, without dropout and without the hooks on it"
+    "What a module makes of `x`, without dropout and without its own hooks"
     with evaluating(m): return m.forward(x)
 
 def write_matrix(down, index=slice(None)): # of the neurons that are wanted
@@ -156,7 +158,8 @@ def write_matrix(down, index=slice(None)): # of the neurons that are wanted
     with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
         parts = _low_rank(outer)
         if parts is not None: return sum(((b@a[:, index]*s).float() for b, a, s in parts), W[:, index].float())
-        x = torch.eye(W.shape[1], dtype=W.dtype, device=W.device)[index]
+        at = torch.arange(W.shape[1], device=W.device)[index]
+        x = W.new_zeros(len(at), W.shape[1]).index_put((torch.arange(len(at), device=W.device), at), W.new_ones(()))     # one neuron a row
         return (_said(outer, x[None]) - _said(outer, torch.zeros_like(x[:1])[None]))[0].float().t()
 
 def head_weights(model):

@@ -54,8 +54,11 @@ def _as_written(tokenizer, chat, answer):
     "`answer` as the chat template writes it behind `chat`, which may put a space before it; without the end of turn"
     try: whole = tokenizer.apply_chat_template([*chat.messages, dict(role='assistant', content=answer)], tokenize=False)
     except UNWRITTEN: return answer
-    end = whole.rfind(answer.strip()) + len(answer.strip())
-    return whole[len(chat):end] if whole.startswith(chat) and end > len(chat) else answer
+    if not whole.startswith(chat): return answer
+    words = whole[len(chat):].lstrip()
+    space = whole[len(chat):len(whole) - len(words)]
+    forms = answer.lstrip(), answer.strip()                    # a template may strip its contents
+    return next((space + form for form in forms if form and words.startswith(form)), answer)
 
 def _two_ids(tokenizer, item, joint):
     "Token ids of what stands before the response, and of the response; whether the item is a chat"
@@ -128,12 +131,12 @@ def encode(tokenizer, items, # each a text, a (prompt, response) pair, or a dict
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-063
 def say_cut(groups, # lists of `Example`s that are compared with their first one
             max_length:int): # where they were cut
-    "Warn of groups in which another example is the same as the first one, since both were cut; refuse them if all are"
+    "Warn of groups in which another example is the same as the first one, since both were cut; refuse them if all of several are"
     same = [i for i, (a, *rest) in enumerate(groups) if len(a.ids) == max_length and any(a.ids == b.ids for b in rest)]
     if not same: return
-    why = f'the same within max_length={max_length}, number {same[0]} the first: raise max_length'
-    if len(same) == len(groups): raise ValueError(f'all {len(groups)} pairs of responses are {why}')
-    warnings.warn(f'{len(same)} of {len(groups)} pairs of responses are {why}', stacklevel=3)
+    why = f'in {len(same)} of {len(groups)} groups (number {same[0]} the first) the responses are equal up to max_length={max_length}: raise it'
+    if 1 < len(same) == len(groups): raise ValueError(why)
+    warnings.warn(why, stacklevel=3)
 
 # %% ../../nbs/lm/04_responses.ipynb #02-respo-013
 def collate(examples, pad_id:int, side:str='right', device='cpu'):

@@ -49,7 +49,7 @@ class PairTable:
 
     def kept(self, about, make):
         "What `make()` returns, or a file with it from the same weights and question; a broken file is made again"
-        known = (fingerprint(self.model), str(self.accelerator.mixed_precision), *about)
+        known = ('in eval mode', fingerprint(self.model), str(self.accelerator.mixed_precision), *about)
         path = self.folder/f'{hashlib.sha256(repr(known).encode()).hexdigest()[:24]}.safetensors'
         try: return load_file(path)
         except (FileNotFoundError, SafetensorError):
