@@ -1,7 +1,7 @@
 "The gate: which setting of DPO wins, when there is none, and where clipping begins."
 import json, math
 from dataclasses import asdict
-import pytest
+import pandas as pd, pytest
 from hypothesis import given, strategies as st
 from conftest import ROOT
 from test_launch import ready                                  # noqa: F401, a fixture
@@ -72,3 +72,8 @@ def test_steps_are_clipped_beyond_the_default_of_the_trainer():
     "Where a recipe says nothing of it, the table of doses takes the same limit"
     said = dict(stages={'train-dpo-seed0': dict(params=dict(train={}))})
     assert gradient_limit(said) == YFPOConfig('out').max_grad_norm
+
+def test_behind_a_gate_the_limit_is_that_of_the_chosen_setting():
+    "The norm that a tenth of DPO's steps exceed, and room for the neuron term at a right angle"
+    said = dict(stages={'train-dpo-seed0': dict(params=dict(train={}, gated=True, dose=.75))})
+    assert gradient_limit(said, pd.DataFrame(dict(clip=[8., 4.], chosen=[0, 1]))) == 4*1.25

@@ -267,7 +267,7 @@ def test_a_declared_contrast_is_told_in_sixty_words(folder):
         assert (' better than ' in text or ' worse than ' in text) == (r.p_holm < .05) and f'{r.n} ' in text
     assert contrast_text(df, 'sft - base') == ''
 
-@pytest.mark.parametrize('recipe', ['first-look', 'one-step', 'gsm8k-cpu'])
+@pytest.mark.parametrize('recipe', ['first-look', 'which-neurons', 'gsm8k-cpu'])
 def test_no_line_crosses_the_words_of_margins(recipe):
     "With the sign turned, zero lies on the right, where the words are"
     margins = read_results(CPU.parent/recipe, 'margins')
@@ -313,8 +313,8 @@ def test_how_far_the_reward_took_hold(starts):
 
 @pytest.mark.parametrize('kw,gain,said', [
     (dict(p_holm=.01), 0., 'The choice of neurons matters here: YFPO minus YFPO (random neurons) is +1.0 points.'),
-    (dict(), .3, 'A choice that matters by more than 5 points is excluded here. The two arms differ in 25 % of answers, and DPO minus '
-                 'SFT is +8.0 points.'),
+    (dict(), .3, 'A choice of neurons that matters by more than 5 points is excluded here, where the two arms differ in 25 % of answers '
+                 'and DPO minus SFT is +8.0 points.'),
     (dict(), .05, 'is +8.0 points. The reward did not take hold at this dose, so this says little about the choice of neurons.'),
     (dict(high=.051), .3, 'There is no answer at this size.'), (dict(low=-.051), .3, 'There is no answer at this size.'),
     (dict(metric='nll_gold'), .3, 'There is no answer at this size.')])

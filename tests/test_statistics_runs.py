@@ -114,7 +114,7 @@ def test_the_detectable_effect_is_found_four_times_in_five(design):
 
 def test_a_design_has_the_variances_of_its_results():
     "Mean squares of simulated tables are those of the committed ones; for answers roughly, since coins are a model"
-    for recipe, near in (('gsm8k-cpu', .05), ('templates', .08), ('one-step', .4)):
+    for recipe, near in (('gsm8k-cpu', .05), ('which-neurons', .4)):
         answers, table = read_results(RESULTS/recipe, 'answers'), read_results(RESULTS/recipe, 'contrasts')
         for r, design in designs(answers, table)[:2]:
             a, b = r.contrast.split(' - ')
@@ -128,12 +128,12 @@ def test_a_design_has_the_variances_of_its_results():
 
 def test_what_the_plan_said_of_the_tests():
     "At nominal 5 %, with the variances of the committed recipes: the old t errs less than once in 25, the crossed test at most 8 %"
-    for recipe in ('first-look', 'one-step', 'templates', 'gsm8k-cpu'):
+    for recipe in ('first-look', 'which-neurons', 'gsm8k-cpu'):
         table = power_table(read_results(RESULTS/recipe, 'answers'), read_results(RESULTS/recipe, 'contrasts'), 500)
         rate = {k: table[f'type I, {v} (%)'].str.split().str[0].astype(float) for k, v in TESTS.items()}
         assert rate['over_seeds'].max() < 5.5 and .5 < rate['crossed'].min() and rate['crossed'].max() < 9.5
         assert (table['detectable, crossed'].astype(float) < table['detectable, t, S - 1'].astype(float)).all()
-        assert recipe == 'one-step' or rate['bootstrap'].max() > 6
+        assert recipe == 'which-neurons' or rate['bootstrap'].max() > 6
 
 def test_the_declared_test_judges_and_the_other_stands_beside():
     g = np.random.default_rng(8)
@@ -233,7 +233,7 @@ def test_margins_by_hand():
 def test_bad_input(bad, says):
     with pytest.raises(ValueError, match=says): bad(*run(np.random.default_rng(7), ARMS, 2, 3, .1))
 
-@pytest.mark.parametrize('recipe', ['first-look', 'one-step', 'templates', 'gsm8k-cpu'])
+@pytest.mark.parametrize('recipe', ['first-look', 'which-neurons', 'gsm8k-cpu'])
 def test_the_figure_can_be_read_on_a_narrow_page(recipe):
     "At 390 pixels no word is below 9 pixels, out of the picture, or on another one"
     folder = RESULTS/recipe
@@ -314,7 +314,7 @@ def test_questions_are_matched_by_name_and_not_by_place():
 
 def test_an_old_family_keeps_its_rows():
     "Without the new arms, contrasts and their order are those of the committed results"
-    for recipe in ('first-look', 'templates'):
+    for recipe in ('first-look',):
         table = read_results(RESULTS/recipe, 'contrasts')
         arms = {a for c in table.contrast for a in c.split(' - ')}
         assert [f'{a} - {b}' for a, b in CONTRASTS if {a, b} <= arms] == list(dict.fromkeys(table.contrast))
@@ -348,7 +348,7 @@ def test_the_power_of_equivalence_by_simulation():
 
 def test_a_row_that_cannot_pass_says_so():
     "By hand: the 90 % interval alone is wider than the margin"
-    for recipe in ('first-look', 'gsm8k-cpu', 'templates'):
+    for recipe in ('first-look', 'gsm8k-cpu', 'which-neurons'):
         folder = RESULTS/recipe
         margins, df = harm_margins(read_results(folder, 'manifest')), read_results(folder, 'contrasts')
         shown = harm_table(df, margins)
@@ -357,5 +357,5 @@ def test_a_row_that_cannot_pass_says_so():
         for (_, r), text in zip(own.iterrows(), shown['p of equivalence']):
             if r.se and stats.t.ppf(.95, r.df)*r.se > margins[r.metric]: assert text == 'not testable at this n'
             if text == 'not testable at this n': assert stats.t.ppf(.95, r.df)*r.se > .25*margins[r.metric]
-    told = {r: str(finding(RESULTS/r, 'harm')) for r in ('gsm8k-cpu', 'templates')}
-    assert 'On verb agreement, no difference is testable at this n.' in told['gsm8k-cpu'] and 'not testable' not in told['templates']
+    told = {r: str(finding(RESULTS/r, 'harm')) for r in ('gsm8k-cpu', 'which-neurons')}
+    assert 'On verb agreement, no difference is testable at this n.' in told['gsm8k-cpu'] and 'not testable' not in told['which-neurons']

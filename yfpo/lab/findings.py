@@ -25,7 +25,7 @@ class Finding:
     def __init__(self, title, said, *rows): # rows of the table, as dicts of finished strings
         import pandas as pd
         self.title, self.said, self.table = title, [s for s in said if s], pd.DataFrame([*rows]).fillna('')
-    def __str__(self): return f"**{self.title}.** {' '.join(self.said)}"
+    def __str__(self): return f"**{self.title}{'' if self.title[-1] == '?' else '.'}** {' '.join(self.said)}"
     __repr__ = __str__
     def _repr_markdown_(self): return f'{self}\n\n{markdown_table(self.table)}'
 
@@ -315,8 +315,8 @@ def answer_text(answers, # rows of samples/*.jsonl
     weak = said if _too_weak(taken_hold(margins)) else ''
     if r.metric in NATS or max(abs(r.low), abs(r.high)) > EXCLUDED: return f'There is no answer at this size.{weak}'
     gain = next(rows[(rows.contrast == 'dpo - sft') & (rows.set == r.set) & (rows.metric == r.metric)].itertuples())
-    return (f'A choice that matters by more than {100*EXCLUDED:g} points is excluded here. The two arms differ in '
-            f'{percent(_apart(answers, r))} % of answers, and DPO minus SFT is {amount_text(gain)}.{weak}')
+    return (f'A choice of neurons that matters by more than {100*EXCLUDED:g} points is excluded here, where the two arms differ in '
+            f'{percent(_apart(answers, r))} % of answers and DPO minus SFT is {amount_text(gain)}.{weak}')
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-145
 def _own_margin_finding(training):
