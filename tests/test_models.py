@@ -513,6 +513,7 @@ def small_model(family):
 def test_dropout_inside_attention_is_no_branch_by_branch_work(tmp_path):
     "GPT-2's own name for it, at its stock value"
     from yfpo.lm.packing import by_branch
+    from yfpo.lm.training import train_sft
     model = of_family('gpt2', vocab_size=259, num_hidden_layers=2, intermediate_size=64, attn_pdrop=.1)
     assert not by_branch(model.train()) and by_branch(model.eval())
     rows = [dict(prompt='2 + 2 =', completion=f' {n}') for n in '4444']
