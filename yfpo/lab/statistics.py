@@ -380,11 +380,11 @@ def contrasts(rows, n_boot:int=10000, seed:int=0,
         partner = _partners(a, b, seeds)
         for set_, metric in dict.fromkeys(k[2:] for k in table if k[0] == a):
             xy = _paired(table, a, b, partner, set_, metric)
-            stats = [(s, compare(x, y, metric, n_boot, seed)) for s, _, x, y in xy]
-            if len(xy) > 1: stats.append(('all', _whole(xy, metric, test, n_boot, seed)))
-            for s, st in stats:
+            stats = [(s, len(ids), compare(x, y, metric, n_boot, seed)) for s, ids, x, y in xy]
+            if len(xy) > 1: stats.append(('all', min(n for _, n, _ in stats), _whole(xy, metric, test, n_boot, seed)))
+            for s, n, st in stats:
                 declared = f'{a} - {b}' in family and (set_, metric) == outcome and s == stats[-1][0]
-                out.append(dict(contrast=f'{a} - {b}', seed=s, set=set_, metric=metric, n=min(len(r[1]) for r in xy), **st, family=declared,
+                out.append(dict(contrast=f'{a} - {b}', seed=s, set=set_, metric=metric, n=n, **st, family=declared,
                                 primary=declared and f'{a} - {b}' == family[0]))
     return _corrected(out, harm or {})
 
