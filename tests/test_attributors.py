@@ -13,7 +13,7 @@ from yfpo.interventions import ablate, delta_nll, draw_rank, patch, patch_from, 
 from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.neurons import NeuronSet, capability_relevance, contrast_set, jaccard, model_signature, select_neurons, spearman
 from yfpo.data.templates import general_texts, make_problems
-from yfpo.relevance import explained, rule_scope
+from yfpo.relevance import explained, rule_scope, seed_gradient
 from yfpo.lm.families import blocks_of, down_projs, head_weights, mlps_of, width, write_matrix
 from yfpo.reward import write_norms
 from yfpo.lm.responses import Example, collate, format_prompt, generate, hidden_states
@@ -98,7 +98,8 @@ def test_refusals(examples):
     with pytest.raises(ValueError, match='takes no'): attribute(m, examples, 0, 'wanda', seed='logit')
     for every in (0, 'a'):
         with pytest.raises(ValueError, match='every is'): attribute(m, examples, 0, 'wanda', every=every)
-    with pytest.raises(ValueError, match='there is 1: give at least two'): attribute(m, examples, 0, seed='contrast', digits=DIGITS[:1])
+    with pytest.raises(ValueError, match='there is 1: give at least two'):
+        seed_gradient(m, torch.zeros(1, 32), DIGITS[:1], 'contrast', DIGITS[:1])
     with pytest.raises(ValueError, match='needs the digit tokens'): attribute(m, examples, 0, 'relp')
     with pytest.raises(ValueError, match='no counterfactual'): attribute(m, [Example([3, 4, 5, 6], 2)], 0, 'atp', digits=DIGITS)
     with pytest.raises(ValueError, match='list is empty'): attribute(m, [], 0, 'wanda')
@@ -110,6 +111,7 @@ def test_a_digit_that_is_given_twice_counts_once(examples):
 
 def test_interventions_that_fit_no_model(examples):
     m, s = random_model('llama'), NeuronSet(torch.zeros(2).long(), torch.arange(2), torch.ones(2)/2, torch.ones(2))
+    s.meta['model'] = model_signature(m)
     with pytest.raises(ValueError, match=r'means are \(99, 9\)'):
         with ablate(m, s, 'mean', torch.zeros(99, 9)): pass
     with pytest.raises(ValueError, match='alpha is nan'):

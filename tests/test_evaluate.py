@@ -145,9 +145,9 @@ def test_a_pair_that_is_cut_before_it_differs(tiny):
     for f in (lambda p, **kw: pair_accuracy(model, tok, p, **kw), lambda p, **kw: reward_audit(model, tok, p, s, {}, **kw),
               lambda p, **kw: outcome(model, tok, HeldOut(p, **held, **kw)),
               lambda p, **kw: choice_rows(model, tok, [dict(prompt='q', completion=x['chosen'], wrong=x['rejected']) for x in p], **kw)):
-        with pytest.raises(ValueError, match='all 2 pairs of responses are the same within max_length=300, .*: raise max_length'):
+        with pytest.raises(ValueError, match='in 2 of 2 groups .* are equal up to max_length=300: raise it'):
             f(pairs, max_length=300)
-        with pytest.warns(UserWarning, match='2 of 3 pairs of responses are the same within max_length=300, number 0'):
+        with pytest.warns(UserWarning, match=r'in 2 of 3 groups \(number 0 the first\)'):
             f([*pairs, short], max_length=300)
         f(pairs, max_length=700)
     assert len({r['logp_chosen'] for r in pair_accuracy(model, tok, pairs)}) == 2

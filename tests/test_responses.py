@@ -9,7 +9,7 @@ from yfpo.data.files import read_jsonl
 from yfpo.interventions import ablate
 from yfpo.neurons import NeuronSet, model_signature
 from yfpo.lm.decoding import stop_ids, text_ids, turn_end
-from yfpo.lm.responses import collate, encode, example_logprobs, format_prompt, generate, response_logprobs, written
+from yfpo.lm.responses import Example, collate, encode, example_logprobs, format_prompt, generate, response_logprobs, written
 from yfpo.data.problems import INSTRUCTION
 
 def slow_logprobs(model, tokenizer, prompt, response):
@@ -63,7 +63,8 @@ def test_a_file_knows_a_model_by_every_weight(tiny, tmp_path):
 @pytest.mark.parametrize('call,says', [
     (lambda m, t: generate(m, t, [], progress=False), 'no problems'), (lambda m, t: encode(t, ['x']), 'is one token, .* at least two'),
     (lambda m, t: collate([], 0), 'empty'), (lambda m, t: collate([Example([1, 2], 1)], 0, side='LEFT'), "side is 'LEFT'"),
-    (lambda m, t: collate([Example([1, 2], 1), Example([3, 4], 0)], 0), 'response of example 1 starts at token 0'), (lambda m, t: encode(t, [('p'*50, 'r')], max_length=20), 'no response token')])
+    (lambda m, t: collate([Example([1, 2], 1), Example([3, 4], 0)], 0), 'response of example 1 starts at token 0'),
+    (lambda m, t: encode(t, [('p'*50, 'r')], max_length=20), 'no response token')])
 def test_bad_input(call, says, tiny):
     with pytest.raises(ValueError, match=says): call(*tiny)
 

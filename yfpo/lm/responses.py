@@ -134,7 +134,8 @@ def say_cut(groups, # lists of `Example`s that are compared with their first one
     "Warn of groups in which another example is the same as the first one, since both were cut; refuse them if all of several are"
     same = [i for i, (a, *rest) in enumerate(groups) if len(a.ids) == max_length and any(a.ids == b.ids for b in rest)]
     if not same: return
-    why = f'in {len(same)} of {len(groups)} groups (number {same[0]} the first) the responses are equal up to max_length={max_length}: raise it'
+    why = (f'in {len(same)} of {len(groups)} groups (number {same[0]} the first) the responses are equal up to '
+           f'max_length={max_length}: raise it')
     if 1 < len(same) == len(groups): raise ValueError(why)
     warnings.warn(why, stacklevel=3)
 
