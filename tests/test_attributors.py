@@ -1,20 +1,21 @@
 "Attributors on every family, selectors with a criterion of their own, controls, interventions and cards beyond their notebooks."
-import math
-import numpy as np, pytest, torch
+import copy, math
+import numpy as np, peft, pytest, torch
 from families import random_model
 from test_relevance import relative
 from yfpo.beyond.attributors import integrated_gradients, logprob_increase
 from yfpo.lm.families import FAMILIES
 from yfpo.relevance import ATTRIBUTORS, attribute
-from yfpo.beyond.cards import cards_html, neuron_cards
+from yfpo.beyond.cards import cards_html, neuron_cards, promoted
 from yfpo.beyond.controls import activation_matched, bottom_neurons, norm_matched
 from yfpo.beyond.effects import faithfulness, hiding_curve
 from yfpo.interventions import ablate, delta_nll, draw_rank, patch, patch_from, record, selectivity, single_effects
 from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.neurons import NeuronSet, capability_relevance, contrast_set, jaccard, model_signature, select_neurons, spearman
 from yfpo.data.templates import general_texts, make_problems
-from yfpo.lm.families import blocks_of, down_projs, mlps_of, width, write_matrix
-from yfpo.relevance import explained
+from yfpo.relevance import explained, rule_scope, seed_gradient
+from yfpo.lm.families import blocks_of, down_projs, head_weights, mlps_of, width, write_matrix
+from yfpo.reward import write_norms
 from yfpo.lm.responses import Example, collate, format_prompt, generate, hidden_states
 
 DIGITS = torch.arange(10, 20)
@@ -95,9 +96,26 @@ def test_refusals(examples):
     m = random_model('llama')
     with pytest.raises(ValueError, match='there are attnlrp'): attribute(m, examples, 0, 'lime')
     with pytest.raises(ValueError, match='takes no'): attribute(m, examples, 0, 'wanda', seed='logit')
+    for every in (0, 'a'):
+        with pytest.raises(ValueError, match='every is'): attribute(m, examples, 0, 'wanda', every=every)
+    with pytest.raises(ValueError, match='there is 1: give at least two'):
+        seed_gradient(m, torch.zeros(1, 32), DIGITS[:1], 'contrast', DIGITS[:1])
     with pytest.raises(ValueError, match='needs the digit tokens'): attribute(m, examples, 0, 'relp')
     with pytest.raises(ValueError, match='no counterfactual'): attribute(m, [Example([3, 4, 5, 6], 2)], 0, 'atp', digits=DIGITS)
     with pytest.raises(ValueError, match='list is empty'): attribute(m, [], 0, 'wanda')
+
+def test_a_digit_that_is_given_twice_counts_once(examples):
+    m = random_model('llama')
+    once, twice = (attribute(m, examples, 0, seed='contrast', digits=d).mean for d in (DIGITS, torch.cat([DIGITS, DIGITS[:3]])))
+    assert torch.equal(once, twice)
+
+def test_interventions_that_fit_no_model(examples):
+    m, s = random_model('llama'), NeuronSet(torch.zeros(2).long(), torch.arange(2), torch.ones(2)/2, torch.ones(2))
+    s.meta['model'] = model_signature(m)
+    with pytest.raises(ValueError, match=r'means are \(99, 9\)'):
+        with ablate(m, s, 'mean', torch.zeros(99, 9)): pass
+    with pytest.raises(ValueError, match='alpha is nan'):
+        with ablate(m, s, 'scale', alpha=math.nan): pass
 
 # ---- selection and controls
 
@@ -249,3 +267,88 @@ def test_cards_for_every_family(family, examples):
     items = [(' '.join(map(str, e.ids[:e.start])), ' '.join(map(str, e.ids[e.start:]))) for e in examples]
     cards = neuron_cards(m, Tok(), everything(m), items, top=2, contexts=2)
     assert len(cards) == 2 and all(len(c['contexts']) <= 2 and len(c['promotes']) == 8 for c in cards) and '&lt;' in cards_html(cards)
+
+@pytest.mark.parametrize('family', sorted(f for f in FAMILIES if not FAMILIES[f].experts and FAMILIES[f].also != 'per-layer inputs'))
+def test_the_tokens_that_a_neuron_promotes_are_those_its_gradient_raises(family, examples):
+    "Gradients of the logits, all norms held, by a neuron of the last layer: the norm behind the MLP counts, and so does centring"
+    class Tok:
+        def __len__(self): return 97
+        def decode(self, ids): return ids[0]
+    m, x = random_model(family), []
+    last = len(down_projs(m)) - 1
+    s = NeuronSet(torch.full((5,), last), torch.arange(5), torch.full((5,), .2), torch.ones(5), dict(model=model_signature(m)))
+    hook = down_projs(m)[last].register_forward_pre_hook(lambda mod, args: x.append(args[0]))
+    with rule_scope(m, 'attnlrp'):
+        z = m.get_output_embeddings()(hidden_states(m, collate(examples[:1], 0)))[0, -1]
+        G = torch.stack([torch.autograd.grad(v, x[0], retain_graph=True)[0][0, -1, :5] for v in z[:97]], 1)         # (5, V)
+    hook.remove()
+    for tokens, big in zip(promoted(m, Tok(), s, 5), (True, False)):
+        assert [{*row} for row in tokens] == [{*row} for row in G.topk(5, largest=big).indices.tolist()]
+
+# ---- adapters of every kind
+
+def _adapter(kind, down, head):
+    at, how = [down, *head], dict(task_type='CAUSAL_LM')
+    if kind == 'lora': return peft.LoraConfig(r=4, target_modules=at, lora_dropout=.3, init_lora_weights=False, **how)
+    if kind == 'dora': return peft.LoraConfig(r=4, target_modules=at, use_dora=True, init_lora_weights=False, **how)
+    if kind == 'ia3': return peft.IA3Config(target_modules=at, feedforward_modules=[down], init_ia3_weights=False, **how)
+    return dict(loha=peft.LoHaConfig, lokr=peft.LoKrConfig)[kind](r=4, target_modules=at, init_weights=False, **how)
+
+ADAPTERS = [('lora', 'llama', 'down_proj', ['lm_head']), ('dora', 'llama', 'down_proj', []), ('ia3', 'llama', 'down_proj', []),
+            ('loha', 'llama', 'down_proj', ['lm_head']), ('lokr', 'llama', 'down_proj', ['lm_head']), ('lora', 'gpt2', 'mlp.c_proj', [])]
+
+@pytest.fixture(params=ADAPTERS, ids=lambda p: ' '.join(p[:2]))
+def adapted(request):
+    "A model with an adapter that was trained, in training mode, and the same one merged"
+    kind, family, down, head = request.param
+    m = peft.get_peft_model(random_model(family, tie_word_embeddings=False), _adapter(kind, down, head))
+    g = torch.Generator().manual_seed(3)
+    for k, p in m.named_parameters():
+        if p.requires_grad: p.data += .3*torch.randn(p.shape, generator=g)
+    return m.train(), copy.deepcopy(m).eval().merge_and_unload()
+
+def test_write_norms_are_those_of_the_merged_weights(adapted):
+    index = torch.tensor([5, 0, 17])
+    with adapted[0].disable_adapter(): off = write_norms(down_projs(adapted[0])[0], index)
+    own, merged = (write_norms(down_projs(m)[0], index) for m in adapted)
+    assert torch.allclose(own, merged, rtol=1e-4) and not torch.allclose(own, off, rtol=1e-2) and adapted[0].training
+    assert all(m.training for m in adapted[0].modules())
+    adapted[0].merge_adapter()
+    assert torch.allclose(write_norms(down_projs(adapted[0])[0], index), merged, rtol=1e-4)
+
+@pytest.mark.parametrize('method', ['wanda', 'logprob', 'attnlrp'])
+def test_scores_are_those_of_the_merged_weights(adapted, examples, method):
+    own, merged = (attribute(m.eval(), examples, 0, method).mean for m in adapted)
+    assert relative(own, merged) < 1e-4
+
+@pytest.mark.parametrize('seed', ['centred', 'contrast', 'logprob'])
+def test_what_is_explained_of_an_adapted_head_are_its_logits(adapted, examples, seed):
+    with torch.no_grad(): own, merged = (explained(m.eval(), collate(examples, 0), seed, DIGITS) for m in adapted)
+    assert torch.allclose(own, merged, atol=1e-3)
+
+@pytest.mark.parametrize('how', [dict(modules_to_save=['lm_head']), dict(lora_bias=True, target_modules=['lm_head'])])
+def test_a_head_that_was_trained_whole_or_with_a_bias(examples, how):
+    "And with the adapter off, the head as it was"
+    m = random_model('llama', tie_word_embeddings=False)
+    m.lm_head = torch.nn.Linear(m.lm_head.in_features, m.lm_head.out_features)
+    h, plain = torch.randn(3, m.config.hidden_size), m.lm_head
+    before = plain.weight.clone(), plain.bias.clone()
+    m = peft.get_peft_model(m, peft.LoraConfig(task_type='CAUSAL_LM', init_lora_weights=False, **{'target_modules': ['q_proj'], **how}))
+    for k, p in m.named_parameters():
+        if p.requires_grad: p.data += .3*torch.randn(p.shape)
+    head, (W, b) = m.get_output_embeddings(), head_weights(m)
+    assert torch.allclose(head(h), torch.nn.functional.linear(h, W, b), atol=1e-4) and not torch.allclose(W, before[0], atol=1e-2)
+    with m.disable_adapter(): W, b = head_weights(m)
+    assert torch.allclose(W, before[0]) and torch.allclose(b, before[1])
+
+def test_a_head_that_another_adapter_trained():
+    "With an adapter on that has no head of its own, the head is as it was"
+    m = random_model('llama', tie_word_embeddings=False)
+    own = m.lm_head.weight.clone()
+    how = dict(task_type='CAUSAL_LM', target_modules=['q_proj'])
+    m = peft.get_peft_model(m, peft.LoraConfig(modules_to_save=['lm_head'], **how))
+    m.add_adapter('other', peft.LoraConfig(**how))
+    m.base_model.model.lm_head.modules_to_save['default'].weight.data += 1
+    assert torch.equal(head_weights(m)[0], own + 1)
+    m.set_adapter('other')
+    assert torch.equal(head_weights(m)[0], own)

@@ -142,3 +142,27 @@ def test_texts_and_tokens_that_a_model_cannot_read(tiny):
     for x in (None, 5, '\ud800'):
         with pytest.raises(ValueError, match='the text (is|holds)'): text_ids(tok, x)
     with pytest.raises(ValueError, match='pad_id is None'): left_padded([[5], [6, 7]], None)
+
+def test_what_vllm_would_not_see_is_refused(tiny, monkeypatch):
+    "An adapter is in the keys of a saved model, and an intervention in none"
+    from peft import LoraConfig, get_peft_model
+    from yfpo.interventions import ablate
+    from yfpo.neurons import NeuronSet, model_signature
+    monkeypatch.setitem(sys.modules, 'vllm', types.SimpleNamespace(LLM=None, SamplingParams=None))
+    model, tok = load_model('tiny')
+    s = NeuronSet(torch.tensor([0]), torch.tensor([3]), torch.ones(1), torch.ones(1), dict(model=model_signature(model)))
+    with ablate(model, s), pytest.raises(ValueError, match='vLLM knows nothing of the intervention'):
+        list(completions(model, tok, ['a'], backend='vllm'))
+    adapted = get_peft_model(model, LoraConfig(target_modules=['q_proj'], task_type='CAUSAL_LM'))
+    for m in (adapted, adapted.base_model.model):
+        with pytest.raises(ValueError, match='vLLM cannot read the adapter.*merge_and_unload'):
+            list(completions(m, tok, ['a'], backend='vllm'))
+
+def test_both_ways_ignore_what_a_model_says_about_generation():
+    model, tok = load_model('tiny')
+    def texts(backend): return [t for _, made in completions(model, tok, ['a', 'bcd'], max_new_tokens=9, backend=backend) for t in made]
+    want = texts('auto')
+    told = dict(num_beams=3, suppress_tokens=sorted({t for *_, ids in want for t in ids}), min_new_tokens=9, repetition_penalty=3.)
+    for k, v in told.items(): setattr(model.generation_config, k, v)
+    before = model.generation_config.to_dict()
+    assert texts('auto') == texts('transformers') == want and model.generation_config.to_dict() == before

@@ -1,5 +1,6 @@
 "Sets that move, monitors, other methods: resuming, LoRA, families, and what is refused"
 import copy, json
+from dataclasses import replace
 import pytest, torch
 from datasets import Dataset
 from families import FAMILIES, random_model
@@ -8,9 +9,10 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, SFTConfig
 from yfpo.beyond.dynamic import DynamicSelection, renewed, shuffled_like
 from yfpo.beyond.methods import METHODS, NeuronReward, NeuronSFTTrainer, neuron_parameters, training_only
+from yfpo.lm.decoding import Edit
 from yfpo.lm.models import tiny_model
 from yfpo.beyond.monitors import Monitor, StopRule
-from yfpo.neurons import NeuronSet, model_signature
+from yfpo.neurons import NeuronSet, jaccard, model_signature
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.data.files import read_jsonl
 from yfpo.lm.responses import format_prompt
@@ -30,6 +32,28 @@ def test_dynamic_selection_resumes_bit_for_bit(tiny, tmp_path):
     again, b = dynamic(tiny, tmp_path/'a', resume=str(tmp_path/'a'/'checkpoint-4'))
     assert whole.neurons == again.neurons and equal_weights(whole, again) and [r['step'] for r in a.rows] == [r['step'] for r in b.rows]
     assert whole.neurons != whole.start.term.neurons and all(torch.equal(getattr(a, k), getattr(b, k)) for k in ('mean', 'general'))
+
+def test_a_swap_of_no_neuron_keeps_the_statistics_that_the_caller_gave(tiny, tmp_path):
+    stats = replace(make(tiny, tmp_path/'a').reward_stats, scale=7.)
+    t = make(tiny, tmp_path/'b', neuron_weight=.5, trainer_kw=dict(reward_stats=stats))
+    d = DynamicSelection(t, tiny[1], *texts(tiny[1]), swap='random', per_layer=1., leave=1000.)
+    before, scores = d.policy, torch.zeros(2, 64)
+    scores[before.layer, before.index] = 1.                    # its own members come first
+    d.mean, d.general = scores, scores*0
+    d._measure = lambda model: (scores, scores*0, scores)
+    d.reselect(1)
+    assert d.rows[-1]['turnover'] == 0 and jaccard(d.policy, before) == 1 and t.reward_stats.scale == 7
+
+def test_a_dose_is_measured_in_the_number_format_of_the_training(tiny, tmp_path):
+    from yfpo.beyond.dose import fit_dose
+    t, seen = make(tiny, tmp_path, neuron_weight=.5, bf16=True), []
+    own, head = t.compute_loss, t.model.lm_head
+    t.compute_loss = lambda *a: (seen.append(torch.is_autocast_enabled('cpu')), own(*a))[1]
+    head.register_forward_hook(Edit(lambda *a: seen.append(torch.is_autocast_enabled('cpu'))))
+    head.eval()
+    before = vars(t.model).get('forward')
+    fit_dose(t, .5, batches=1)
+    assert seen == [False, True] and vars(t.model).get('forward') is before and not head.training
 
 def test_a_checkpoint_without_the_selection_is_refused(tiny, tmp_path):
     make(tiny, tmp_path, neuron_weight=0.5, max_steps=2, save_strategy='steps', save_steps=2).train()
@@ -110,6 +134,22 @@ def test_sft_term_does_not_grow_with_accumulation(tiny, tmp_path):
         t.train()
         logs.append([l['grad_norm'] for l in t.state.log_history if 'grad_norm' in l])
     assert logs[0] == pytest.approx(logs[1], rel=1e-2)
+
+def test_a_method_refuses_neurons_that_no_trained_weight_reaches(tiny, tmp_path):
+    t = sft(tiny, tmp_path, [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS[:4]], activation_checkpointing=False)
+    t.model.requires_grad_(False).model.layers[1].mlp.down_proj.requires_grad_(True)
+    with pytest.raises(ValueError, match='no trained weight lies before these neurons'): t.train()
+
+def test_a_method_looks_at_the_weights_before_training_alone(tiny, tmp_path, monkeypatch):
+    "Their hash takes as long as a step of a small model"
+    import yfpo.neurons
+    t, asked = sft(tiny, tmp_path, [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS[:4]]), []
+    t.neurons.meta['chosen_on'] = yfpo.neurons.chosen_on(t.model)
+    own = yfpo.neurons.base_fingerprint
+    monkeypatch.setattr(yfpo.neurons, 'base_fingerprint', lambda *a: asked.append(1) or own(*a))
+    t.neurons.check(t.model)
+    t.train()
+    assert len(asked) <= 1
 
 def test_a_text_that_was_never_read_is_refused(tiny, tmp_path):
     t = sft(tiny, tmp_path, [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS[:4]])

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 from yfpo.beyond.votes import majority_at_k, pass_at_k, sample_rows
-from yfpo.evaluate import (by_question, choice_rows, evaluate_model, mean_interval, pair_accuracy, proportion, repeats, score_answers,
-                           summarise, text_rows)
+from yfpo.evaluate import (HeldOut, by_question, choice_rows, evaluate_model, gold_nll, mean_interval, outcome, pair_accuracy, proportion,
+                           repeats, score_answers, summarise, text_rows)
+from yfpo.data.problems import Problem
 from yfpo.data.templates import make_problems
+from yfpo.lm.responses import format_prompt, response_logprobs
+from yfpo.reward import READOUTS, fit_stats, pair_items, reward_audit
 
 def row(arm, i, right, seed=0, **kw):
     return dict(arm=arm, seed=seed, set='t', id=str(i), answer='4', text='#### 4' if right else '#### 5', n_tokens=3, finished=True,
@@ -61,6 +64,10 @@ def test_probes_by_a_second_way(tiny):
     main = {r['metric']: r for r in summarise(text_rows(model, tok, texts) + [got])}
     assert set(main) == {'nll_text', 'choice_accuracy', 'choice_margin'}
 
+def test_a_vote_counts_the_number_and_not_its_spelling():
+    assert majority_at_k(['1000']*4, '1,000', 2) == majority_at_k(['1000', '1000.0'], '1000', 2) == 1.
+    assert majority_at_k(['1000', None, 'x'], 'x', 1) == pytest.approx(1/3)
+
 @pytest.mark.parametrize('text,says', [('', False), ('a b c d e f g h', False), ('x ' * 9, True),
                                        ('So there are 4 of them in each box. So there are 4 of them in each bag.', True)])
 def test_repetition(text, says): assert repeats(text) == says
@@ -100,3 +107,50 @@ def test_what_cannot_be_read_off_samples_is_refused_before_they_are_made(kw, say
                                         (lambda: majority_at_k(['1'], '1', 1.5), 'majority@1.5')])
 def test_shares_of_samples(call, says):
     with pytest.raises(ValueError, match=says): call()
+
+# --- what is measured on held-out data
+
+def said(text): return [dict(role='assistant', content=text)]
+
+def held_out(tok, ends=('one', 'two')):
+    return [dict(prompt=[dict(role='user', content=p.question)], chosen=said(p.solution + ends[0]), rejected=said(p.solution + ends[1]*i))
+            for i, p in enumerate(make_problems(5, seed=3), 1)]
+
+def a_set(model, seed=0):
+    import torch
+    from yfpo.neurons import NeuronSet, model_signature
+    at = torch.randperm(64, generator=torch.Generator().manual_seed(seed))[:6]
+    return NeuronSet(torch.tensor([0, 0, 0, 1, 1, 1]), at, torch.full((6,), 1/6), torch.tensor([1., -1.]*3),
+                     dict(model=model_signature(model)))
+
+@pytest.mark.parametrize('name', READOUTS)
+def test_an_outcome_is_read_as_its_statistics_are(name, tiny):
+    model, tok = tiny
+    pairs, s, ps = held_out(tok), a_set(model), make_problems(2, seed=2)
+    stats, phi = fit_stats(model, tok, pairs, s, READOUTS[name])
+    got = outcome(model, tok, HeldOut(pairs, ps, ['Rain fell.'], s, stats))
+    assert np.allclose(got['phi'], (phi[:, 0] - phi[:, 1]).numpy()/stats.scale, atol=1e-4)
+    own = response_logprobs(model, tok, pair_items(pairs), eos=False)
+    assert np.allclose(got['chosen'], [x.sum().item() for x in own[:5]], atol=1e-3)
+    other = dict(pairs=pairs, problems=ps, prose=['Rain fell.'], stats=stats)
+    with pytest.raises(ValueError, match='fitted for another set of neurons'):
+        outcome(model, tok, HeldOut(neurons=a_set(model, 1), **other))
+
+def test_a_pair_that_is_cut_before_it_differs(tiny):
+    model, tok = tiny
+    pairs = [dict(prompt='q', chosen='a'*400 + x, rejected='a'*400 + y) for x, y in ('bc', 'cd')]
+    short, s = dict(prompt='q', chosen='yes', rejected='no'), a_set(model)
+    stats, _ = fit_stats(model, tok, pairs + [short], s)
+    held = dict(problems=[Problem('a', 'Two?', '#### 2', '2', 'own')], prose=['Rain fell.'], neurons=s, stats=stats)
+    for f in (lambda p, **kw: pair_accuracy(model, tok, p, **kw), lambda p, **kw: reward_audit(model, tok, p, s, {}, **kw),
+              lambda p, **kw: outcome(model, tok, HeldOut(p, **held, **kw)),
+              lambda p, **kw: choice_rows(model, tok, [dict(prompt='q', completion=x['chosen'], wrong=x['rejected']) for x in p], **kw)):
+        with pytest.raises(ValueError, match='in 2 of 2 groups .* are equal up to max_length=300: raise it'):
+            f(pairs, max_length=300)
+        with pytest.warns(UserWarning, match=r'in 2 of 3 groups \(number 0 the first\)'):
+            f([*pairs, short], max_length=300)
+        f(pairs, max_length=700)
+    assert len({r['logp_chosen'] for r in pair_accuracy(model, tok, pairs)}) == 2
+    p, = make_problems(1, seed=2)
+    n = len(format_prompt(tok, p.question).encode())
+    assert gold_nll(model, tok, [p], max_length=2000) == gold_nll(model, tok, [p]) != gold_nll(model, tok, [p], max_length=n + 5)

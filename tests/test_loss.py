@@ -113,6 +113,7 @@ def test_anchor_is_zero_at_the_reference_and_one_per_sigma():
     assert anchor(far, c, mask, std).tolist() == [0, 0, 0]
     ref = c.clone().requires_grad_()
     assert not anchor(c, ref, mask, std).requires_grad
+    with pytest.raises(ValueError, match='no token to hold neurons on'): anchor(c, c, torch.zeros_like(mask), std)
 
 @pytest.mark.parametrize('weight', [-0.1, float('nan'), float('inf'), '0.1', True, None])
 @pytest.mark.parametrize('name', OBJECTIVES)

@@ -510,6 +510,15 @@ def small_model(family):
     "With the vocabulary of `byte_tokenizer`, and no dropout"
     return of_family(family, seed=3, vocab_size=259, num_hidden_layers=2, intermediate_size=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
 
+def test_dropout_inside_attention_is_no_branch_by_branch_work(tmp_path):
+    "GPT-2's own name for it, at its stock value"
+    from yfpo.lm.packing import by_branch
+    from yfpo.lm.training import train_sft
+    model = of_family('gpt2', vocab_size=259, num_hidden_layers=2, intermediate_size=64, attn_pdrop=.1)
+    assert not by_branch(model.train()) and by_branch(model.eval())
+    rows = [dict(prompt='2 + 2 =', completion=f' {n}') for n in '4444']
+    assert train_sft(model, byte_tokenizer(), rows, tmp_path, per_device_train_batch_size=2, max_steps=1)
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_each_family_from_its_folder_to_a_trained_one(family, tmp_path):
     built = small_model(family)

@@ -491,3 +491,15 @@ def test_a_mistyped_setting_is_answered_with_the_nearest(tiny, f, wrong, right):
     with pytest.raises(ValueError, match=f"has no setting '{wrong}': did you mean '{right}'"), contextlib.ExitStack() as stack:
         made = f(**{k: known.get(k, []) for k in need}, **{wrong: 1})
         stack.enter_context(made)                              # a scope checks when it is entered
+
+def test_each_cut_of_general_text_begins_as_every_text_does():
+    "The first token that Gemma's and Llama's tokenizers add stands at the head of a cut, and nowhere in it"
+    prose = [[1, *range(10*i, 10*i + 8)] for i in range(1, 5)]
+    gen, cap = [Example(x, 1) for x in prose], [Example([1, 7, 7, 7, 8], 3), Example([1, 7, 7], 1), Example([1] + [7]*12, 2)]
+    out = match_lengths(gen, cap, first=1)
+    assert [e.ids.count(1) for e in out] == [1]*3 and all(e.ids[0] == 1 for e in out)
+    assert [(len(e.ids), e.start) for e in out] == [(len(e.ids), e.start) for e in cap]
+    stream = [t for x in prose for t in x[1:]]
+    assert [t for e in out for t in e.ids[1:]] == stream[:4 + 2 + 12]
+    bare = match_lengths(gen, [Example(e.ids[1:], 1) for e in cap], first=1)    # a chat template may leave it out
+    assert [t for e in bare for t in e.ids] == stream[:4 + 2 + 12]

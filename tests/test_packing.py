@@ -1,7 +1,8 @@
 "A packed batch against each sequence alone: every family, kernels, LoRA, odd shapes, and what is refused"
 import copy, random
+from functools import partial
 import pytest, torch
-from yfpo.lm.decoding import odd_attention
+from yfpo.lm.decoding import any_batch, odd_attention
 from yfpo.lm.packing import (PACKS, PackedForward, branch_attention, forest, model_inputs, pack, pack_examples, packed_states, packs,
                              shared_batches, shared_logprobs, target_scores, why_plain)
 from yfpo.lm.responses import Example, collate, example_logprobs, hidden_states
@@ -110,9 +111,25 @@ def test_ablation_on_packed_rows_is_that_on_plain_ones(tiny, mode):
 def test_no_verdict_while_others_edit_the_model(tiny):
     model = copy.deepcopy(tiny[0])
     h = model.model.layers[0].mlp.register_forward_pre_hook(lambda m, a: None)
-    assert not packs(model, 9) and PACKS[model] == {}
+    with pytest.warns(UserWarning, match="a hook of 'test_packing' may look at positions"): assert not packs(model, 9)
+    assert not PACKS.get(model)
     h.remove()
     assert packs(model, 9)
+
+@pytest.mark.parametrize('tried', [False, True])
+def test_a_strangers_hook_sees_each_example_in_a_row_of_its_own(tiny, tried):
+    "One that looks at column 5, whether or not the model was tried out before it came"
+    model, tok = copy.deepcopy(tiny[0]), tiny[1]
+    ex = [Example([1, 2, 3, 9 + i, 5, 6, 7, 8], 3) for i in range(6)]
+    plain = shared_logprobs(model, ex, tok.pad_token_id) if tried else example_logprobs(model, ex, tok.pad_token_id)
+    def silence(m, args):
+        x = args[0].clone()
+        x[:, 5] = 0
+        return (x,)
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(partial(silence))
+    own, ref = shared_logprobs(model, ex, tok.pad_token_id), example_logprobs(model, ex, tok.pad_token_id)
+    assert not any_batch(model) and all(torch.equal(a, b) for a, b in zip(own, ref))
+    assert max((a - b).abs().max() for a, b in zip(own, plain)) > 1e-3
 
 @pytest.mark.parametrize('key, value', [('alibi', True), ('window_size', 4), ('layer_types', ['linear_attention', 'full_attention'])])
 def test_configurations_that_speak_against_it(tiny, key, value):

@@ -505,6 +505,9 @@ def test_a_split_says_how_many_wordings_there_are():
                           ('5\u200b6', '56'), ('12\u200d34', '1234'), (r'\boxed{- 5}', '-5'), ('The answer is $- 5$.', '-5'),
                           ('The area is 12 cm^2.', '12'), ('12 cm^3', '12'), ('5 m2', '5'), (r'\boxed{12\text{ cm}^2}', None),
                           ('#### 18 eggs, and I checked it 3 times', '18'), ('It costs $5/day', '5'), ('He drives 60 km/h.', '60'),
+                          ('#### 15 = 5 x 3', None), ('#### 5 X 3', None), ('#### 5x$3', None), ('#### 15 = 5 ⋅ 3', None),
+                          ('#### 5 x 10^3', '5000'),
+                          ('#### 18 boxes 3', '18'), ('#### 5 x', '5'),
                           ('#### 5 6', '5'), ('#### **18** and 3', '18'), (r'\boxed{x = 5}', '5'), (r'\boxed{5\%}', '5'))]])
 def test_replies_are_read_whole_or_not_at_all(text, value):
     assert extract_number(text) == value

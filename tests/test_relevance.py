@@ -12,7 +12,7 @@ from yfpo import relevance
 from yfpo.beyond.identities import identities, lxt_attnlrp, lxt_patches
 from yfpo.lm.models import load_model, tiny_model
 from yfpo.lm.families import FAMILIES, activation_of, down_projs, family_of, mlps_of
-from yfpo.relevance import (SEEDS, Relevance, answer_mask, attnlrp, attribute, explained, neuron_relevance, relevance_flows,
+from yfpo.relevance import (SEEDS, Relevance, _capped, answer_mask, attnlrp, attribute, explained, neuron_relevance, relevance_flows,
                             residual_relevance)
 from yfpo.lm.responses import Example, collate, encode
 
@@ -417,3 +417,15 @@ def test_relevances_that_were_edited(tmp_path, change, says):
     t, meta = change(t, {'n': '4'})
     save_file(t, tmp_path/'r', meta)
     with pytest.raises(ValueError, match=says): Relevance.load(tmp_path/'r')
+
+def test_capped_attention_without_a_mask_is_refused():
+    "It would see the tokens behind"
+    q = torch.randn(1, 1, 3, 4)
+    with pytest.raises(ValueError, match="load the model with attn='eager'"): _capped(None, q, q, q, None, .5, 30.)
+
+def test_explaining_leaves_the_mode_of_every_part():
+    m = tiny_model().train()
+    m.model.layers[0].eval()
+    before = [x.training for x in m.modules()]
+    neuron_relevance(m, collate([Example([5, 6, 7], 1)], 0))
+    assert [x.training for x in m.modules()] == before

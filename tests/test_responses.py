@@ -5,7 +5,11 @@ from yfpo.lm.models import byte_tokenizer, load_model
 from yfpo.lm.packing import shared_logprobs
 from yfpo.data.templates import make_problems
 from yfpo.relevance import attribute
-from yfpo.lm.responses import collate, encode, example_logprobs, format_prompt, generate, response_logprobs
+from yfpo.data.files import read_jsonl
+from yfpo.interventions import ablate
+from yfpo.neurons import NeuronSet, model_signature
+from yfpo.lm.decoding import stop_ids, text_ids, turn_end
+from yfpo.lm.responses import Example, collate, encode, example_logprobs, format_prompt, generate, response_logprobs, written
 from yfpo.data.problems import INSTRUCTION
 
 def slow_logprobs(model, tokenizer, prompt, response):
@@ -58,7 +62,9 @@ def test_a_file_knows_a_model_by_every_weight(tiny, tmp_path):
 
 @pytest.mark.parametrize('call,says', [
     (lambda m, t: generate(m, t, [], progress=False), 'no problems'), (lambda m, t: encode(t, ['x']), 'is one token, .* at least two'),
-    (lambda m, t: collate([], 0), 'empty'), (lambda m, t: encode(t, [('p'*50, 'r')], max_length=20), 'no response token')])
+    (lambda m, t: collate([], 0), 'empty'), (lambda m, t: collate([Example([1, 2], 1)], 0, side='LEFT'), "side is 'LEFT'"),
+    (lambda m, t: collate([Example([1, 2], 1), Example([3, 4], 0)], 0), 'response of example 1 starts at token 0'),
+    (lambda m, t: encode(t, [('p'*50, 'r')], max_length=20), 'no response token')])
 def test_bad_input(call, says, tiny):
     with pytest.raises(ValueError, match=says): call(*tiny)
 
@@ -155,3 +161,106 @@ def test_a_tokenizer_without_an_end_or_padding(tiny):
     tok.eos_token = tok.pad_token = None
     with pytest.raises(ValueError, match='no eos_token to put after a response'): encode(tok, ['ab'], eos=True)
     with pytest.raises(ValueError, match='pad_id is None'): response_logprobs(tiny[0], tok, ['ab', 'abc'], eos=False)
+
+def spaced_tokenizer(scheme):
+    "One token a character, with the mark of SentencePiece before a text: 'legacy' is Llama 2's, the others are schemes of `Metaspace`"
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    special = ['<unk>', '<s>', '</s>']
+    vocab = {t: i for i, t in enumerate(special + sorted({*map(chr, range(33, 127)), '▁', '\n'}))}
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token='<unk>'))
+    if scheme == 'legacy': tok.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+    else: tok.pre_tokenizer = pre_tokenizers.Metaspace('▁', prepend_scheme=scheme)
+    tok.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='</s>', unk_token='<unk>')
+
+@pytest.mark.parametrize('scheme', ['legacy', 'first', 'always', 'never'])
+def test_a_response_gets_no_space_that_stands_in_no_text(scheme):
+    tok = spaced_tokenizer(scheme)
+    def read(p, r): return tok.convert_ids_to_tokens((e := encode(tok, [(p, r)])[0]).ids[e.start:])
+    assert read('Answer:', '4') == ['4'] and read('Answer:', ' 4') == ['▁', '4']
+    for p, r in (('a', 'b c'), ('a\n', 'b'), ('a ', 'b'), ('a</s>', 'b')):
+        e, both = encode(tok, [(p, r)])[0], tok(p + r, add_special_tokens=False).input_ids
+        assert e.ids == both or scheme == 'never' and e.ids[e.start:] == tok(r, add_special_tokens=False).input_ids
+
+@pytest.mark.parametrize('before', ['', ' '])
+@pytest.mark.parametrize('scheme', ['legacy', 'first', 'always'])
+def test_an_answer_has_the_tokens_that_a_trainer_reads(scheme, before):
+    "Llama 2's template puts a space before the answer, Zephyr's does not"
+    tok = spaced_tokenizer(scheme)
+    tok.chat_template = ("{% for m in messages %}{{ '[I]' + m['content'] + '[/I]' if m['role'] == 'user' else '" + before +
+                         "' + m['content'] + ' ' + eos_token }}{% endfor %}")
+    prompt, head = (q := [dict(role='user', content='2+2?')]), tok.apply_chat_template(q)['input_ids']
+    for text in ('4 and more', 's', '/', '4\n', ' 4'):
+        answer = [dict(role='assistant', content=text)]
+        whole = tok.apply_chat_template(prompt + answer)['input_ids']
+        for item in (dict(prompt=prompt, completion=answer), (written(tok, prompt), text)):
+            e, = encode(tok, [item])
+            assert e.ids == whole[:-2] and e.start == len(head)
+
+@pytest.mark.parametrize('change, answer, said', [("m['content'] | trim", ' 4\n', '4'), ("m['content'] | upper", 'four', 'four')])
+def test_an_answer_that_the_template_changes(change, answer, said):
+    "White space at its ends is the template's business, its words are not"
+    tok = spaced_tokenizer('legacy')
+    tok.chat_template = "{% for m in messages %}{{ '[I]' + m['content'] + '[/I]' if m['role'] == 'user' else " + change + " }}{% endfor %}"
+    e, = encode(tok, [dict(prompt=[dict(role='user', content='a')], completion=[dict(role='assistant', content=answer)])])
+    assert tok.convert_ids_to_tokens(e.ids[e.start:]) == [*said]
+
+def test_byte_level_tokens_stay_as_they_are():
+    "Prompt and response one by one, as merges that cross the boundary would change them"
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.trainers import BpeTrainer
+    from transformers import PreTrainedTokenizerFast
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.train_from_iterator([p.question + '\n' + p.solution for p in make_problems(40, seed=1)],
+                             BpeTrainer(vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=['<e>'],
+                                        show_progress=False))
+    merged = PreTrainedTokenizerFast(tokenizer_object=made, eos_token='<e>', pad_token='<e>')
+    for tok in (merged, byte_tokenizer()):
+        ids = lambda text: tok(text, add_special_tokens=False).input_ids
+        for p in ('2+2=', ' 2+2= ', 'How many\n', '\nTom has 1', 'How m'):
+            for r in ('4', ' 4 apples', '\nTherefore', '2 eggs ', 'any\n'):
+                e, = encode(tok, [(p, r)], eos=True)
+                assert e.ids == ids(p) + ids(r) + [tok.eos_token_id] and e.start == len(ids(p))
+    assert merged('How many').input_ids != merged('How m').input_ids + merged('any').input_ids       # so the test can fail
+
+def test_a_chat_gets_no_first_token_that_its_template_leaves_out():
+    from tokenizers.processors import TemplateProcessing
+    tok = byte_tokenizer()
+    tok.backend_tokenizer.post_processor = TemplateProcessing(single='<|endoftext|> $A', special_tokens=[('<|endoftext|>', 0)])
+    tok.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    asked = [dict(role='user', content=f'Two?\n\n{INSTRUCTION}')]
+    theirs = tok.apply_chat_template(asked)['input_ids']
+    for item in (dict(prompt=asked, completion=[dict(role='assistant', content='2')]), (format_prompt(tok, 'Two?'), '2')):
+        e, = encode(tok, [item])
+        assert e.ids[:e.start] == theirs
+    assert text_ids(tok, format_prompt(tok, 'Two?')) == theirs and text_ids(tok, 'Two?')[0] == 0
+
+def test_a_response_ends_as_its_chat_template_ends_a_turn(tiny):
+    "Gemma and Phi end a turn otherwise than a text"
+    tok = byte_tokenizer()
+    tok.eos_token = '<|endoftext|>'
+    chat, end = dict(prompt=[dict(role='user', content='Two?')], completion=[dict(role='assistant', content='2')]), 2
+    asked = (written(tok, chat['prompt']), '2')
+    whole = tok.apply_chat_template(chat['prompt'] + chat['completion'])['input_ids']
+    for item in (chat, asked): assert (e := encode(tok, [item], eos=True)[0]).ids == whole[:len(e.ids)] and e.ids[-1] == end
+    assert encode(tok, [('Two?', '2')], eos=True)[0].ids[-1] == 0 and end in stop_ids(tiny[0], tok)
+    tok.chat_template = None
+    assert turn_end(tok) == 0
+
+def test_a_file_without_token_ids_is_no_file_with_them(tiny, tmp_path):
+    how = dict(max_new_tokens=3, progress=False)
+    want = generate(*tiny, ['a', 'b'], ids=True, **how)
+    generate(*tiny, ['a'], path=tmp_path/'r.jsonl', **how)
+    assert generate(*tiny, ['a', 'b'], path=tmp_path/'r.jsonl', ids=True, **how) == want
+    assert len(read_jsonl(tmp_path/'r.jsonl')) == 2 and generate(*tiny, ['a', 'b'], path=tmp_path/'r.jsonl', ids=True, **how) == want
+
+def test_a_file_notes_no_intervention(tiny, tmp_path):
+    model, tok = tiny
+    s = NeuronSet(torch.tensor([0]), torch.tensor([3]), torch.ones(1), torch.ones(1), dict(model=model_signature(model)))
+    with ablate(model, s):
+        with pytest.raises(ValueError, match='an intervention is on, which .*r.jsonl would not note: leave path out'):
+            generate(model, tok, ['a'], path=tmp_path/'r.jsonl', max_new_tokens=2, progress=False)
+        generate(model, tok, ['a'], max_new_tokens=2, progress=False)
+    generate(model, tok, ['a'], path=tmp_path/'r.jsonl', max_new_tokens=2, progress=False)

@@ -4,9 +4,10 @@ import pytest, torch
 from datasets import Dataset
 from hypothesis import assume, given, settings, strategies as st
 from test_trainer import LONG, PAIRS, column, make, run, some_neurons, tiny
+from yfpo.lm.responses import encode
 from yfpo.lm.rows import divergent, divergent_examples, places, spoken_example
 from yfpo.neurons import NeuronSet
-from yfpo.reward import READOUTS, RewardStats, checked_pairs, clipped_share, fit_moments, fit_stats, readout, reward_audit
+from yfpo.reward import READOUTS, RewardStats, checked_pairs, clipped_share, fit_moments, fit_stats, read_examples, readout, reward_audit
 
 __all__ = ['tiny']
 nan = float('nan')
@@ -178,3 +179,15 @@ def test_the_table_and_the_policy_are_read_at_the_same_places(answers, n):
     if not n: answers = [(ids, [False, *on[1:]]) for ids, on in answers]
     by_table, by_policy = both_ways(*answers, [9]*n)
     assert by_table == by_policy
+
+def test_read_examples_refuses_statistics_of_another_set(tiny, stats):
+    other = some_neurons(tiny[0], seed=1)
+    with pytest.raises(ValueError, match='fitted for another set of neurons'):
+        read_examples(tiny[0], encode(tiny[1], [('2+2=', '4')]), 0, other, stats)
+
+def test_an_audit_checks_its_controls_and_needs_no_selector(tiny):
+    own, control = some_neurons(tiny[0]), some_neurons(tiny[0], seed=1)
+    del control.meta['selector']
+    assert {r['kind'] for r in reward_audit(*tiny, PAIRS, own, dict(c=control), relevance=False)} == {'selected', 'unnamed', 'baseline'}
+    control.meta['model'] = dict(control.meta['model'], layers=1)
+    with pytest.raises(ValueError, match='was selected in another model'): reward_audit(*tiny, PAIRS, own, dict(c=control))

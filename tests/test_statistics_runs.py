@@ -358,4 +358,5 @@ def test_a_row_that_cannot_pass_says_so():
             if r.se and stats.t.ppf(.95, r.df)*r.se > margins[r.metric]: assert text == 'not testable at this n'
             if text == 'not testable at this n': assert stats.t.ppf(.95, r.df)*r.se > .25*margins[r.metric]
     told = {r: str(finding(RESULTS/r, 'harm')) for r in ('gsm8k-cpu', 'which-neurons')}
-    assert 'On verb agreement, no difference is testable at this n.' in told['gsm8k-cpu'] and 'both testable differences' in told['which-neurons']
+    assert 'On verb agreement, no difference is testable at this n.' in told['gsm8k-cpu']
+    assert 'both testable differences' in told['which-neurons']

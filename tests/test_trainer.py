@@ -8,6 +8,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForCausalLM, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 from yfpo.loss import OBJECTIVES, PER_TOKEN, PREFERENCE_LOSSES, preference_loss
+from yfpo.lm.decoding import Edit
 from yfpo.lm.models import base_fingerprint, load_model, tiny_model
 from yfpo.neurons import NeuronSet, chosen_on, model_signature, outside
 from yfpo.lm.packing import PACKS
@@ -94,7 +95,7 @@ def test_shared_prompts_change_nothing_but_the_work(tiny, tmp_path, extra):
     def made(name):
         t = make(tiny, tmp_path/name, share_prompts=name == 'on', **kw)
         def count(module, args): done[name] += args[0].shape[0]*args[0].shape[1]
-        hooks.append(t.model.model.layers[0].mlp.register_forward_pre_hook(count))
+        hooks.append(t.model.model.layers[0].mlp.register_forward_pre_hook(Edit(count)))
         t.train()
         return t
     on, off = made('on'), made('off')

@@ -1,13 +1,13 @@
 "What comes into the trainer from outside: rows, settings, models, caches, folders and checkpoints of another make"
-import copy, shutil
+import copy, hashlib, json, shutil
 import pandas as pd, pytest, torch
 from datasets import Dataset, DatasetDict
 from transformers import LlamaModel
 from yfpo.lm.models import byte_tokenizer, load_model, save_model, tiny_model
 from yfpo.reward import RewardStats
 from yfpo.lm.rows import completion_dataset, preference_dataset
-from yfpo.trainer import YFPOConfig, YFPOTrainer
-from yfpo.lm.training import complete_checkpoint, train_sft
+from yfpo.trainer import YFPOConfig, YFPOTrainer, _began
+from yfpo.lm.training import BeganNote, complete_checkpoint, train_sft
 from test_trainer import PAIRS, config, equal_weights, make, run, some_neurons, tiny  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -258,3 +258,34 @@ def test_statistics_of_another_set_or_read_out_are_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match='neurons'):
         YFPOTrainer(model=tiny_model(), args=config(tmp_path/'d', neuron_weight=.5), train_dataset=PAIRS, processing_class=tiny[1],
                     neurons=some_neurons(tiny[0], seed=1), reward_stats=stats)
+
+# ---- what is read of the reference, and what a training begins with
+
+def test_the_reference_is_read_without_dropout(tiny, tmp_path):
+    "Also where the trainer leaves dropout on; the mode comes back"
+    ref = copy.deepcopy(tiny[0])
+    ref.config.attention_dropout = .5
+    for layer in ref.model.layers: layer.self_attn.attention_dropout = .5
+    noisy, calm = (make(tiny, tmp_path/str(on), disable_dropout=False, trainer_kw=dict(ref_model=copy.deepcopy(ref).train(on)))
+                   for on in (True, False))
+    assert noisy.ref_model.training and torch.allclose(noisy.ref_phi, calm.ref_phi, atol=1e-5)
+
+def test_what_a_training_begins_with_names_all_of_the_term(tiny, tmp_path):
+    "And a note of an older run, which did not name them, stays valid where they have their defaults"
+    def began(**kw): return _began(config(tmp_path, **kw), 'w', some_neurons(tiny[0]), 'p')
+    def note(**kw): return repr(began(**kw))
+    changed = [dict(grad_to='chosen'), dict(neuron_kappa=2.), dict(neuron_margin=2.), dict(label_smoothing=.1), dict(ld_alpha=.5),
+               dict(loss_type=['sigmoid', 'sft'], loss_weights=[1., .5])]
+    assert len({note(), *(note(**c) for c in changed)}) == 1 + len(changed)
+    loss = [getattr(config(tmp_path), k) for k in ('objective', 'neuron_weight', 'readout', 'beta', 'loss_type', 'anchor_weight')]
+    old = dict(began(label_smoothing=.1), settings=hashlib.sha256(repr(loss).encode()).hexdigest()[:16])
+    del old['options']
+    (tmp_path/'began.json').write_text(json.dumps(old))
+    BeganNote(began(label_smoothing=.1)).check(tmp_path)
+    (tmp_path/'began.json').write_text(json.dumps(began(label_smoothing=.1)))
+    with pytest.raises(ValueError, match='with other options'): BeganNote(began()).check(tmp_path)
+
+def test_no_trained_weight_before_the_neurons_is_said(tiny, tmp_path):
+    model = copy.deepcopy(tiny[0]).requires_grad_(False)
+    model.model.layers[1].mlp.down_proj.requires_grad_(True)
+    with pytest.raises(ValueError, match='no trained weight lies before these neurons'): run(tiny, tmp_path, model=model, neuron_weight=.5)

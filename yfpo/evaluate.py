@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RULES', 'METRICS', 'CONTINUOUS', 'COLUMNS', 'score_answers', 'gold_nll', 'Labelled', 'Evaluation', 'evaluate_model',
-           'pair_rows', 'pair_accuracy', 'text_rows', 'choice_rows', 'repeats', 'proportion', 'mean_interval',
-           'by_question', 'summarise', 'read_samples', 'HeldOut', 'outcome', 'against']
+           'pair_rows', 'Scored', 'pair_accuracy', 'text_rows', 'ScoredChoices', 'choice_rows', 'repeats', 'proportion',
+           'mean_interval', 'by_question', 'summarise', 'read_samples', 'HeldOut', 'outcome', 'against']
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-002
-import math
+import math, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -28,7 +28,8 @@ def score_answers(rows, # dicts with at least `text` and `answer`
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-008
 def gold_nll(model, tokenizer, problems, # `Problem`s
-             batch_size:int=8):
+             batch_size:int=8,
+             max_length:int=1024): # tokens read of a question with its solution
     "Mean negative log-likelihood (nats per token) of each gold solution, calculator annotations stripped"
     from yfpo.lm.packing import shared_logprobs
     from yfpo.lm.responses import encode
@@ -36,7 +37,10 @@ def gold_nll(model, tokenizer, problems, # `Problem`s
     if not len(problems): raise ValueError('there are no gold solutions to score: the set is empty')
     items = [dict(prompt=prompt_messages(p.question), completion=[dict(role='assistant', content=strip_annotations(p.solution))])
              for p in problems]
-    lps = shared_logprobs(model, encode(tokenizer, items, eos=True), tokenizer.pad_token_id, batch_size)
+    ex = encode(tokenizer, items, max_length, eos=True)
+    cut = sum(len(e.ids) == max_length for e in ex)
+    if cut: warnings.warn(f'{cut} of {len(ex)} gold solutions are read only up to max_length={max_length}', stacklevel=2)
+    lps = shared_logprobs(model, ex, tokenizer.pad_token_id, batch_size)
     return [-lp.float().mean().item() for lp in lps]
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-011
@@ -54,6 +58,7 @@ class Evaluation(Labelled):
     rules: tuple = tuple(RULES) # how answers are read, see `score_answers`
     n_nll: int = 0              # gold solutions that are scored, the first ones; 0 for all
     nll_batch_size: int = 8     # gold solutions that are scored together
+    nll_max_length: int = 1024  # tokens read of a question with its gold solution
 
 @takes(Evaluation, but=('temperature', 'top_p', 'n', 'ids'))
 def evaluate_model(model, tokenizer, problems, # `Problem`s
@@ -67,7 +72,8 @@ def evaluate_model(model, tokenizer, problems, # `Problem`s
     if not len(problems): raise ValueError(f'there are no questions in the set {how.set!r}: nothing to evaluate')
     made = {r['id']: r for r in generate(model, tokenizer, problems, path, restart, **settings_in(how, Sampling))}
     scored = problems[:how.n_nll or None]
-    nll = {p.id: dict(nll_gold=v) for p, v in zip(scored, gold_nll(nll_model or model, tokenizer, scored, how.nll_batch_size))}
+    nlls = gold_nll(nll_model or model, tokenizer, scored, how.nll_batch_size, how.nll_max_length)
+    nll = {p.id: dict(nll_gold=v) for p, v in zip(scored, nlls)}
     level = lambda p: dict(difficulty=p.meta['difficulty']) if 'difficulty' in p.meta else {}
     return score_answers([dict(arm=how.arm, seed=how.seed, set=how.set, id=p.id, answer=p.answer, text=made[p.id]['text'],
                                n_tokens=made[p.id]['n_tokens'], finished=made[p.id]['finished'],
@@ -85,33 +91,59 @@ def pair_rows(pairs, # rows with TRL's `prompt`, `chosen`, `rejected`
                          n_rejected=len(r), pair_correct=sums[0] > sums[1], pair_correct_mean=means[0] > means[1]))
     return rows
 
-def pair_accuracy(model, tokenizer, pairs, arm:str='', seed:int=0, set:str='pairs', batch_size:int=8):
-    "`pair_rows` of the log-probabilities under `model`"
+@documented
+@dataclass
+class Scored:
+    "How texts are scored"
+    batch_size: int = 8      # texts in one pass
+    max_length: int = 1024   # tokens read of a text, with its prompt
+
+@takes(Scored)
+def pair_accuracy(model, tokenizer, pairs, arm:str='', seed:int=0, set:str='pairs',
+                  **kwargs): # fields of `Scored`
+    "`pair_rows` of the log-probabilities under `model`; pairs that `max_length` makes equal are warned of"
     from yfpo.lm.packing import shared_logprobs
-    from yfpo.lm.responses import encode
+    from yfpo.lm.responses import encode, say_cut
+    how = taken(pair_accuracy, kwargs)
     if not len(pairs): raise ValueError(f'there are no pairs in the set {set!r}: nothing to evaluate')
     items = [dict(prompt=p['prompt'], completion=p[side]) for p in pairs for side in ('chosen', 'rejected')]
-    lps = shared_logprobs(model, encode(tokenizer, items, eos=True), tokenizer.pad_token_id, batch_size)
+    ex = encode(tokenizer, items, how.max_length, eos=True)
+    say_cut([ex[i:i+2] for i in range(0, len(ex), 2)], how.max_length)
+    lps = shared_logprobs(model, ex, tokenizer.pad_token_id, how.batch_size)
     return pair_rows(pairs, lps[::2], lps[1::2], arm, seed, set)
 
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-052
-def text_rows(model, tokenizer, texts, arm:str='', seed:int=0, set:str='prose', batch_size:int=8):
+@takes(Scored)
+def text_rows(model, tokenizer, texts, arm:str='', seed:int=0, set:str='prose',
+              **kwargs): # fields of `Scored`
     "One row per text: NLL of all its tokens but the first, nats per token"
     from yfpo.lm.responses import response_logprobs
+    how = taken(text_rows, kwargs)
     if not len(texts): raise ValueError(f'there are no texts in the set {set!r}: nothing to evaluate')
-    lps = response_logprobs(model, tokenizer, list(texts), eos=False, batch_size=batch_size)
+    lps = response_logprobs(model, tokenizer, list(texts), eos=False, batch_size=how.batch_size, max_length=how.max_length)
     return [dict(arm=arm, seed=seed, set=set, id=f'{set}-{i}', nll_text=-lp.float().mean().item()) for i, lp in enumerate(lps)]
 
+@documented
+@dataclass
+class ScoredChoices(Scored):
+    "How choices are scored"
+    batch_size: int = 16     # choices in one pass
+
+@takes(ScoredChoices)
 def choice_rows(model, tokenizer, items, # dicts of `prompt`, `completion` (the right one) and `wrong`, a string or a list of them
-                arm:str='', seed:int=0, set:str='agreement', batch_size:int=16):
+                arm:str='', seed:int=0, set:str='agreement',
+                **kwargs): # fields of `ScoredChoices`
     "One row per multiple-choice question: whether the right choice is likelier per token than every wrong one, and by how many nats"
     from yfpo.lm.packing import shared_logprobs
-    from yfpo.lm.responses import encode
+    from yfpo.lm.responses import encode, say_cut
+    how = taken(choice_rows, kwargs)
     if not len(items): raise ValueError(f'there are no questions in the set {set!r}: nothing to evaluate')
     forms = [[x['completion'], *([x['wrong']] if isinstance(x['wrong'], str) else x['wrong'])] for x in items]
-    ex = encode(tokenizer, [(x['prompt'], f) for x, own in zip(items, forms) for f in own])
-    lps, rows = iter(shared_logprobs(model, ex, tokenizer.pad_token_id, batch_size)), []
+    ex = encode(tokenizer, [(x['prompt'], f) for x, own in zip(items, forms) for f in own], how.max_length)
+    each = iter(ex)
+    say_cut([[next(each) for _ in own] for own in forms], how.max_length)
+    lps, rows = iter(shared_logprobs(model, ex, tokenizer.pad_token_id, how.batch_size)), []
     for i, own in enumerate(forms):
         right, *wrong = [next(lps).float().mean().item() for _ in own]
         rows.append(dict(arm=arm, seed=seed, set=set, id=f'{set}-{i}', choice_correct=right > max(wrong), choice_margin=right - max(wrong)))
@@ -241,19 +273,34 @@ class HeldOut:
     neurons: object             # the `NeuronSet` that is read on the pairs
     stats: object               # the reference's `RewardStats`
     batch_size: int = 8         # texts in one pass
+    max_length: int = 1024      # tokens read of a text, with its prompt
+
+def _margins(model, pad_id, held, examples):
+    "The neuron margin of each pair, by the read-out that the statistics are for, and the log-probability of each example"
+    from yfpo.lm.packing import shared_logprobs
+    from yfpo.lm.rows import divergent_examples
+    from yfpo.reward import READOUTS, ReadOut, RewardStats, read_examples
+    stats, n, logps = RewardStats.given(held.stats, held.neurons, instead='fit them with `fit_stats`'), len(held.pairs), {}
+    if stats.readout and stats.readout not in READOUTS:
+        raise ValueError(f'the reward statistics are for {stats.readout}, which has no name: fit them for one of {", ".join(READOUTS)}')
+    ro = READOUTS[stats.readout] if stats.readout else ReadOut()
+    if ro.over == 'divergent':                                 # part of the response counts as prompt there
+        logps, examples = dict(enumerate(shared_logprobs(model, examples, pad_id, held.batch_size))), divergent_examples(examples)
+    phi = read_examples(model, examples, pad_id, held.neurons, stats, ro, batch_size=held.batch_size, logps=None if logps else logps)
+    return (phi[:n] - phi[n:]).numpy()/stats.scale, np.array([float(logps[i].sum()) for i in range(2*n)])
 
 def outcome(model, tokenizer, held): # a `HeldOut`
     "What training has done, item by item: pairs ranked right, difference of log-probabilities, NLL of solutions and prose, neuron margin"
-    from yfpo.lm.responses import encode, response_logprobs
-    from yfpo.reward import pair_items, read_examples
-    n, size, logps = len(held.pairs), held.batch_size, {}
-    phi = read_examples(model, encode(tokenizer, pair_items(held.pairs)), tokenizer.pad_token_id, held.neurons, held.stats, batch_size=size,
-                        logps=logps)
-    lp = np.array([float(logps[i].sum()) for i in range(2*n)])
-    text = response_logprobs(model, tokenizer, list(held.prose), eos=False, batch_size=size)
+    from yfpo.lm.responses import encode, response_logprobs, say_cut
+    from yfpo.reward import pair_items
+    n, size, most = len(held.pairs), held.batch_size, held.max_length
+    ex = encode(tokenizer, pair_items(held.pairs), most)
+    say_cut(list(zip(ex[:n], ex[n:])), most)
+    phi, lp = _margins(model, tokenizer.pad_token_id, held, ex)
+    text = response_logprobs(model, tokenizer, list(held.prose), eos=False, batch_size=size, max_length=most)
     return dict(pairs=(lp[:n] > lp[n:]).astype(float), margin=lp[:n] - lp[n:], chosen=lp[:n],
-                nll=np.array(gold_nll(model, tokenizer, held.problems, size)), prose=np.array([-x.mean().item() for x in text]),
-                phi=(phi[:n] - phi[n:]).numpy()/held.stats.scale)
+                nll=np.array(gold_nll(model, tokenizer, held.problems, size, most)), prose=np.array([-x.mean().item() for x in text]),
+                phi=phi)
 
 def against(own, base): # two results of `outcome` on the same items
     "One row: the mean of each measure, and its paired difference from `base` with a 95 % interval"

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
-from .data.checks import documented, settings_in, taken, takes
+from .data.checks import check_number, documented, settings_in, taken, takes
 from .lm.decoding import Edit
 from .lm.models import unwrap
 from .lm.packing import shared_logprobs
-from .lm.families import down_projs
+from .lm.families import down_projs, width
 from .relevance import explained
 from .lm.responses import TextReading, batches, collate, encode, hidden_states
 from .lm.progress import track
@@ -39,6 +39,7 @@ class Ablation:
             raise ValueError("mode 'mean' needs `values`: mean activations (layers, neurons), from `mean_activations`")
         if self.mode == 'resample' and self.values is None:
             raise ValueError("mode 'resample' needs `values`: activations (n, K) of other texts, from `activation_bank`")
+        check_number('alpha', self.alpha)
 
 # %% ../nbs/06_interventions.ipynb #08_inter-005
 def _positions(args, kwargs):
@@ -66,6 +67,8 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
     how = taken(ablate, dict(kwargs, mode=mode, values=values))
     if neurons is None: yield model; return
     neurons.check(model)
+    if mode == 'mean' and torch.as_tensor(values).shape != (shape := (len(down_projs(model)), width(model))):
+        raise ValueError(f'the means are {tuple(torch.as_tensor(values).shape)} and the model has {shape} neurons: take them of this model')
     if mode == 'resample' and values.shape[1] != len(neurons):
         raise ValueError(f'the activation bank holds {values.shape[1]} neurons and the set {len(neurons)}: make it with this set')
     def new(a, l, pos, where):
@@ -154,16 +157,17 @@ def patch_from(model, donor, neurons, spare_first:bool=True):
 def mean_activations(model, tokenizer, items, batch_size:int=TextReading.batch_size, max_length:int=TextReading.max_length):
     "Mean activation of every neuron over the response tokens of `items`: (layers, neurons)"
     if not len(items): raise ValueError('there are no texts to average activations over: give at least one')
-    ex, downs, total, n = encode(tokenizer, items, max_length=max_length), down_projs(model), None, 0
-    seen = []
-    hooks = [d.register_forward_pre_hook(lambda m, args: seen.append(args[0])) for d in downs]
+    ex, downs, n = encode(tokenizer, items, max_length=max_length), down_projs(model), 0
+    total = torch.zeros(len(downs), width(model))
+    def add(l):
+        def hook(m, args): total[l] += args[0][batch['response_mask']].float().sum(0).cpu()      # of the batch in hand
+        return hook
+    hooks = [d.register_forward_pre_hook(add(l)) for l, d in enumerate(downs)]
     try:
         for ix in batches(ex, batch_size):
             batch = collate([ex[i] for i in ix], tokenizer.pad_token_id, device=model.device)
-            seen.clear()
             unwrap(model).base_model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)
-            sums = torch.stack([a[batch['response_mask']].float().sum(0) for a in seen]).cpu()
-            total, n = sums if total is None else total + sums, n + int(batch['response_mask'].sum())
+            n += int(batch['response_mask'].sum())
     finally:
         for h in hooks: h.remove()
     return total/n

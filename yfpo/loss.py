@@ -166,6 +166,7 @@ def anchor(c:torch.Tensor, # contributions of neurons outside the set under the 
     "Y7: mean squared drift of each response (B,), 0 before the first step"
     check_shapes(c=c, ref_c=ref_c)
     check_shapes(mask=mask); check_shapes(std=std)
+    if not mask.any(1).all(): raise ValueError('a response has no token to hold neurons on: drop empty or fully truncated responses')
     drift = ((c - ref_c.detach())/std).square().mean(-1)
     return (drift*mask).sum(1)/mask.sum(1)  # Y7, our choice, after FPO
 

@@ -18,6 +18,7 @@ from fastcore.meta import delegates
 from safetensors.torch import save_file
 from .data.checks import as_path, check_count, check_name, check_number, documented, settings_of, taken, takes
 from .data.files import atomic_write, first_words, parse_json, saved_json, saved_tensors
+from .lm.decoding import first_token
 from .lm.models import base_fingerprint, check_model, unwrap
 from .lm.families import down_projs, family_of, width
 from .relevance import Scoring, attribute, attributor, option_names
@@ -333,16 +334,21 @@ def contrast_set(cap, gen, model, # `Relevance` on capability and on general tex
                            n_general=gen.n if gen else 0)
 
 # %% ../nbs/02_neurons.ipynb #06-neuro-020
-def match_lengths(general, capability):
-    "General texts cut anew: the i-th has as many context and response tokens as the i-th capability example"
-    stream, out, o = [t for e in general for t in e.ids], [], 0
-    need = sum(len(e.ids) for e in capability)
-    if len(stream) < need: warnings.warn(f'the general texts hold {len(stream)} tokens and {need} are needed: parts of them are used again')
-    if len(stream) < max(len(e.ids) for e in capability):
+def match_lengths(general, capability,
+                  first:int=None): # the token that the tokenizer puts before a text
+    """General texts cut anew: the i-th has as many context and response tokens as the i-th capability example
+
+    `first` is taken off each general text. A cut begins with it where its capability example does."""
+    stream = [t for e in general for t in (e.ids[1:] if e.ids[0] == first else e.ids)]
+    begins, out, o = [e.ids[:1] if e.ids[0] == first else [] for e in capability], [], 0
+    lengths = [len(e.ids) - len(b) for e, b in zip(capability, begins)]
+    if len(stream) < sum(lengths):
+        warnings.warn(f'the general texts hold {len(stream)} tokens and {sum(lengths)} are needed: parts of them are used again')
+    if len(stream) < max(lengths):
         raise ValueError(f'the general texts hold {len(stream)} tokens, fewer than one capability text: give more general text')
-    for e in capability:
-        if o + len(e.ids) > len(stream): o = 0
-        out.append(Example(stream[o:o+len(e.ids)], e.start)); o += len(e.ids)
+    for e, begin, size in zip(capability, begins, lengths):
+        if o + size > len(stream): o = 0
+        out.append(Example(begin + stream[o:o+size], e.start)); o += size
     return out
 
 # %% ../nbs/02_neurons.ipynb #match-answers
@@ -378,7 +384,7 @@ def capability_relevance(model, tokenizer, capability, # texts, or (prompt, resp
         return attribute(model, examples, tokenizer.pad_token_id, how.method, batch_size=how.batch_size, progress=how.progress, **options)
     if not contrast: return scores(cap), None
     gen = encode(tokenizer, general, max_length=10**6)
-    gen, cap = (match_lengths(gen, cap), cap) if plain[0] else match_answers(gen, cap)
+    gen, cap = (match_lengths(gen, cap, first_token(tokenizer)), cap) if plain[0] else match_answers(gen, cap)
     return scores(cap), scores(gen)
 
 # %% ../nbs/02_neurons.ipynb #02-neuro-071

@@ -24,9 +24,9 @@ from transformers.activations import ACT2FN
 from .data.checks import documented, refuse_name, settings_of
 from .data.files import atomic_write
 from .lm.averages import Tally, accumulate
-from .lm.families import activation_of, blocks_of, down_projs, family_of, mlps_of, width
+from .lm.families import activation_of, blocks_of, down_projs, family_of, head_weights, mlps_of, width
 from .lm.mixers import delta_rule, valued
-from .lm.models import logit_scale, own_attention, unwrap
+from .lm.models import evaluating, logit_scale, own_attention, unwrap
 from .lm.responses import TextReading, hidden_states, split_prompt, states_behind_prompt
 
 # %% ../nbs/01_relevance.ipynb #04-relev-007
@@ -114,12 +114,13 @@ Attended = namedtuple('Attended', 'query key value out mask scaling cap')     # 
 
 def _capped(module, query, key, value, attention_mask, scaling, softcap):
     "Eager attention with capped scores (Gemma 2): the cap is an activation, so relevance passes through it"
+    if not torch.is_tensor(attention_mask) or not attention_mask.is_floating_point():
+        raise ValueError("the rules need a mask of numbers where scores are capped: load the model with attn='eager'")
     groups = getattr(module, 'num_key_value_groups', 1)
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     s = query@key.transpose(2, 3)*scaling/softcap
     s = _Gated.apply(s, None, torch.tanh, _tanh_share)*softcap
-    if attention_mask is not None: s = s + attention_mask
-    weights = torch.softmax(s, -1, dtype=torch.float32).to(query.dtype)
+    weights = torch.softmax(s + attention_mask, -1, dtype=torch.float32).to(query.dtype)
     return (weights@value).transpose(1, 2).contiguous(), weights
 
 def _tanh_share(x): return torch.where(x.abs() < 1e-4, 1 - x*x/3, torch.tanh(x)/torch.where(x == 0, 1, x))
@@ -260,17 +261,17 @@ def answer_mask(batch, digits):
     gap = (~mine & (after > 0)).flip(1).long().cumsum(1).flip(1) > 0   # a non-digit lies between here and the last digit
     return mine & ~gap
 
-# %% ../nbs/01_relevance.ipynb #04-relev-034
 @torch.no_grad()
 def seed_gradient(model, h, # (N, D) last hidden states that predict the tokens
                   ids, # (N,) the tokens
                   seed:str='centred', digits=None, chunk:int=512):
     "The explained number of each token (N,), and its gradient at `h` (N, D), float32; a cap on the logits counts as an activation"
     if seed not in SEEDS: raise ValueError(f"seed {seed!r} is unknown: use one of {', '.join(SEEDS)}")
-    head, cap = model.get_output_embeddings(), getattr(unwrap(model).config, 'final_logit_softcapping', None)
-    W, bias, h, scale = head.weight, head.bias, h.float(), logit_scale(model)
+    (W, bias), cap = head_weights(model), getattr(unwrap(model).config, 'final_logit_softcapping', None)
+    h, scale = h.float(), logit_scale(model)
     if seed == 'contrast':
-        D = digits.to(h.device)
+        D = digits.to(h.device).unique()
+        if len(D) < 2: raise ValueError(f"seed 'contrast' sets a digit against the others, and there is {len(D)}: give at least two")
         against = torch.zeros(len(W), device=h.device)
         against[D] = 1/(len(D) - 1)
     elif seed in ('centred', 'answer'): against = torch.full((len(W),), 1/len(W), device=h.device)
@@ -309,15 +310,12 @@ def explaining(model, modules, read):
     start = []
     def leaf(m, a, out): start.append(out.detach().requires_grad_()); return start[-1]
     hooks.append(base.get_input_embeddings().register_forward_hook(leaf))
-    was_training = base.training
     for p, _ in flags: p.requires_grad_(False)
-    base.eval()
     try:
-        with torch.enable_grad(): yield start
+        with evaluating(base), torch.enable_grad(): yield start
     finally:
         for h in hooks: h.remove()
         for p, f in flags: p.requires_grad_(f)
-        base.train(was_training)
 
 def rule_scope(model, rule):
     "The scope for `rule`, or none if the model is in one already or `rule` is the plain gradient"
@@ -328,7 +326,6 @@ def rule_scope(model, rule):
         raise ValueError(f'rule {rule!r} was asked for inside a scope of {scope.rule!r}: leave that scope first')
     return nullcontext() if scope or rule == 'gradient' else attnlrp(model, rule)
 
-# %% ../nbs/01_relevance.ipynb #01-relev-070
 def explained(model, batch, seed:str='centred', digits=None):
     "What a seed explains, summed over each response: (B,), differentiable in everything before the output head"
     if seed in ('answer', 'contrast') and digits is None:
@@ -380,7 +377,6 @@ def neuron_relevance(model, # a causal LM of a supported family
     explain(model, batch, downs, rule, read, seed, digits)
     return torch.stack(R, 1)
 
-# %% ../nbs/01_relevance.ipynb #01-relev-071
 def relevance_sums(model, batch, rule:str='attnlrp', seed:str='centred', digits=None, on:str='response'):
     "Relevance, relevance-weighted activation and mean activation over response tokens, each (B, layers, neurons), from one backward pass"
     downs, (batch, m) = down_projs(model), read_on(batch, on)
@@ -484,7 +480,6 @@ class Relevance:
         if len(shapes) > 1: raise ValueError(f'{path} holds averages over different neurons: {again}')
         return Relevance(**found, n=n)
 
-# %% ../nbs/01_relevance.ipynb #04-relev-083
 @dataclass(frozen=True)
 class Attributor:
     "A way to score neurons: its function, its cost, its source, and whether it needs general text to compare with"

@@ -23,19 +23,14 @@ from .data.files import atomic_write, saved_json, saved_tensors
 from .lm.families import down_projs, write_matrix
 from .relevance import digit_ids, relevance_sums, rule_scope
 from .lm.packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
-from .lm.responses import Reading, TextReading, batches, collate, encode, hidden_states, odd_item, token_logprobs
+from .lm.responses import Reading, TextReading, batches, collate, encode, hidden_states, odd_item, say_cut, token_logprobs
 from .lm.rows import Turns, divergent_examples, places, spoken_lengths
 from .lm.progress import track
 
 # %% ../nbs/03_reward.ipynb #10_rewar-005
 def write_norms(module, index):
-    "Lengths of the write vectors (columns of down_proj) of neurons `index`: (k,), without gradient, LoRA included"
-    with torch.no_grad():
-        w = write_matrix(module)[:, index]
-        lora = hasattr(module, 'get_delta_weight') and not module.disable_adapters
-        for name in module.active_adapters if lora else []:
-            if not module.merged and name in module.lora_A: w = w + module.get_delta_weight(name)[:, index].to(w)
-        return w.float().norm(dim=0)
+    "Lengths of the write vectors (columns of down_proj) of neurons `index`: (k,), without gradient, an adapter included"
+    with torch.no_grad(): return write_matrix(module, index).float().norm(dim=0)
 
 # %% ../nbs/03_reward.ipynb #10_rewar-006
 class NeuronReader:
@@ -164,17 +159,18 @@ def _no_number(k, x, low):
 
 # %% ../nbs/03_reward.ipynb #03-reward-070
 @patch(static_method=True)
-def given(stats:RewardStats, neurons, readout=''): # the name of the read-out they are to be used with
+def given(stats:RewardStats, neurons, readout='', # the name of the read-out they are to be used with
+          instead='leave reward_stats out, to fit them anew'): # what to do with others
     "`stats`, if None or fitted for `neurons` and `readout`; else a ValueError"
     if stats is None: return None
     if not isinstance(stats, RewardStats):
         raise ValueError(f'reward_stats is a {type(stats).__name__}, but must be RewardStats: read them with `RewardStats.load`')
-    if why := _amiss(stats, len(neurons)): raise ValueError(f'{why}: leave reward_stats out, to fit them anew')
+    if why := _amiss(stats, len(neurons)): raise ValueError(f'{why}: {instead}')
     if stats.neurons and stats.neurons != _known_set(neurons):
-        raise ValueError('the reward statistics were fitted for another set of neurons: leave reward_stats out, to fit them anew')
+        raise ValueError(f'the reward statistics were fitted for another set of neurons: {instead}')
     if stats.readout and readout and stats.readout != readout:
         raise ValueError(f'the reward statistics were fitted for the readout {stats.readout!r}, and not for {readout!r}: '
-                         'leave reward_stats out, to fit them anew')
+                         f'{instead}')
     return stats
 
 @patch(cls_method=True)
@@ -307,7 +303,8 @@ def checked_pairs(pairs, what='to fit reward statistics on', give='give at least
 
 def pair_items(pairs):
     "Chosen items, then rejected items, of preference pairs, as `encode` takes them"
-    return [dict(prompt=p['prompt'], completion=p[k]) for k in ('chosen', 'rejected') for p in pairs]
+    def prompt(p): return str(p) if isinstance(p, str) else p  # a text is read as the trainer reads it, whoever wrote it
+    return [dict(prompt=prompt(p['prompt']), completion=p[k]) for k in ('chosen', 'rejected') for p in pairs]
 
 def _phi(a, neurons, stats, ro, norms): # activations (T, K) of one response
     return readout(a[None], torch.ones(1, len(a), device=a.device), neurons, stats, ro, norms)[0].item()
@@ -317,7 +314,7 @@ def read_examples(model, examples, # `Example`s, from `encode`
                   pad_id:int, neurons, stats, ro:ReadOut=ReadOut(),
                   **kwargs): # fields of `NeuronReading`
     "phi of every example under `model`: (n,)"
-    how = taken(read_examples, kwargs)
+    how, stats = taken(read_examples, kwargs), RewardStats.given(stats, neurons, instead='fit them with `fit_stats`')
     with NeuronReader(model, neurons) as reader: norms = reader.norms()
     out = torch.zeros(len(examples))
     for i, a in _activations_of(model, examples, pad_id, neurons, how): out[i] = _phi(a, neurons, stats, ro, norms)
@@ -453,7 +450,7 @@ KINDS_OF_READING = ('standardised', 'contribution', 'absolute', 'positive', 'raw
 
 @documented
 @dataclass
-class Audit(Reading):
+class Audit(TextReading):
     "How a reward is questioned"
     max_fit: int = 64        # responses that fit the moments, spread evenly
     relevance: bool = True   # read relevance too; False saves the one backward pass
@@ -470,6 +467,7 @@ def _last_run(on):
 def set_readouts(model, examples, pad_id:int, sets, digits=None, # digit tokens, for 'digits only'
                  **kwargs): # fields of `Audit`
     "Every read-out of every example for each of `sets`: {read-out: (len(sets), n)}"
+    for s in sets: as_set(s).check(model)                      # `join` keeps no note of the weights
     how, big, sizes = taken(set_readouts, kwargs), join(sets), [len(s) for s in sets]
     stats, _, read = fit_and_read(model, examples, pad_id, big, sizes, **how.fitting())
     out = {k: torch.zeros(len(sets), len(examples)) for k in KINDS_OF_READING if how.relevance or k != 'relevance'}
@@ -501,8 +499,9 @@ def reward_audit(model, tokenizer, pairs, # held-out preference pairs
     "Rows `readout, signal, kind, n, auc, low, high, length_corr`: does the margin of each signal tell chosen from rejected?"
     how, pairs = taken(reward_audit, kwargs), checked_pairs(pairs, 'to audit', 'give held-out preference pairs')
     at = {} if how.logps is None else how.logps
-    ex, n = encode(tokenizer, pair_items(pairs)), len(pairs)
-    names = [('selected neurons', 'selected'), *((k, s.meta['selector']) for k, s in controls.items())]
+    ex, n = encode(tokenizer, pair_items(pairs), how.max_length), len(pairs)
+    say_cut(list(zip(ex[:n], ex[n:])), how.max_length)
+    names = [('selected neurons', 'selected'), *((k, s.meta.get('selector', 'unnamed')) for k, s in controls.items())]
     phi = set_readouts(model, ex, tokenizer.pad_token_id, [neurons, *controls.values()], digit_ids(tokenizer),
                        **dict(vars(how), logps=at))
     lp = [at[i] for i in range(2*n)]

@@ -164,7 +164,8 @@ class PairTerm:
         "`loss` with the term in it, the same tensor where both weights are 0; and metrics by name"
         s, live = self.settings, torch.is_grad_enabled() and self.learns
         if live and not seen.a.requires_grad:
-            raise ValueError('the activations have no gradient: turn reentrant gradient checkpointing off')
+            raise ValueError('the activations have no gradient: no trained weight lies before these neurons, or reentrant gradient '
+                             'checkpointing is on')
         with contextlib.nullcontext() if live else torch.no_grad():
             phi = self.phi(seen, mask)
             if ref_phi is None: ref_phi = self.phi(ref, mask)
@@ -392,7 +393,7 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
     compute_metrics: as TRL takes it
     optimizers: as TRL takes them, an optimizer and a schedule
     data_collator: as TRL takes it
-    quantization_config: as TRL takes it; a loaded model has none
+    quantization_config: as TRL takes it, without neurons, since quantised weights cannot be read; a loaded model has none
 
     Attributes: `term` (a `PairTerm`); `ref_phi` (pairs, 2), read-outs of the reference; `ref_logps` (pairs, 2), its log-probabilities,
     or None where TRL runs the reference itself; `start`, the term and read-outs that training began with."""
@@ -589,7 +590,9 @@ def _began(args, weights, neurons, pairs): # weights: fingerprint of the referen
     def short(x): return hashlib.sha256(repr(x).encode()).hexdigest()[:16]
     sets = [[getattr(neurons, k).tolist() for k in ('layer', 'index', 'weight', 'direction')]]
     loss = [getattr(args, k) for k in ('objective', 'neuron_weight', 'readout', 'beta', 'loss_type', 'anchor_weight')]
-    return dict(weights=weights, neurons=short(sets), pairs=short(pairs), settings=short(loss))
+    more = {k: v for k in ('grad_to', 'neuron_kappa', 'neuron_margin', 'label_smoothing', 'loss_weights', 'ld_alpha')
+            if (v := getattr(args, k)) != YFPOConfig.__dataclass_fields__[k].default}            # a new field changes no old note
+    return dict(weights=weights, neurons=short(sets), pairs=short(pairs), settings=short(loss), options=short(more))
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-035
 def train_yfpo(model, tokenizer, pairs, # preference pairs

@@ -11,7 +11,7 @@ import math
 import torch
 from ..neurons import Selection, set_from_scores
 from ..lm.models import logit_scale
-from ..lm.families import blocks_of, branch_scale, down_projs, family_of, final_gain, mlps_of, width, write_matrix
+from ..lm.families import blocks_of, branch_scale, down_projs, family_of, final_gain, head_weights, mlps_of, width, write_matrix
 from ..relevance import ATTRIBUTORS, Attributor, answer_mask, explain, explained, explaining, unwrap
 from ..lm.responses import Example, batches, collate, hidden_states
 
@@ -126,7 +126,7 @@ def _around_mlps(model, batch, blocks, at): # at: rows and positions, one of eac
 def logprob_increase(model, batch, digits=None, chunk:int=128):
     "Log-probability increase of the first answer digit (or the last token, without `digits`) by each neuron alone"
     family, base, blocks = family_of(model), unwrap(model).base_model, list(blocks_of(model))
-    final, head, scale, by = getattr(base, family.final), model.get_output_embeddings(), logit_scale(model), branch_scale(model)
+    final, (head, bias), scale, by = getattr(base, family.final), head_weights(model), logit_scale(model), branch_scale(model)
     if family.after: raise ValueError(f'logprob-increase is not defined for {base.config.model_type!r}: what a neuron writes passes a norm')
     at = answer_mask(batch, digits) if digits is not None else batch['response_mask']
     t = at.long().argmax(1) if digits is not None else at.shape[1] - 1 - at.flip(1).long().argmax(1)
@@ -134,10 +134,10 @@ def logprob_increase(model, batch, digits=None, chunk:int=128):
     word, (acts, outs, ends) = batch['input_ids'][rows, t], _around_mlps(model, batch, blocks, (rows, t - 1))
     centre = (lambda x: x - x.mean(-1, keepdim=True)) if family.norm == 'layer' else (lambda x: x)
     eps, gain, D = getattr(final, 'variance_epsilon', getattr(final, 'eps', 0)), final_gain(model), final.weight.shape[0]
-    E = head.weight.float()*scale
+    E = head.float()*scale
     shift = torch.zeros(len(E), device=E.device)
     if getattr(final, 'bias', None) is not None: shift = shift + E@final.bias.float()
-    if head.bias is not None: shift = shift + head.bias.float()*scale
+    if bias is not None: shift = shift + bias.float()*scale
     def logp(z): return z.gather(-1, word.view(-1, *[1]*(z.dim()-1)).expand(*z.shape[:-1], 1))[..., 0] - z.logsumexp(-1)
     R = torch.zeros(len(t), len(blocks), width(model), device=t.device)
     for l, d in enumerate(down_projs(model)):

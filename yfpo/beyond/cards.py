@@ -14,20 +14,28 @@ from ..data.checks import documented, taken, takes
 from ..interventions import single_effects
 from ..data.files import atomic_write
 from ..data.pages import fragment, page, part
-from ..lm.models import unwrap
 from ..reward import NeuronReader, NeuronReading, _activations_of, standardise
-from ..lm.families import down_projs, final_gain, write_matrix
+from ..lm.families import blocks_of, down_projs, family_of, final_gain, head_weights, write_matrix
 from ..relevance import Scoring, explain
 from ..lm.responses import batches, collate, encode
 
 # %% ../../nbs/beyond/03_cards.ipynb #08-cards-005
+def _gains_behind(model):
+    "By which weights (D,) each layer multiplies what its MLP writes: those of the norm behind it, else 1"
+    family = family_of(model)
+    if not family.after: return [1.]*len(blocks_of(model))
+    norms = [getattr(b, 'post_mlp_layernorm', None) or b.post_feedforward_layernorm for b in blocks_of(model)]
+    return [n.weight.float() + (family.norm == 'rms+1') for n in norms]
+
 @torch.no_grad()
 def promoted(model, tokenizer, neurons, n:int=8):
     "The `n` tokens that each neuron promotes most, and demotes most, on the direct path: two lists of lists of strings"
     neurons.check(model)
-    gain, downs, E = final_gain(model), down_projs(model), unwrap(model).get_output_embeddings().weight.float()
-    W = torch.stack([write_matrix(downs[l])[:, i].float() for l, i in zip(neurons.layer.tolist(), neurons.index.tolist())])   # (K, D)
-    z = (W*neurons.direction[:, None].to(W)*gain)@E.t()                                                                        # (K, V)
+    gain, downs, E = final_gain(model), down_projs(model), head_weights(model)[0].float()
+    places, gains = list(zip(neurons.layer.tolist(), neurons.index.tolist())), _gains_behind(model)
+    W = torch.stack([write_matrix(downs[l], [i])[:, 0].float()*gains[l] for l, i in places])        # (K, D)
+    if family_of(model).norm == 'layer': W = W - W.mean(-1, keepdim=True)
+    z = (W*neurons.direction[:, None].to(W)*gain)@E.t()                                        # (K, V)
     z = z[:, :len(tokenizer)]
     return tuple([[tokenizer.decode([t]) for t in row] for row in z.topk(n, largest=big).indices.tolist()] for big in (True, False))
 

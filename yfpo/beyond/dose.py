@@ -7,11 +7,14 @@ __all__ = ['Parts', 'trained', 'dot', 'gradients', 'gradient_parts', 'GradientLo
 
 # %% ../../nbs/beyond/08_dose.ipynb #dose-002
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 import torch
+from accelerate.utils import convert_to_fp32
 from transformers import TrainerCallback
 from ..data.checks import check_count, check_number
+from ..lm.models import evaluating
 from ..loss import objective
 
 # %% ../../nbs/beyond/08_dose.ipynb #dose-006
@@ -134,20 +137,32 @@ def fit_dose(trainer, # a `YFPOTrainer` that has not trained yet, with a set of 
     at = [Parts(p.preference, weight*p.neurons, p.cosine) for p in found]
     return Dose(weight, dose, pref, neur, sum(p.cosine for p in found)/len(found), sum(p.kept for p in at)/len(at), len(found))
 
+@contextmanager
+def _as_prepared(trainer):
+    "The model as accelerate wraps it for training, with autocast within its forward pass alone"
+    model, own = trainer.model, vars(trainer.model).get('forward')
+    forward = model.forward
+    def cast(*args, **kwargs):
+        with trainer.accelerator.autocast(): return convert_to_fp32(forward(*args, **kwargs))
+    if trainer.accelerator.native_amp: model.forward = cast
+    try: yield
+    finally:
+        vars(model).pop('forward', None)
+        if own: model.forward = own
+
 def _first_parts(trainer, batches):
     "`Parts` at weight 1 of the first training batches"
     args, model, found = trainer.args, trainer.model, []
-    before, was = (args.neuron_weight, trainer.on_term), model.training
+    before = args.neuron_weight, trainer.on_term
     mean = partial(trainer.accelerator.reduce, reduction='mean') if args.world_size > 1 else None
     args.neuron_weight, trainer.on_term = 1., lambda *losses: found.append(gradient_parts(*losses, trained(model), mean))
-    model.train()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), evaluating(model), _as_prepared(trainer):
+            model.train()
             torch.manual_seed(args.seed)
             for batch, _ in zip(trainer.get_train_dataloader(), range(batches)):
                 trainer.compute_loss(model, trainer._prepare_inputs(batch))
     finally:
         args.neuron_weight, trainer.on_term = before
-        model.train(was)
         trainer._metrics['train'].clear()
     return found

@@ -18,6 +18,7 @@ from ..neurons import NeuronSet, Selection, capability_relevance, eligible, jacc
 from ..relevance import Scoring
 from ..data.checks import check_count, check_number, check_steps, documented, known_settings
 from ..data.files import atomic_write, write_rows
+from ..lm.models import evaluating
 
 # %% ../../nbs/beyond/04_dynamic.ipynb #12-dynam-005
 def renewed(neurons, # the present set
@@ -124,11 +125,8 @@ class DynamicSelection(TrainerCallback):
 @patch
 def _measure(self:DynamicSelection, model):
     "Scores on the two lists of texts and the sign of activation, (layers, neurons) each; in eval mode, random streams untouched"
-    was = model.training
-    try:
-        with torch.random.fork_rng():
-            cap, gen = capability_relevance(model.eval(), self.tokenizer, *self.texts, batch_size=self.how.batch_size)
-    finally: model.train(was)
+    with torch.random.fork_rng(), evaluating(model):
+        cap, gen = capability_relevance(model, self.tokenizer, *self.texts, batch_size=self.how.batch_size)
     return cap.mean, gen.mean, cap.weighted
 
 @patch
@@ -141,7 +139,7 @@ def reselect(self:DynamicSelection, step):
     new = renewed(self.policy, score, eligible(self.mean, self.general, how.universal), self.direction, how.leave, how.per_layer)
     turnover = len(new) - len(_members(new) & _members(self.policy))
     self.policy, before = new, t.neurons
-    t.set_neurons(new if how.swap == 'policy' else shuffled_like(before, turnover, how.seed + step) if turnover else before)
+    if how.swap == 'policy' or turnover: t.set_neurons(new if how.swap == 'policy' else shuffled_like(before, turnover, how.seed + step))
     self.rows.append(dict(step=step, turnover=turnover/len(new), jaccard_start=jaccard(t.neurons, t.start.term.neurons),
                           jaccard_before=jaccard(t.neurons, before), spearman=spearman(score, self.first),
                           spearman_now=spearman(now[0] - now[1], self.first)))

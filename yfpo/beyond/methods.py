@@ -22,11 +22,11 @@ from ..lm.experts import ExpertNeurons
 from ..loss import add_linear, add_logistic
 from ..data.checks import check_count, check_name, check_number, check_positive, documented, taken, takes
 from ..data.answers import is_correct
-from ..lm.models import unwrap
+from ..lm.models import evaluating, unwrap
 from ..neurons import as_set
 from ..lm.families import down_projs, mlps_of, width
-from ..lm.responses import Example
-from ..reward import READOUTS, NeuronReader, RewardStats, check_spread, fit_and_read, readout, relative_margin
+from ..lm.responses import Example, encode, written
+from ..reward import READOUTS, NeuronReader, RewardStats, check_spread, fit_and_read, join, readout, relative_margin
 from ..lm.rows import as_dataset, each_set, special_ids, spoken_mask
 from ..lm.training import FiniteSteps, finite_weights
 
@@ -70,9 +70,12 @@ class NeuronTerm(FiniteSteps):
         "The parent's loss plus the neuron term"
         ex, ids, mask, sign = self._examples(inputs)
         inner = self.accelerator.unwrap_model(self.model)
-        with reading(inner, self.neurons, ids) as reader:
+        with reading(inner, join([self.neurons]), ids) as reader:      # checked once, before training
             out = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         live = torch.is_grad_enabled() and self.neuron_weight > 0
+        if live and not reader.activations().requires_grad:
+            raise ValueError('the activations have no gradient: no trained weight lies before these neurons, or reentrant gradient '
+                             'checkpointing is on')
         with contextlib.nullcontext() if live else torch.no_grad():
             phi = readout(reader.activations(), mask, self.neurons, self.reward_stats, self.ro, reader.norms())
             rel = relative_margin(phi, torch.tensor([self._kept(e) for e in ex]).to(phi), self.reward_stats, self.ro)
@@ -127,16 +130,17 @@ def _one_turn(self:NeuronTerm, ids, whole, mask):
 @patch
 def _read(self:NeuronTerm, model, data):
     "Read-outs of the present model on `data`; the first time, also the statistics"
-    ex, signs, was = [], [], model.training
+    ex, signs = [], []
     data = self._remove_unused_columns(data, 'training')
     for batch in DataLoader(data, batch_size=max(2, self.args.per_device_train_batch_size), collate_fn=self.data_collator):
         batch = {k: v.to(self.accelerator.device) if torch.is_tensor(v) else v for k, v in batch.items()}
         new, _, _, sign = self._examples(batch, check=True)
         ex += new; signs += sign.tolist()
-    stats, norms, read = fit_and_read(model.eval(), ex, self.pad, self.neurons)
-    own, phi = self.reward_stats or stats, torch.zeros(len(ex))
-    for i, a in read: phi[i] = readout(a[None], torch.ones(1, len(a), device=a.device), self.neurons, own, self.ro, norms)[0]
-    model.train(was)
+    phi = torch.zeros(len(ex))
+    with evaluating(model):
+        stats, norms, read = fit_and_read(model, ex, self.pad, self.neurons)
+        own = self.reward_stats or stats
+        for i, a in read: phi[i] = readout(a[None], torch.ones(1, len(a), device=a.device), self.neurons, own, self.ro, norms)[0]
     self.ref_phi.update({(e.start, *e.ids): p.item() for e, p in zip(ex, phi)})
     if self.reward_stats is None:
         signs = torch.tensor(signs)
@@ -229,7 +233,6 @@ class NeuronReward:
         "`neurons` of the frozen `model` are read"
         clip, correct_only, batch_size = astuple(taken(NeuronReward.__init__, kwargs))
         if not len(texts): raise ValueError('there are no texts to set the scale of the reward: give at least two')
-        from yfpo.lm.responses import encode
         self.model, self.tok, self.neurons, self.clip, self.correct_only = model.eval(), tokenizer, as_set(neurons), clip, correct_only
         finite_weights(model)
         self.batch_size, self.__name__ = batch_size, 'neurons'
@@ -244,8 +247,7 @@ class NeuronReward:
         if self.correct_only and answer is None: raise ValueError('correct_only needs a column `answer` in the dataset')
         special, ex = {*self.tok.all_special_ids}, []
         for p, ids in zip(prompts, completion_ids):
-            chat = p if isinstance(p, str) else self.tok.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
-            head = text_ids(self.tok, chat)
+            head = text_ids(self.tok, p if isinstance(p, str) else written(self.tok, p))
             ids = [int(t) for t in ids]
             end = next((i for i, t in enumerate(ids) if t in special), len(ids))
             ex.append(Example(head + ids[:end], len(head)))

@@ -20,6 +20,7 @@ from ..data.files import read_numbers
 from ..data.answers import is_correct
 from ..data.files import atomic_write
 from ..lm.decoding import text_ids
+from ..lm.models import evaluating
 from ..lm.responses import Example, encode, example_logprobs, format_prompt, generate, response_logprobs, text_items
 from ..reward import NeuronReader, read_examples
 
@@ -140,11 +141,8 @@ def look(self:Monitor, step):
     "One row of measurements: on sampled answers, on prose, on weights"
     t = self.trainer
     policy, (ref, scope) = t.accelerator.unwrap_model(t.model), t.reference()
-    was = policy.training
-    try:
-        with torch.random.fork_rng(), torch.no_grad(): return dict(step=step, **self._samples(policy.eval(), ref, scope),
-                                                                   **self._costs(policy))
-    finally: policy.train(was)
+    with torch.random.fork_rng(), torch.no_grad(), evaluating(policy):
+        return dict(step=step, **self._samples(policy, ref, scope), **self._costs(policy))
 
 @patch
 def _samples(self:Monitor, policy, ref, scope):

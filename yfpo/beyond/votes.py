@@ -9,7 +9,7 @@ __all__ = ['check_k', 'pass_at_k', 'majority_at_k', 'Repeated', 'sample_rows']
 import itertools, math, random
 from collections import Counter
 from dataclasses import dataclass
-from ..data.answers import extract_number, is_correct
+from ..data.answers import extract_number, is_correct, show_number, to_number
 from ..data.checks import as_list, documented, settings_in, taken, takes
 from ..evaluate import Labelled
 from ..lm.sampling import Sampling
@@ -25,10 +25,15 @@ def pass_at_k(right:int, n:int, k:int):
     if not 0 <= right <= n: raise ValueError(f'{right} of {n} samples are right: give 0 to {n}')
     return 1. if n - right < k else 1. - math.comb(n - right, k)/math.comb(n, k)
 
+def _plain_form(answer):
+    "A written number in the one form that `extract_number` gives, anything else as it is"
+    x = None if answer is None else to_number(answer)
+    return answer if x is None else show_number(x) or str(x)
+
 def majority_at_k(answers, # what each sample answered; None counts as no vote
                   gold:str, k:int, most:int=5000, seed:int=0): # at most so many subsets, drawn at random if there are more
     "Chance that the most common answer of `k` samples is right, ties shared; unbiased, as a mean over subsets of the samples"
-    n = len(answers)
+    n, gold, answers = len(answers), _plain_form(gold), [_plain_form(a) for a in answers]
     check_k(k, n, 'majority')
     rng, every = random.Random(seed), math.comb(n, k) <= most
     subsets = itertools.combinations(answers, k) if every else (rng.sample(answers, k) for _ in range(most))

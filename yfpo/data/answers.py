@@ -162,7 +162,7 @@ def extract_flexible(text:str): # -> str | None
     ms = FLEXIBLE.findall(check_text(text))
     return (ms[-1][0] or ms[-1][1]).strip() if ms else None
 
-MORE = re.compile(r"""[)}\]\s*$%]*(?:[-+*/×÷·^_:'(]|\\(?:cdot|times|div)|to\b|or\b)[({\[\s$€£]*\.?\d | ,\s\d{3}(?!\d)   # 10-15, 3 to 5
+MORE = re.compile(r"""[)}\]\s*$%]*(?:[-+*/×÷·⋅∗^_:'(xX]|\\(?:cdot|times|div)|to\b|or\b)[({\[\s$€£]*\.?\d | ,\s\d{3}(?!\d)   # 10-15, 3 to 5
                       |\s?(?:h|hours?|hrs?|m|min|minutes?|ft|feet|foot|dollars?|years?|weeks?|days?)\s?(?:and\s)?\d""", re.X)   # 5h30
 RAISED = re.compile(r'(?<![\d\s])\^\{?$|\b(?:mm|cm|dm|km|m|ft|in|yd)$')      # before the 2 of cm^2 and m2
 EXPRESSION = re.compile(r'\\(?:sqrt|pi|frac|cdot|times|ln|log|sin|cos|tan|infty)|[√π^!]|\d[a-zA-Z]\b|\b[a-zA-Z]\d')  # in a box

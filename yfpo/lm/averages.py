@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from ..data.checks import documented, taken, takes
+from ..data.checks import check_count, documented, taken, takes
 from ..data.files import atomic_write
 from .decoding import check_tokens
 from .models import fingerprint
@@ -68,6 +68,7 @@ def accumulate(model, examples, # `Example`s, from `encode`
                **kwargs): # fields of `Tally`
     "Averages over texts of what `per_batch` returns, each text scaled to the same total score: mean, halves, weighted, activation, and n"
     how, examples = taken(accumulate, kwargs), _checked_examples(examples)
+    check_count('every', how.every)
     check_tokens(model, [e.ids for e in examples])
     n = len(examples)
     key = hashlib.sha256(repr((fingerprint(model), examples, how.batch_size, desc, about)).encode()).hexdigest() if how.path else ''

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPERTS', 'FAMILIES', 'Family', 'family_of', 'blocks_of', 'activation_of', 'mlps_of', 'down_projs', 'final_gain',
-           'branch_scale', 'write_matrix', 'width']
+           'branch_scale', 'write_matrix', 'head_weights', 'width']
 
 # %% ../../nbs/lm/13_families.ipynb #fml-002
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Callable
 import torch
 from .experts import expert_neurons
-from .models import unwrap
+from .models import evaluating, unwrap
 
 # %% ../../nbs/lm/13_families.ipynb #fml-004
 def _split(mlp, x): return mlp.gate_proj(x), mlp.up_proj(x)
@@ -128,12 +128,51 @@ def branch_scale(model):
     "What a block multiplies the MLP's output by before adding it: Granite's `residual_multiplier`, else 1"
     return getattr(unwrap(model).config, 'residual_multiplier', 1.)
 
-def write_matrix(down):
-    "The weights of a down-projection as (hidden, neurons): column i is what neuron i writes into the residual stream"
-    own = getattr(down, 'base_layer', down)                    # inside a LoRA layer
-    return own.weight.t() if type(own).__name__ == 'Conv1D' else own.weight
+def _inside(m):
+    "The linear module within PEFT's wrappers, and the outermost wrapper that changes what it does, or None"
+    outer = None
+    while hasattr(m, 'base_layer') or hasattr(m, 'original_module'):
+        if hasattr(m, 'modules_to_save'):
+            on = [] if m.disable_adapters else [k for k in m.active_adapters if k in m.modules_to_save]
+            m = m.modules_to_save[on[0]] if on else m.original_module
+        else: outer, m = outer or m, m.base_layer if hasattr(m, 'base_layer') else m.original_module
+    return m, outer
+
+def _low_rank(m):
+    "(B, A, scale) of each adapter that a plain LoRA layer adds to its weights, or None where an adapter works otherwise"
+    off, merged = m.disable_adapters, getattr(m, 'merged', False)
+    if off != merged: return []                                # one of them alone: the weights stand as they are
+    names, rest = ([k for k in m.active_adapters if k in d] for d in (getattr(m, 'lora_A', {}), getattr(m, 'lora_variant', {})))
+    if off or not hasattr(m, 'lora_A') or rest or any(getattr(m, 'use_dora', {}).get(k) for k in names): return None
+    return [(m.lora_B[k].weight, m.lora_A[k].weight, m.scaling[k]) for k in names]
+
+def _said(m, x):
+    "What a module makes of `x`, without dropout and without its own hooks"
+    with evaluating(m): return m.forward(x)
+
+def write_matrix(down, index=slice(None)): # of the neurons that are wanted
+    "The weights of a linear module as (hidden, neurons): column i is what neuron i writes; an adapter counts, without a gradient"
+    own, outer = _inside(down)
+    W = own.weight.t() if type(own).__name__ == 'Conv1D' else own.weight
+    if outer is None: return W[:, index]
+    with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
+        parts = _low_rank(outer)
+        if parts is not None: return sum(((b@a[:, index]*s).float() for b, a, s in parts), W[:, index].float())
+        at = torch.arange(W.shape[1], device=W.device)[index]
+        x = W.new_zeros(len(at), W.shape[1]).index_put((torch.arange(len(at), device=W.device), at), W.new_ones(()))     # one neuron a row
+        return (_said(outer, x[None]) - _said(outer, torch.zeros_like(x[:1])[None]))[0].float().t()
+
+def head_weights(model):
+    "The output head's weights (V, D) and bias (V,) or None, an adapter included"
+    head = model.get_output_embeddings()
+    own, outer = _inside(head)
+    if outer is None: return own.weight, own.bias
+    W = write_matrix(head)
+    with torch.no_grad(), torch.autocast(W.device.type, enabled=False): return W, _said(outer, own.weight.new_zeros(1, W.shape[1]))[0]
 
 def width(model):
     "Neurons per layer"
     down = down_projs(model)[0]
-    return down.width if hasattr(down, 'width') else write_matrix(down).shape[1]
+    if hasattr(down, 'width'): return down.width
+    own = _inside(down)[0]
+    return own.weight.shape[0 if type(own).__name__ == 'Conv1D' else 1]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['chatml', 'EMBEDDED', 'GEMMA', 'TINY', 'NAMED', 'plain_chat', 'FLOATS', 'TOKENIZERS', 'UNREAD', 'SYSTEM', 'SAVED',
            'byte_tokenizer', 'tiny_model', 'embedded_gguf', 'gemma_parts', 'joined', 'from_gguf', 'check_model',
-           'check_tokenizer', 'load_model', 'unwrap', 'logit_scale', 'head_logits', 'own_attention', 'fingerprint',
-           'base_fingerprint', 'atomic_folder', 'save_model', 'keep_base']
+           'check_tokenizer', 'load_model', 'unwrap', 'evaluating', 'logit_scale', 'head_logits', 'own_attention',
+           'fingerprint', 'base_fingerprint', 'atomic_folder', 'save_model', 'keep_base']
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-002
 import difflib, errno, fnmatch, functools, hashlib, importlib.util, json, math, os, re, shutil, sys, tempfile
@@ -387,6 +387,14 @@ def _check_stored(file, packed=False):
 def unwrap(model):
     "The transformers model inside a PEFT wrapper, or the model itself"
     return model.get_base_model() if hasattr(model, 'get_base_model') else model
+
+@contextmanager
+def evaluating(model):
+    "`model` in eval mode; afterwards each of its parts is in the mode it was in"
+    was = [(part, part.training) for part in model.modules()]
+    try: yield model.eval()
+    finally:
+        for part, on in was: part.training = on
 
 def logit_scale(model):
     "What a model multiplies its logits by: Cohere's `logit_scale`, one over Granite's `logits_scaling`, else 1"

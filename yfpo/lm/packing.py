@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 import torch
-from .decoding import any_batch, check_tokens, odd_attention
+from .decoding import any_batch, check_tokens, hooks_within, odd_attention
 from ..data.checks import check_count
-from .models import check_model, head_logits, own_attention, unwrap
+from .models import check_model, evaluating, head_logits, own_attention, unwrap
 from .responses import example_logprobs, hidden_states
 from .progress import track
 
@@ -139,7 +139,7 @@ def by_branch(model):
     "Whether attention in a packed batch of `model` is computed branch by branch"
     c = model.config.get_text_config()
     again = torch.is_grad_enabled() and model.training and getattr(model, 'is_activation_checkpointing', False)  # computed again later
-    dropout = model.training and getattr(c, 'attention_dropout', 0.)
+    dropout = model.training and any(getattr(c, k, 0.) for k in ('attention_dropout', 'attn_pdrop'))
     return (model.device.type == 'cpu' and model.config._attn_implementation in ('sdpa', 'eager') and not again and not dropout
             and not getattr(c, 'attn_logit_softcapping', None))
 
@@ -198,14 +198,12 @@ def why_plain(model, forward=hidden_states):
     seqs = [draws[:9], draws[:6] + draws[9:]]
     plain = dict(input_ids=torch.full((2, 9), draws[0]), attention_mask=torch.zeros(2, 9, dtype=torch.long))
     for b, s in enumerate(seqs): plain['input_ids'][b, :len(s)], plain['attention_mask'][b, :len(s)] = torch.tensor(s), 1
-    training = model.training
     try:
-        model.eval()
-        p = pack(seqs, capacity=100 if by_branch(model) else 0, device=model.device)
-        own, ref = packed_states(model, p), hidden_states(model, {k: v.to(model.device) for k, v in plain.items()})
+        with evaluating(model):
+            p = pack(seqs, capacity=100 if by_branch(model) else 0, device=model.device)
+            own, ref = packed_states(model, p), hidden_states(model, {k: v.to(model.device) for k, v in plain.items()})
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as e:
         return f'its forward pass refuses a packed batch ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""})'
-    finally: model.train(training)
     ref, own = (torch.cat([x[b][6:len(s)] for b, s in enumerate(seqs)]).float() for x in (ref, [own[a] for a in p.at]))   # after the fork
     off, exact = ((own - ref).norm()/ref.norm()).item(), model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
     return '' if off < (1e-3 if exact else 2e-2) else f'its hidden states differ by {off:.1g} on a packed batch'
@@ -358,9 +356,9 @@ def packs(model, longest:int): # tokens of the longest sequence
     "Whether `model` can run a packed batch; tried once, with one warning if it cannot"
     if longest > _window(model) or not any_batch(model): return False
     key = (model.config._attn_implementation, str(model.dtype))
-    tried, edges = PACKS.setdefault(model, {}), (model, model.get_input_embeddings())
+    tried = PACKS.setdefault(model, {})
     if key not in tried:
-        if any(m._forward_pre_hooks or m._forward_hooks for m in model.modules() if m not in edges): return False    # hooks of others
+        if hooks_within(model): return False                   # the trial would pass through them
         tried[key] = why_plain(model)
         if tried[key]: warnings.warn(f'prompts are not shared: {tried[key]}', stacklevel=2)
     return not tried[key]

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from ..data.files import atomic_write
-from .models import fingerprint
+from .models import evaluating, fingerprint
 from .packing import packs, shared_logprobs
 from .responses import Example
 from .rows import divergent_examples, spoken_example
@@ -49,10 +49,11 @@ class PairTable:
 
     def kept(self, about, make):
         "What `make()` returns, or a file with it from the same weights and question; a broken file is made again"
-        known = (fingerprint(self.model), str(self.accelerator.mixed_precision), *about)
+        known = ('in eval mode', fingerprint(self.model), str(self.accelerator.mixed_precision), *about)
         path = self.folder/f'{hashlib.sha256(repr(known).encode()).hexdigest()[:24]}.safetensors'
         try: return load_file(path)
-        except (FileNotFoundError, SafetensorError): res = make()
+        except (FileNotFoundError, SafetensorError):
+            with evaluating(self.model): res = make()
         if self.accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as tmp: save_file(res, str(tmp))

@@ -61,6 +61,7 @@ class BeganNote(TrainerCallback):
     def check(self, folder):
         try: then = json.loads((Path(folder)/'began.json').read_text(encoding='utf-8'))
         except (OSError, ValueError): return                   # from plain DPO, or an older version
+        then = {'options': self.note.get('options'), **then}   # an older version does not note them
         odd = [what for what, x in self.note.items() if then.get(what) != x]
         if not odd: return
         raise ValueError(f'{folder} is of a training with other {" and ".join(odd)}: begin anew in another output_dir, or give those it '
