@@ -183,6 +183,15 @@ def test_a_response_gets_no_space_that_stands_in_no_text(scheme):
         e, both = encode(tok, [(p, r)])[0], tok(p + r, add_special_tokens=False).input_ids
         assert e.ids == both or scheme == 'never' and e.ids[e.start:] == tok(r, add_special_tokens=False).input_ids
 
+@pytest.mark.parametrize('scheme', ['legacy', 'first', 'always'])
+def test_a_response_behind_a_first_token_and_a_prompt(scheme):
+    "Llama 2 adds its first token to every text; prompt and response have it once"
+    from tokenizers.processors import TemplateProcessing
+    tok = spaced_tokenizer(scheme)
+    tok._tokenizer.post_processor = TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 1)])
+    e, = encode(tok, [('Answer:', '4 eggs')])
+    assert e.ids == tok('Answer:4 eggs').input_ids and e.ids.count(1) == 1 and e.start == len(tok('Answer:').input_ids)
+
 @pytest.mark.parametrize('before', ['', ' '])
 @pytest.mark.parametrize('scheme', ['legacy', 'first', 'always'])
 def test_an_answer_has_the_tokens_that_a_trainer_reads(scheme, before):
