@@ -360,3 +360,7 @@ def test_a_row_that_cannot_pass_says_so():
     told = {r: str(finding(RESULTS/r, 'harm')) for r in ('gsm8k-cpu', 'which-neurons')}
     assert 'On verb agreement, no difference is testable at this n.' in told['gsm8k-cpu']
     assert 'both testable differences' in told['which-neurons']
+    df = pd.read_csv(RESULTS/'which-neurons'/'contrasts.csv')      # the mean preference, exploratory
+    df = df[(df.metric == 'choice_margin') & (df.seed == 'all') & df.contrast.isin(FAMILY)]
+    assert len(df) == 4 and (df.high < 0).all() and 'YFPO lowers the mean preference for right verb forms in all four' in told['which-neurons']
+    assert f'by {-df.delta.max():.3f} to {-df.delta.min():.3f} nats per token, uncorrected' in told['which-neurons']

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 import numpy as np
 from .results import SOURCES, read_results
-from .statistics import compare, over_means, over_seeds, values_of
+from .statistics import FAMILY, compare, over_means, over_seeds, values_of
 from .tables import (METRIC_LABELS, SELECTORS, beside_margins, boot_text, capability_table, counting, declared_outcome, delta_text,
                              hacks_table, harm_margins, left_text, markdown_table, mediation_table, selector_table, simulated, testable,
                              whole_sets)
@@ -371,13 +371,23 @@ def _harm_part(own, probed, single, margins):
                   'no seed differs': str(int((seen[own.contrast] == 0).sum())), 'SFT minus base': warm}
 
 # %% ../../nbs/lab/15_findings.ipynb #findings-007
+def _forms_text(contrasts):
+    "One sentence on the mean preference for right verb forms in the four contrasts; '' where none moves it"
+    own = counting(contrasts[(contrasts.metric == 'choice_margin') & contrasts.contrast.isin(FAMILY)])
+    moved = _clear(own)
+    if moved.empty: return ''
+    how = 'lowers' if (moved.delta < 0).all() else 'raises' if (moved.delta > 0).all() else 'moves'
+    where = f'all {count_word(len(own))}' if len(moved) == len(own) > 1 else f'{count_word(len(moved))} of {count_word(len(own))}'
+    return (f'YFPO {how} the mean preference for right verb forms in {where} comparisons, by {span(moved.delta.abs(), digits=3)} nats '
+            'per token, uncorrected.')
+
 def _harm_finding(contrasts, manifest):
     if 'p_equivalent' not in contrasts: return None
     probed = counting(contrasts[contrasts.p_equivalent.notna()])
     df, single = probed[~probed.contrast.str.contains('base')], contrasts[contrasts.seed.astype(str) != 'all']
     if df.empty: return None
     said, rows = zip(*(_harm_part(own, probed, single, harm_margins(manifest)) for _, own in df.groupby(['set', 'metric'], sort=False)))
-    return Finding('Equivalence', sum(said, []), *rows)
+    return Finding('Equivalence', [*sum(said, []), _forms_text(contrasts)], *rows)
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-130
 def _milli(r, m='nll'): return interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], 1000, 1, '+')
