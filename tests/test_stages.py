@@ -94,7 +94,7 @@ def test_parts_are_named_by_all_digits(name):
 
 def test_a_recipe_that_is_not_there_leaves_no_gap_among_the_experiments():
     with pytest.raises(FileNotFoundError, match='results/nosuch is missing; make it with `yfpo run nosuch`'):
-        run_here(ROOT/'nbs'/'paper'/'experiments.ipynb', hard='nosuch')
+        run_here(ROOT/'nbs'/'paper'/'experiments.ipynb', real='nosuch')
 
 @pytest.fixture(scope='module')
 def selected(tmp_path_factory, tiny):

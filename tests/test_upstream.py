@@ -90,7 +90,7 @@ TOUCHED = {
     'trl.experimental.orpo.ORPOTrainer': dict(concatenated_inputs='lay a batch out as ORPO does', padding_value='pad as ORPO does',
                                               store_metrics="log the neuron term beside ORPO's metrics"),
     'peft.tuners.lora.Linear()': dict(
-        base_layer='find the weights inside a LoRA layer', get_delta_weight='add the adapter to write norms',
+        base_layer='find the weights inside a LoRA layer', lora_B='multiply an adapter out', scaling='weigh an adapter',
         active_adapters='add the adapter to write norms', disable_adapters='leave the adapter out of write norms of the reference',
         merged='count an adapter once', lora_A='know which adapters a layer has'),
     'peft.LoraConfig': dict(is_prompt_learning='leave prompt learning unpacked', alora_invocation_tokens='leave activated LoRA unpacked'),

@@ -691,7 +691,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'yfpo.lab.findings._dynamic_finding': ('lab/findings.html#_dynamic_finding', 'yfpo/lab/findings.py'),
                                    'yfpo.lab.findings._faithfulness_finding': ( 'lab/findings.html#_faithfulness_finding',
                                                                                 'yfpo/lab/findings.py'),
-                                   'yfpo.lab.findings._forms_text': ('lab/findings.html#_forms_text', 'yfpo/lab/findings.py'),
+                                   'yfpo.lab.findings._forms_finding': ('lab/findings.html#_forms_finding', 'yfpo/lab/findings.py'),
                                    'yfpo.lab.findings._grid_finding': ('lab/findings.html#_grid_finding', 'yfpo/lab/findings.py'),
                                    'yfpo.lab.findings._hacks_finding': ('lab/findings.html#_hacks_finding', 'yfpo/lab/findings.py'),
                                    'yfpo.lab.findings._harm_finding': ('lab/findings.html#_harm_finding', 'yfpo/lab/findings.py'),

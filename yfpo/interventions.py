@@ -95,7 +95,7 @@ def _editing(model, neurons, new, spare_first, before=None, any_batch=False):
             return (a, *args[1:])
         return hook
     hooks = [base.base_model.register_forward_pre_hook(Edit(see, any_batch), with_kwargs=True)]
-    hooks += [downs[l].register_forward_pre_hook(edit(l, pos)) for l, pos in neurons.by_layer().items()]
+    hooks += [downs[l].register_forward_pre_hook(Edit(edit(l, pos))) for l, pos in neurons.by_layer().items()]
     try: yield model
     finally:
         for h in hooks: h.remove()

@@ -10,7 +10,7 @@ import importlib, sys, types
 from contextlib import contextmanager
 import torch
 from ..data.extras import needs
-from ..lm.models import unwrap
+from ..lm.models import evaluating, unwrap
 from ..lm.responses import hidden_states
 from ..lm.families import Family, blocks_of, family_of
 from ..relevance import _attention_scope, _Scope, _Taps, attnlrp, relevance_flows
@@ -42,7 +42,7 @@ def identities(model, batch) -> dict:
     "Relative errors of the exact identities of AttnLRP on this model and batch; if the rules are right, all are rounding"
     def error(x, y): return (x.abs().max()/y.abs().max().clamp(min=1e-30)).item()
     def plain():
-        with torch.no_grad(): return hidden_states(model, batch)
+        with torch.no_grad(), evaluating(model): return hidden_states(model, batch)
     cp, f, before = relevance_flows(model, batch, 'cp-lrp'), relevance_flows(model, batch, taps=_SoftmaxTaps), plain()
     with attnlrp(model): inside = plain()
     later = (cp['bias'] + cp['carried']).flip(1).cumsum(1).flip(1)   # biases of this layer and of those after it, and keys they share

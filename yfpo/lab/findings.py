@@ -371,15 +371,17 @@ def _harm_part(own, probed, single, margins):
                   'no seed differs': str(int((seen[own.contrast] == 0).sum())), 'SFT minus base': warm}
 
 # %% ../../nbs/lab/15_findings.ipynb #findings-007
-def _forms_text(contrasts):
-    "One sentence on the mean preference for right verb forms in the four contrasts; '' where none moves it"
+def _forms_finding(contrasts):
+    "The mean preference for right verb forms in the four contrasts; None where no test probed it"
     own = counting(contrasts[(contrasts.metric == 'choice_margin') & contrasts.contrast.isin(FAMILY)])
+    if own.empty: return None
     moved = _clear(own)
-    if moved.empty: return ''
     how = 'lowers' if (moved.delta < 0).all() else 'raises' if (moved.delta > 0).all() else 'moves'
-    where = f'all {count_word(len(own))}' if len(moved) == len(own) > 1 else f'{count_word(len(moved))} of {count_word(len(own))}'
-    return (f'YFPO {how} the mean preference for right verb forms in {where} comparisons, by {span(moved.delta.abs(), digits=3)} nats '
-            'per token, uncorrected.')
+    said = ['No comparison moves the mean preference for right verb forms.'] if moved.empty else [
+        f"In {how_many(len(moved), len(own), 'comparison', '').strip()}, YFPO {how} the mean preference for right verb forms.",
+        f'The differences are {span(moved.delta, digits=4)} nats per token, uncorrected.']
+    return Finding('Preference for verb forms', said, *({'contrast': contrast_label(r.contrast), 'difference (nats per token)':
+                   interval(r.delta, r.low, r.high, digits=4, sign='+'), 'p': p_text(r.p)} for r in own.itertuples()))
 
 def _harm_finding(contrasts, manifest):
     if 'p_equivalent' not in contrasts: return None
@@ -387,7 +389,7 @@ def _harm_finding(contrasts, manifest):
     df, single = probed[~probed.contrast.str.contains('base')], contrasts[contrasts.seed.astype(str) != 'all']
     if df.empty: return None
     said, rows = zip(*(_harm_part(own, probed, single, harm_margins(manifest)) for _, own in df.groupby(['set', 'metric'], sort=False)))
-    return Finding('Equivalence', [*sum(said, []), _forms_text(contrasts)], *rows)
+    return Finding('Equivalence', sum(said, []), *rows)
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-130
 def _milli(r, m='nll'): return interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], 1000, 1, '+')
@@ -506,7 +508,8 @@ EXPERIMENTS = dict(audit=(_audit_finding, 'audit'), causal=(_causal_finding, 'ab
                capability=(_capability_finding, 'capability'), hold=(_hold_finding, 'margins'), contrasts=(_contrast_finding, 'contrasts'),
                specificity=(_specificity_finding, 'answers', 'training', 'margins', 'contrasts'),
                margins=(_margin_finding, 'margins'), own_margin=(_own_margin_finding, 'training'),
-               harm=(_harm_finding, 'contrasts', 'manifest'), moves=(_moves_finding, 'moves'),
+               harm=(_harm_finding, 'contrasts', 'manifest'), forms=(_forms_finding, 'contrasts'),
+               moves=(_moves_finding, 'moves'),
                **{k: (f, k, *(['grid'] if k in ('overoptimisation', 'dynamic') else [])) for k, f in STUDIES.items()})
 
 def finding(folder, # of results
