@@ -576,6 +576,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'yfpo.lab.cli.Option.on': ('lab/cli.html#option.on', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._add_other_commands': ('lab/cli.html#_add_other_commands', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._add_result_commands': ('lab/cli.html#_add_result_commands', 'yfpo/lab/cli.py'),
+                              'yfpo.lab.cli._add_run': ('lab/cli.html#_add_run', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._add_train': ('lab/cli.html#_add_train', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._app': ('lab/cli.html#_app', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._audit': ('lab/cli.html#_audit', 'yfpo/lab/cli.py'),

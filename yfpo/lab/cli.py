@@ -57,19 +57,9 @@ def _options(click):
     return (click.argument('recipe', shell_complete=names),
             click.option('--run-dir', default='', help='Folder of the run; default runs/RECIPE.'))
 
-def _app():
-    "The command line of `yfpo`, whose help shows examples and whose names complete in a shell"
-    import click
-    recipe, run_dir = _options(click)
-    option = click.option
-
-    @click.group(help='Select neurons, audit, look and train on your own files (select, audit, page, train). Or run the '
-                      'experiments of the YFPO companion and draw their tables and figures: RECIPE is a name from `yfpo list`, '
-                      'or the path of a YAML file.',
-                 context_settings=dict(max_content_width=110),
-                 epilog="Completion of names: eval \"$(_YFPO_COMPLETE=bash_source yfpo)\", or zsh_source, fish_source.")
-    @click.version_option(sys.modules['yfpo'].__version__, prog_name='yfpo', message='%(prog)s %(version)s')
-    def app(): pass
+def _add_run(click, app):
+    "The commands `run` and `list`"
+    (recipe, run_dir), option = _options(click), click.option
 
     @app.command(epilog='Examples: yfpo run first-look; yfpo run first-look --until sft -p batch_size 4; yfpo run gsm8k --profile slurm')
     @recipe
@@ -91,8 +81,19 @@ def _app():
         "List the recipes."
         print(described())
 
+def _app():
+    "The command line of `yfpo`, whose help shows examples and whose names complete in a shell"
+    import click
+    @click.group(help='Select neurons, audit, look and train on your own files (select, audit, page, train). Or run the '
+                      'experiments of the YFPO companion and draw their tables and figures: RECIPE is a name from `yfpo list`, '
+                      'or the path of a YAML file.',
+                 context_settings=dict(max_content_width=110),
+                 epilog="Completion of names: eval \"$(_YFPO_COMPLETE=bash_source yfpo)\", or zsh_source, fish_source.")
+    @click.version_option(sys.modules['yfpo'].__version__, prog_name='yfpo', message='%(prog)s %(version)s')
+    def app(): pass
+
     for c in COMMANDS: c.add(click, app)
-    for add in (_add_train, _add_result_commands, _add_other_commands): add(click, app)
+    for add in (_add_run, _add_train, _add_result_commands, _add_other_commands): add(click, app)
     return app
 
 # %% ../../nbs/lab/24_cli.ipynb #cli-own
