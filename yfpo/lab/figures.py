@@ -691,9 +691,11 @@ def draw_contrasts(contrasts, # frame of contrasts.csv
     return fig
 
 def draw_declared(contrasts): # frame of contrasts.csv
-    "The contrasts that the recipe declared, alone"
-    if not contrasts.family.any(): raise ValueError('contrasts.csv declares no contrast: name a `family` in the stage `compare`')
-    return draw_contrasts(contrasts, only=[*dict.fromkeys(contrasts.contrast[contrasts.family])])
+    "The contrasts that the recipe declared, on the outcome that it declared"
+    own = contrasts[contrasts.family]
+    if own.empty: raise ValueError('contrasts.csv declares no contrast: name a `family` in the stage `compare`')
+    there = [k in {*zip(own.set, own.metric)} for k in zip(contrasts.set, contrasts.metric)]
+    return draw_contrasts(contrasts[there], only=[*dict.fromkeys(own.contrast)])
 
 # %% ../../nbs/lab/18_figures.ipynb #figures-spec-01
 def _margin_points(ax, res, scale):
