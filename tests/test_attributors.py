@@ -114,6 +114,8 @@ def test_interventions_that_fit_no_model(examples):
     s.meta['model'] = model_signature(m)
     with pytest.raises(ValueError, match=r'means are \(99, 9\)'):
         with ablate(m, s, 'mean', torch.zeros(99, 9)): pass
+    with pytest.raises(ValueError, match='neurons is a str, but must be a NeuronSet'):
+        with ablate(m, 'folder'): pass
     with pytest.raises(ValueError, match='alpha is nan'):
         with ablate(m, s, 'scale', alpha=math.nan): pass
 

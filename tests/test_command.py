@@ -69,7 +69,7 @@ def test_select_train_and_audit(place, tmp_path, capsys, adapter):
     main(['audit', '--model', str(tmp_path/'out'), '--neurons', str(tmp_path/'out'), '--pairs', str(place/'pairs.jsonl'),
           '--to', str(tmp_path/'audit'), '--n-draws', '2'])
     *_, verdict, where = capsys.readouterr().out.splitlines()
-    assert re.match(r'Reward audit\. Before preference training, the margin of the selected neurons picks .* in \d+ % of 6', verdict)
+    assert re.match(r'Reward audit\. The margin of the selected neurons picks .* in \d+ % of 6', verdict)
     assert where == f'the audit is in {tmp_path/"audit"}: audit.csv, audit.png' and (tmp_path/'audit'/'audit.png').stat().st_size > 10_000
     assert (read_results(tmp_path/'audit', 'audit').kind == 'layer-matched').sum() == 2*10
 
@@ -160,6 +160,7 @@ def test_what_goes_wrong_in_audit(place, tmp_path):
     assert not (tmp_path/'audit').exists()
 
 @pytest.mark.parametrize('settings, more, says', [
+    ({}, ['--pairs', 'x.jsonl'], 'yfpo train calls --pairs --dataset_name, as the scripts of TRL do'),
     ({}, ['--lerning_rate', '1'], "yfpo train has no setting 'lerning_rate': did you mean 'learning_rate'?"),
     (dict(neuron_wieght=1), [], "yfpo train has no setting 'neuron_wieght': did you mean 'neuron_weight'?"),
     (dict(max_steps='many'), [], "invalid int value: 'many'"), (dict(objective='add'), [], "the objective 'add' is unknown"),

@@ -191,3 +191,9 @@ def test_an_audit_checks_its_controls_and_needs_no_selector(tiny):
     assert {r['kind'] for r in reward_audit(*tiny, PAIRS, own, dict(c=control), relevance=False)} == {'selected', 'unnamed', 'baseline'}
     control.meta['model'] = dict(control.meta['model'], layers=1)
     with pytest.raises(ValueError, match='was selected in another model'): reward_audit(*tiny, PAIRS, own, dict(c=control))
+
+def test_an_audit_reads_digits_only_where_there_are_any(tiny):
+    "Pairs of another capability have none: two read-outs would repeat the first"
+    words = [dict(prompt='say', chosen='guten Tag', rejected=w) for w in ('good day', 'hello')]
+    def kinds(pairs): return {r['readout'] for r in reward_audit(*tiny, pairs, some_neurons(tiny[0]), {}, relevance=False)} - {''}
+    assert kinds(PAIRS) - kinds(words) == {'digits only', 'answer only'} and kinds(words) < kinds(PAIRS)

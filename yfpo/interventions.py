@@ -16,6 +16,7 @@ from .lm.decoding import Edit
 from .lm.models import unwrap
 from .lm.packing import shared_logprobs
 from .lm.families import down_projs, width
+from .neurons import as_set
 from .relevance import explained
 from .lm.responses import TextReading, batches, collate, encode, hidden_states
 from .lm.progress import track
@@ -66,7 +67,7 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
     A ValueError says that a mode is unknown, that it lacks `values`, or that set, bank and model do not fit."""
     how = taken(ablate, dict(kwargs, mode=mode, values=values))
     if neurons is None: yield model; return
-    neurons.check(model)
+    as_set(neurons).check(model)
     if mode == 'mean' and torch.as_tensor(values).shape != (shape := (len(down_projs(model)), width(model))):
         raise ValueError(f'the means are {tuple(torch.as_tensor(values).shape)} and the model has {shape} neurons: take them of this model')
     if mode == 'resample' and values.shape[1] != len(neurons):

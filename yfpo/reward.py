@@ -472,17 +472,18 @@ def set_readouts(model, examples, pad_id:int, sets, digits=None, # digit tokens,
     stats, _, read = fit_and_read(model, examples, pad_id, big, sizes, **how.fitting())
     out = {k: torch.zeros(len(sets), len(examples)) for k in KINDS_OF_READING if how.relevance or k != 'relevance'}
     def sums(x): return torch.stack([p.sum(-1) for p in x.split(sizes, -1)]).cpu()                     # (sets, ...)
-    w = big.weight.to(model.device)
+    w, digital = big.weight.to(model.device), digits is None
     for i, a in read:                                          # a: (T, all members)
         e, c = examples[i], contributions(a, big, stats.wnorm)
         z = sums(standardise(a, big, stats, stats.wnorm)*w)                                   # (sets, T)
         on = torch.isin(torch.tensor(e.ids[e.start:]), digits.cpu()) if digits is not None else torch.ones(len(a), dtype=torch.bool)
-        on = on if on.any() else torch.ones_like(on)
+        digital, on = digital or bool(on.any()), on if on.any() else torch.ones_like(on)
         out['standardised'][:, i], out['sum'][:, i], out['last token'][:, i] = z.mean(1), z.sum(1), z[:, -1]
         out['digits only'][:, i], out['answer only'][:, i] = z[:, on].mean(1), z[:, _last_run(on)].mean(1)
         out['contribution'][:, i] = sums(c.mean(0)*w)
         for k in ('absolute', 'positive'): out[k][:, i] = sums(values(a, big, stats, stats.wnorm, ReadOut(k)).mean(0)*w)
         out['raw'][:, i] = sums(a.mean(0))/torch.tensor(sizes)
+    if not digital: out = {k: v for k, v in out.items() if k not in ('digits only', 'answer only')}      # no response holds a digit
     if not how.relevance: return out
     with rule_scope(model, 'attnlrp'):
         for ix in track(batches(examples, how.batch_size), desc='relevance', unit='batches', disable=not how.progress):

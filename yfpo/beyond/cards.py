@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from ..data.checks import documented, taken, takes
 from ..interventions import single_effects
+from ..neurons import as_set
 from ..data.files import atomic_write
 from ..data.pages import fragment, page, part
 from ..reward import NeuronReader, NeuronReading, _activations_of, standardise
@@ -30,7 +31,7 @@ def _gains_behind(model):
 @torch.no_grad()
 def promoted(model, tokenizer, neurons, n:int=8):
     "The `n` tokens that each neuron promotes most, and demotes most, on the direct path: two lists of lists of strings"
-    neurons.check(model)
+    as_set(neurons).check(model)
     gain, downs, E = final_gain(model), down_projs(model), head_weights(model)[0].float()
     places, gains = list(zip(neurons.layer.tolist(), neurons.index.tolist())), _gains_behind(model)
     W = torch.stack([write_matrix(downs[l], [i])[:, 0].float()*gains[l] for l, i in places])        # (K, D)
@@ -88,7 +89,7 @@ def neuron_cards(model, tokenizer, neurons, # a set; its first `top` members by 
                  n_effect:int=8, # of the texts, on which each neuron is removed; 0 for none
                  **kwargs): # fields of `Search`
     "Cards as dicts: layer, index, weight, direction, contexts with relevance by token, promoted tokens, effect in logits per token"
-    neurons.check(model)
+    as_set(neurons).check(model)
     how = taken(neuron_cards, kwargs)
     ex = encode(tokenizer, items, max_length=how.max_length)
     pick = neurons.weight.argsort(descending=True)[:top]

@@ -30,7 +30,7 @@ class Audited:
         self.rows = pd.DataFrame(rows)
 
     @property
-    def verdict(self): return audit_verdict(self.rows)
+    def verdict(self): return audit_verdict(self.rows, 'The margin', 'pairs')
     @property
     def table(self): return audit_table(self.rows)
     def figure(self): return draw_audit(self.rows)

@@ -52,7 +52,7 @@ def _against_chance(s, draws):
     beyond = s.auc > draws.max() if beats_a_coin(s) else s.auc < draws.min()
     return f"That is {'better' if beats_a_coin(s) else 'worse'} than a coin, {'and no' if beyond else 'but a'} random set reaches it."
 
-def _audit_finding(audit):
+def _audit_finding(audit, begin='Before preference training, the margin', pairs='held-out pairs'):
     def read(kind, readout='standardised'): return audit[(audit.kind == kind) & (audit.readout == readout)]
     s, m = read('selected').iloc[0], read('layer-matched')
     if not len(m): raise ValueError('the audit holds no layer-matched controls: run it with at least one draw')
@@ -61,8 +61,8 @@ def _audit_finding(audit):
     best = [] if others.empty else [others.iloc[-1]]
     def row(name, r, draws): return {'picked by': name, 'preferred response (%)': interval(r.auc, r.low, r.high, 100, 0),
                                      'random sets (%)': span(draws, 100, 0), 'pairs': str(r.n)}
-    said = [f'Before preference training, the margin of the selected neurons picks the preferred response in {percent(s.auc)} % of {s.n} '
-            f'held-out pairs.', _against_chance(s, m.auc), f'Log-probability per token picks it in {percent(lp.auc)} %.',
+    said = [f'{begin} of the selected neurons picks the preferred response in {percent(s.auc)} % of {s.n} {pairs}.',
+            _against_chance(s, m.auc), f'Log-probability per token picks it in {percent(lp.auc)} %.',
             *(_best_other(b, read('layer-matched', b.readout).auc, len(others)) for b in best)]
     return Finding('Reward audit', said, row('selected neurons, standardised', s, m.auc),
                    *(row(f'selected neurons, {b.readout}', b, read('layer-matched', b.readout).auc) for b in best),
@@ -72,9 +72,10 @@ def _best_other(b, draws, n):
     rank = '' if draws.empty else ', and no random set does' if b.auc > draws.max() else ', and a random set does no worse'
     return f'The best of {n} other read-outs, {b.readout}, picks it in {percent(b.auc)} %{rank}.'
 
-def audit_verdict(audit): # frame of audit.csv
+def audit_verdict(audit, # frame of audit.csv
+                  *words): # how it begins, and what the pairs are; default: those of a recipe
     "Whether the reward carries a signal: the trained read-out compared with chance and with its controls"
-    return str(_audit_finding(audit))
+    return str(_audit_finding(audit, *words))
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-118
 def nearest_size(ablation, k, mode='mean'):
