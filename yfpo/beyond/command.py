@@ -112,7 +112,10 @@ class _Parser(TrlParser):
 
 def training_parser():
     "The parser of `yfpo train`: TRL's, with the settings of the neuron term"
-    res = _Parser((YFPOArguments, YFPOConfig, ModelConfig, DatasetMixtureConfig), prog='yfpo train', allow_abbrev=False)
+    res = _Parser((YFPOArguments, YFPOConfig, ModelConfig, DatasetMixtureConfig), prog='yfpo train', allow_abbrev=False,
+                  description='Train on pairs with a reward on neurons: settings of the term, then those of TRL and transformers.',
+                  epilog='Example: yfpo train --model_name_or_path smollm2-135m-instruct --dataset_name pairs.jsonl --neurons neurons '
+                         '--output_dir out --max_steps 20; add --use_peft for LoRA.')
     res.set_defaults(output_dir='yfpo-out')
     return res
 
