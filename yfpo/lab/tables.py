@@ -317,7 +317,6 @@ def simulated(folder, contrasts): # frame of contrasts.csv
         return r.mde if x is None else float(x)/delta_unit(r.metric)[0]
     return contrasts.assign(mde=[of(r) for r in contrasts.itertuples()]) if 'test' in contrasts else contrasts
 
-
 # %% ../../nbs/lab/13_tables.ipynb #tables-sense-1
 def _of_starts(answers, r): # a row of contrasts.csv
     "Its difference at each warm start, as a mean of the seeds that began there, and the share of values that differ"
