@@ -15,9 +15,10 @@ from yfpo.lab.audit import audit
 from yfpo.lab.cli import main
 from yfpo.lab.results import read_results
 from yfpo.lm.models import load_model, save_model
+from yfpo.lm.training import load_policy
 from yfpo.neurons import NeuronSet, control_sets, layer_matched, random_neurons
 from yfpo.reward import RewardStats, fit_stats, reward_audit
-from yfpo.trainer import YFPOTrainer, load_policy
+from yfpo.trainer import YFPOTrainer
 
 disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -222,7 +223,7 @@ def test_a_name_is_the_loaded_model(place, tmp_path):
     assert named.model.name == 'model' and named.processing_class.chat_template == tok.chat_template
 
 def test_it_is_loaded_as_trl_loads_it(place, tmp_path, monkeypatch, caplog):
-    import yfpo.trainer as at
+    import yfpo.lm.training as at
     seen, old = [], at.create_model_from_path
     monkeypatch.setattr(at, 'create_model_from_path', lambda name, **kw: (seen.append((name, kw)), old(name, **kw))[1])
     t = by_name(place, tmp_path, neuron_weight=0., model_init_kwargs=dict(dtype='bfloat16', attn_implementation='eager'))

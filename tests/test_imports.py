@@ -7,7 +7,7 @@ from conftest import ROOT
 FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers data.problems data.templates data.symbolic '
            'data.sources data.pairs'),
           ('lm', 'lm.progress lm.sampling lm.machine lm.models lm.decoding lm.responses lm.averages lm.packing lm.rows lm.training '
-           'lm.tables lm.mixers lm.experts lm.families'),
+           'lm.tables lm.mixers lm.experts lm.families lm.sets'),
           ('loss', 'loss'), ('relevance', 'relevance'), ('neurons', 'neurons'), ('reward', 'reward'), ('interventions', 'interventions'),
           ('trainer', 'trainer'), ('evaluate', 'evaluate'),
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols '

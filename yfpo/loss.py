@@ -203,7 +203,6 @@ def objective(name:str): # a key of `OBJECTIVES`
     reach activations. An unknown name gives a ValueError with the nearest one."""
     return OBJECTIVES[check_name('objective', name, OBJECTIVES)]
 
-# %% ../nbs/04_loss.ipynb #04-loss-070
 def check_objective(name:str, # a key of `OBJECTIVES`
                     weight:float=0.1, grad_to:str='both', kappa:float=1., margin:float=0., loss_types=('sigmoid',)):
     "The `Objective`; a ValueError if the settings contradict each other"

@@ -18,7 +18,8 @@ from fastcore.basics import patch
 from .data.checks import documented, taken, takes
 from safetensors.torch import save_file
 from .lm.decoding import check_tokens
-from .neurons import MEMBER, NeuronSet, as_set
+from .lm.sets import MEMBER
+from .neurons import NeuronSet, as_set
 from .data.files import atomic_write, saved_json, saved_tensors
 from .lm.families import down_projs, write_matrix
 from .relevance import digit_ids, relevance_sums, rule_scope
@@ -157,7 +158,6 @@ def _no_number(k, x, low):
     if not math.isfinite(x): return f'{name}, which is not finite'
     return None if x > low else f'{name}, which is no spread'
 
-# %% ../nbs/03_reward.ipynb #03-reward-070
 @patch(static_method=True)
 def given(stats:RewardStats, neurons, readout='', # the name of the read-out they are to be used with
           instead='leave reward_stats out, to fit them anew'): # what to do with others
@@ -343,7 +343,6 @@ def fit_margins(phi, # read-outs (n, 2) of the reference, with slope 0
     phi = phi - slope*lengths
     return phi.contiguous(), check_spread(phi[:, 0] - phi[:, 1], 'margins', False), slope
 
-# %% ../nbs/03_reward.ipynb #03-reward-071
 def check_margins(phi, # read-outs (n, 2) of the reference on chosen and rejected
                   stats, ro:ReadOut=ReadOut(), examples=None): # what was read: n chosen, then n rejected
     "Refuse read-outs that nothing can be trained on: not finite, the same on both responses of every pair, or without spread"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Seen', 'Read', 'Start', 'YFPOConfig', 'check_yfpo', 'watched', 'seen_of', 'pair_rewards', 'token_weight', 'PairTerm',
-           'ReferenceTable', 'Rewarded', 'YFPOTrainer', 'load_named', 'load_policy', 'check_given', 'reference_for',
-           'train_yfpo', 'card_text', 'save_beside']
+           'ReferenceTable', 'Rewarded', 'YFPOTrainer', 'load_named', 'check_given', 'reference_for', 'train_yfpo',
+           'card_text', 'save_beside']
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-002
 import contextlib, copy, hashlib, warnings
@@ -16,21 +16,20 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import create_model_from_path, use_adapter
+from trl.trainer.utils import use_adapter
 from .data.checks import check_count, check_name, check_number, says, tell_fields
 from .lm.machine import keep_memory
-from .lm.models import (EMBEDDED, TINY, _differs, _first_line, _is_adapter, _place_of, _source, _unknown, base_fingerprint, keep_base,
-                            load_model)
+from .lm.models import base_fingerprint, keep_base, load_model
 from .lm.packing import packed_states, packs
 from .lm.responses import hidden_states
 from .lm.rows import ReadCollator, divergent, each_set, special_ids, spoken_lengths, spoken_mask, trl_inputs
 from .lm.tables import PairTable
-from .lm.training import (BeganNote, FiniteSteps, PairRows, Resumed, SharedPrompts, StepBar, check_loaded, check_made,
+from .lm.training import (BeganNote, FiniteSteps, PairRows, Resumed, SharedPrompts, StepBar, as_loaded, check_loaded, check_made,
                               check_preference, check_trainable, check_training, clear_folder, datasets_of, finite_weights, is_adapted,
-                              on_this_machine, settings_for, tidy)
+                              load_policy, on_this_machine, settings_for, tidy)
 from .loss import (PER_TOKEN, PREFERENCE_LOSSES, anchor, check_losses, check_objective, objective, pair_weights, preference_loss,
                        reweight, route)
 from .neurons import NeuronSet, as_set, outside
@@ -412,7 +411,7 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
         self.on_term = None                                    # a function of both parts of a training batch's loss, before its backward
         check_given(model, ref_model, args, neurons, kwargs)
         kwargs.update(datasets_of(args, kwargs))
-        with _used(args, named): super().__init__(model, reference_for(model, ref_model, args, kwargs), args, **kwargs)
+        with as_loaded(args, named): super().__init__(model, reference_for(model, ref_model, args, kwargs), args, **kwargs)
         check_made(self.train_dataset, self.eval_dataset, args, model)
         if self.aux_loss_enabled and not hasattr(model.config.get_text_config(), 'num_experts'):
             raise ValueError(f"TRL has no loss for the router of {model.config.model_type!r} models: set router_aux_loss_coef=0")
@@ -474,7 +473,7 @@ def _live_reference(self:YFPOTrainer, inputs, packed=None):
     with disable_gradient_checkpointing(self.model, self.args.activation_checkpointing_kwargs), scope(), self.accelerator.autocast():
         return seen_of(model, [self.term.neurons, self.term.outside], inputs, packed)
 
-# %% ../nbs/05_trainer.ipynb #trainer-names
+# %% ../nbs/05_trainer.ipynb #13-trainer-027
 def load_named(model, neurons, args, kwargs): # kwargs: what else the trainer was given; it gets the tokenizer of a named model
     "Model and set; what is given by name is loaded"
     if not isinstance(args, YFPOConfig): raise ValueError(f'args is a {type(args).__name__}: YFPOTrainer needs a YFPOConfig')
@@ -484,44 +483,6 @@ def load_named(model, neurons, args, kwargs): # kwargs: what else the trainer wa
         if kwargs.get('processing_class') is None: kwargs['processing_class'] = tokenizer
     return model, neurons
 
-def load_policy(name, # a folder or hub id, or another name that `load_model` knows
-                args, # a `YFPOConfig`
-                quantization=None): # see TRL's `quantization_config`
-    "Model and tokenizer to train, loaded as TRL loads them"
-    place, called = _place_of(name)                            # the first refuses what is not there
-    how = dict(args.model_init_kwargs or {})
-    if quantization is not None: how['quantization_config'] = quantization
-    if place in (TINY, EMBEDDED) or _is_adapter(place): return _by_us(name, how, args)
-    if args.world_size > 1: how['device_map'] = None           # each process has its own device
-    how = dict(trust_remote_code=args.trust_remote_code, use_safetensors=True) | how
-    try:
-        model, found = create_model_from_path(str(place), output_loading_info=True, **how)
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=how.get('revision'), trust_remote_code=how['trust_remote_code'])
-    except Exception as e:
-        if not isinstance(place, Path): raise FileNotFoundError(_unknown(name, _first_line(e))) from e
-        raise ValueError(f'TRL cannot load the folder {place}: {_first_line(e)}') from e
-    if why := _differs(model, found): raise ValueError(f'the weights of {called!r} are not those of its model, {why}: give another model')
-    if tokenizer.eos_token_id is None: raise ValueError(f'the tokenizer of {called!r} has no eos_token, which ends a response: set it')
-    model.name, model.source = called, _source(name)
-    return model, tokenizer
-
-def _by_us(name, how, args):
-    "What TRL cannot load: an adapter, or the models that come with the package"
-    odd = sorted(k for k, v in how.items() if k not in ('dtype', 'attn_implementation', 'revision', 'trust_remote_code') and v is not None)
-    if odd: raise ValueError(f'model_init_kwargs has {odd[0]!r}, which {str(name)!r} does not take: leave it out, or give a whole model')
-    device = 'cpu' if args.use_cpu else None
-    return load_model(str(name), how.get('dtype') or 'float32', device, attn=how.get('attn_implementation'))
-
-@contextlib.contextmanager
-def _used(args, named:bool): # whether the model was given by name
-    "In this scope TRL does not say that `model_init_kwargs`, which a named model was loaded with, are ignored"
-    kept = args.model_init_kwargs
-    if named and not args.precompute_ref_log_probs: args.model_init_kwargs = None
-    try: yield
-    finally: args.model_init_kwargs = kept
-
-
-# %% ../nbs/05_trainer.ipynb #13-trainer-027
 def check_given(model, ref_model, args, neurons, kwargs): # kwargs: what else the trainer was given
     "Refuse what cannot be trained, before any work is done"
     check_loaded(model, 'model')

@@ -6,8 +6,8 @@
 __all__ = ['DIVERGENCES', 'ADAPTER', 'whole_checkpoint', 'complete_checkpoint', 'BeganNote', 'NotFiniteError', 'FiniteSteps',
            'check_ids', 'check_trainable', 'finite_weights', 'is_adapted', 'check_loaded', 'shared_rows', 'PairRows',
            'datasets_of', 'asked_of', 'check_made', 'SharedPrompts', 'Resumed', 'check_checkpoint', 'check_training',
-           'on_this_machine', 'use_bf16', 'settings_for', 'check_preference', 'SFTSettings', 'tidy', 'clear_folder',
-           'StepBar', 'PackedSFTTrainer', 'train_sft', 'lean_head']
+           'on_this_machine', 'use_bf16', 'settings_for', 'check_preference', 'load_policy', 'as_loaded', 'SFTSettings',
+           'tidy', 'clear_folder', 'StepBar', 'PackedSFTTrainer', 'train_sft', 'lean_head']
 
 # %% ../../nbs/lm/07_training.ipynb #31-training-002
 import contextlib, json, math, re, shutil, warnings, zipfile
@@ -17,13 +17,15 @@ import torch
 from datasets import load_from_disk
 from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
-from transformers import PrinterCallback, TrainerCallback
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
+from trl.trainer.utils import create_model_from_path
 from ..data.checks import check_count, check_number, known_settings, refuse_name
 from .machine import keep_memory, number_format
-from .models import atomic_folder
+from .models import (EMBEDDED, TINY, _differs, _first_line, _is_adapter, _place_of, _source, _unknown, atomic_folder,
+                            load_model)
 from .packing import PackedForward, packs
 from ..data.files import atomic_write
 from .progress import track
@@ -344,6 +346,43 @@ def check_preference(args):
     check_count('ref_model_sync_steps', args.ref_model_sync_steps)
     if check_number('ref_model_mixup_alpha', args.ref_model_mixup_alpha, 0) > 1:
         raise ValueError(f'ref_model_mixup_alpha is {args.ref_model_mixup_alpha}: it is a share, so give 0 to 1')
+
+# %% ../../nbs/lm/07_training.ipynb #train-names
+def load_policy(name, # a folder or hub id, or another name that `load_model` knows
+                args, # a `YFPOConfig`
+                quantization=None): # see TRL's `quantization_config`
+    "Model and tokenizer to train, loaded as TRL loads them"
+    place, called = _place_of(name)                            # the first refuses what is not there
+    how = dict(args.model_init_kwargs or {})
+    if quantization is not None: how['quantization_config'] = quantization
+    if place in (TINY, EMBEDDED) or _is_adapter(place): return _by_us(name, how, args)
+    if args.world_size > 1: how['device_map'] = None           # each process has its own device
+    how = dict(trust_remote_code=args.trust_remote_code, use_safetensors=True) | how
+    try:
+        model, found = create_model_from_path(str(place), output_loading_info=True, **how)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=how.get('revision'), trust_remote_code=how['trust_remote_code'])
+    except Exception as e:
+        if not isinstance(place, Path): raise FileNotFoundError(_unknown(name, _first_line(e))) from e
+        raise ValueError(f'TRL cannot load the folder {place}: {_first_line(e)}') from e
+    if why := _differs(model, found): raise ValueError(f'the weights of {called!r} are not those of its model, {why}: give another model')
+    if tokenizer.eos_token_id is None: raise ValueError(f'the tokenizer of {called!r} has no eos_token, which ends a response: set it')
+    model.name, model.source = called, _source(name)
+    return model, tokenizer
+
+def _by_us(name, how, args):
+    "What TRL cannot load: an adapter, or the models that come with the package"
+    odd = sorted(k for k, v in how.items() if k not in ('dtype', 'attn_implementation', 'revision', 'trust_remote_code') and v is not None)
+    if odd: raise ValueError(f'model_init_kwargs has {odd[0]!r}, which {str(name)!r} does not take: leave it out, or give a whole model')
+    device = 'cpu' if args.use_cpu else None
+    return load_model(str(name), how.get('dtype') or 'float32', device, attn=how.get('attn_implementation'))
+
+@contextlib.contextmanager
+def as_loaded(args, named:bool): # whether the model was given by name
+    "In this scope TRL does not say that `model_init_kwargs`, which a named model was loaded with, are ignored"
+    kept = args.model_init_kwargs
+    if named and not args.precompute_ref_log_probs: args.model_init_kwargs = None
+    try: yield
+    finally: args.model_init_kwargs = kept
 
 # %% ../../nbs/lm/07_training.ipynb #31-training-020
 @dataclass
