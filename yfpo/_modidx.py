@@ -732,6 +732,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'yfpo.lab.forecast': { 'yfpo.lab.forecast._passes': ('lab/forecast.html#_passes', 'yfpo/lab/forecast.py'),
                                    'yfpo.lab.forecast._speed_here': ('lab/forecast.html#_speed_here', 'yfpo/lab/forecast.py'),
                                    'yfpo.lab.forecast._tokens': ('lab/forecast.html#_tokens', 'yfpo/lab/forecast.py'),
+                                   'yfpo.lab.forecast._unknown_cost': ('lab/forecast.html#_unknown_cost', 'yfpo/lab/forecast.py'),
                                    'yfpo.lab.forecast._with_defaults': ('lab/forecast.html#_with_defaults', 'yfpo/lab/forecast.py'),
                                    'yfpo.lab.forecast.committed_manifest': ('lab/forecast.html#committed_manifest', 'yfpo/lab/forecast.py'),
                                    'yfpo.lab.forecast.cost_text': ('lab/forecast.html#cost_text', 'yfpo/lab/forecast.py'),

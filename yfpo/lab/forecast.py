@@ -8,6 +8,7 @@ __all__ = ['WORK', 'estimate', 'estimate_text', 'noted_speed', 'note_speed', 'co
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-002
 import math, subprocess, sys
+from collections import Counter
 from .arms import ARMS
 from .pace import START, in_words, makespan, most_awaited, scaled
 from .recipes import DRAWN, Cost, json_of, root
@@ -129,13 +130,18 @@ def promise(todo, seconds, where, jobs):
     if not seconds: return f"{len(todo)} steps{beside}; no earlier run tells how long they take"
     return f"{len(todo)} steps{beside}, about {in_words(makespan(todo, seconds, jobs))} here (times from {where})"
 
+def _unknown_cost(recipe, steps):
+    "What can be said of a recipe of which no run has finished: its steps, and how to learn more"
+    counts = Counter(s['stage'] for s in steps)
+    rows = [f"{stage:18s} {n} step{'s' if n > 1 else ''}" for stage, n in counts.items()]
+    head = f'{recipe.name}, {len(steps)} steps: no run of it has finished, here or among the committed results, so its time is not known'
+    return '\n'.join([f'{head}:', *rows, f'To try the first ones: yfpo run {recipe.name} --until {next(iter(counts))}'])
+
 def cost_text(recipe): # a `Recipe`
     "What a recipe takes here, stage by stage, from committed times and the speed of the two machines"
     steps, run, jobs = plan(recipe), run_folder(recipe.name, make=False), lanes(recipe.jobs)
     seconds, where = expected(recipe, steps, run, _speed_here())
-    if not seconds:
-        seconds = {s['label']: START for s in steps}
-        where = f'{START:g} s to start each notebook; no finished run tells what they take beyond it'
+    if not seconds: return _unknown_cost(recipe, steps)
     rows = {}
     for s in steps: rows[s['stage']] = rows.get(s['stage'], 0.) + seconds[s['label']]
     lines = [f'{stage:18s} {in_words(x):>12s}' for stage, x in rows.items()]

@@ -182,7 +182,7 @@ def _why(label, code, own, out):
     killed = killed or max(-code, 0)
     if killed:
         name = signal.Signals(killed).name if killed in signal.Signals.__members__.values() else f'signal {killed}'
-        memory = f' at {peak/1024:.1f} GiB: perhaps the system ran out of memory' if killed == signal.SIGKILL else ''
+        memory = f' at {peak/1024:.1f} GiB: perhaps the system ran out of memory, then give --jobs 1' if killed == signal.SIGKILL else ''
         return f'{label} failed: {name} killed it{memory} (executed notebook: {out})'
     last = ([l for l in _lines(own['log']) if l.strip()] or [f'it ended with code {code}'])[-1]
     return f'{label} failed: {last} (executed notebook: {out})'
