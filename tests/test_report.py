@@ -316,10 +316,9 @@ def test_how_far_the_reward_took_hold(starts):
 @pytest.mark.parametrize('kw,gain,said', [
     (dict(p_holm=.01), 0., 'The choice of neurons matters here: YFPO minus YFPO (random neurons) is +1.0 points.'),
     (dict(), .3, 'A choice of neurons that matters by more than 5 points is excluded here, where DPO minus SFT is +8.0 points, and on 25 % '
-                 'of the questions only one of the two arms is right.'),
-    (dict(), .05, 'The reward did not take hold at this dose, so this run cannot say whether the choice of neurons matters. '
-                  'YFPO minus YFPO (random neurons) is +1.0 [0.0, 2.0] points, and on 25 % of the questions only one of the two arms is '
-                  'right.'),
+                 'of the questions only one of the two is right.'),
+    (dict(), .05, 'The reward hardly moved the neurons that it rewards, so this run cannot say whether the choice of neurons matters. '
+                  'YFPO minus YFPO (random neurons) is +1.0 [0.0, 2.0] points, and on 25 % of the questions only one of the two is right.'),
     (dict(high=.051), .3, 'There is no answer at this size.'), (dict(low=-.051), .3, 'There is no answer at this size.'),
     (dict(metric='nll_gold'), .3, 'There is no answer at this size.')])
 def test_the_answer_by_the_rules_of_the_plan(kw, gain, said):

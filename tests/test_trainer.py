@@ -460,7 +460,7 @@ def test_the_card_names_neurons_reward_and_audit(tiny, tmp_path):
     run(tiny, tmp_path, neuron_weight=0.5, save_strategy='steps', save_steps=5, objective='yoked', anchor_weight=.1,
         trainer_kw=dict(card_sections={'Audit': 'no signal that can be told from a coin'}))
     text = (tmp_path/'README.md').read_text()
-    for words in ('8 in 2 layers, hand', '`yoked`, Y3: L(r + λ φ), λ = 0.5', 'η = 0.1 on 120 neurons outside',
+    for words in ('8 in 2 layers, hand', '`yoked`, Y3: L(r + λ φ̃), λ = 0.5', 'η = 0.1 on 120 neurons outside',
                   '`standardised`', '## Audit', 'told from a coin', 'YFPO'):
         assert words in text, words
 

@@ -190,11 +190,11 @@ class Objective:
     equation: str
 
 OBJECTIVES = {
-    'add-linear': Objective(add_linear, 'add', True, 'Y1: L - λ Δφ'),
-    'add-logistic': Objective(add_logistic, 'add', True, 'Y2: L - λ log σ(κ Δφ - m)'),
-    'yoked': Objective(yoked, 'reward', True, 'Y3: L(r + λ φ)'),
-    'offset': Objective(offset, 'reward', False, 'Y4: L(r - λ φ_ref)'),
-    'reweight': Objective(reweight, 'weigh', False, 'Y5: 2σ(λ Δφ_ref) L')}
+    'add-linear': Objective(add_linear, 'add', True, 'Y1: L - λ Δφ̃'),
+    'add-logistic': Objective(add_logistic, 'add', True, 'Y2: L - λ log σ(κ Δφ̃ - m)'),
+    'yoked': Objective(yoked, 'reward', True, 'Y3: L(r + λ φ̃)'),
+    'offset': Objective(offset, 'reward', False, 'Y4: L(r - λ φ_ref/s)'),
+    'reweight': Objective(reweight, 'weigh', False, 'Y5: L w/mean(w), w = 2σ(λ Δφ_ref/s)')}
 
 def objective(name:str): # a key of `OBJECTIVES`
     """The `Objective` called `name`: 'add-linear', 'add-logistic', 'yoked', 'offset' or 'reweight'

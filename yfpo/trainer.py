@@ -74,7 +74,7 @@ def check_yfpo(args):
     if o.form != 'add' and args.neuron_weight: _check_base(args)
     check_count('n_outside', args.n_outside)
     if o.form == 'weigh' and args.neuron_weight and args.sync_ref_model:
-        raise ValueError(f'{args.objective} divides by the mean weight of all pairs, which a moving reference changes: '
+        raise ValueError(f'{args.objective} divides by the mean weight of the training pairs, which a moving reference changes: '
                          'set sync_ref_model=False')
     check_name('readout', args.readout, READOUTS)
     _check_folder(args)

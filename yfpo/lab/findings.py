@@ -312,9 +312,9 @@ def answer_text(answers, # rows of samples/*.jsonl
     rows = counting(contrasts)
     r = next(rows[rows.primary].itertuples())
     if r.p_holm < .05: return f'The choice of neurons matters here: {contrast_label(r.contrast)} is {amount_text(r)}.'
-    apart = '' if r.metric in NATS else f', and on {percent(_apart(answers, r))} % of the questions only one of the two arms is right'
+    apart = '' if r.metric in NATS else f', and on {percent(_apart(answers, r))} % of the questions only one of the two is right'
     if _too_weak(taken_hold(margins)):
-        return ('The reward did not take hold at this dose, so this run cannot say whether the choice of neurons matters. '
+        return ('The reward hardly moved the neurons that it rewards, so this run cannot say whether the choice of neurons matters. '
                 f'{contrast_label(r.contrast)} is {delta_text(r)} {METRIC_WORDS[r.metric].rstrip(")").split(" (")[1]}{apart}.')
     if r.metric in NATS or max(abs(r.low), abs(r.high)) > EXCLUDED: return 'There is no answer at this size.'
     gain = next(rows[(rows.contrast == 'dpo - sft') & (rows.set == r.set) & (rows.metric == r.metric)].itertuples())
