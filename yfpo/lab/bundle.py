@@ -8,7 +8,7 @@ __all__ = ['BUILD', 'TORCH_INDEX', 'SOURCE_ONLY', 'HERE', 'Target', 'read_instal
            'into_parts', 'sums', 'bundle']
 
 # %% ../../nbs/lab/25_bundle.ipynb #bundle-002
-import importlib.metadata, re, shutil, subprocess, sys, tarfile, tempfile, tomllib
+import importlib.metadata, os, re, shutil, subprocess, sys, tarfile, tempfile, tomllib
 from configparser import ConfigParser
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -158,7 +158,7 @@ def models_of(steps, recipe): # recipe: its name, for an error
     "{model: its folder or file} that the steps read; None for one that comes with the library, or as a package"
     res = {}
     for name in sorted({p['model'] for p in map(_given, steps) if isinstance(p.get('model'), str)}):
-        path = root()/Path(name).expanduser()
+        path = root()/os.path.expanduser(name)
         if name == 'tiny' or name in READ_PACKAGES: res[name] = None; continue
         if not path.exists(): raise ValueError(f'recipe {recipe!r} reads the model {name} from the hub, which the target cannot reach: '
                                                'download it, and give its folder as `model`')
@@ -310,8 +310,8 @@ def bundle(name:str, # name of a recipe, or the path of a YAML file
            target=None, # a `Target`; default: one that has nothing
            say=print):
     "Write all that a machine without any network needs to run a recipe; returns the folder"
-    size, recipe, to = bytes_of(part_size), read_recipe(name), Path(to).expanduser().resolve()
-    if data_dir: recipe.shared['data_dir'] = data_folder(str(Path(data_dir).expanduser().resolve()), '--data-dir')
+    size, recipe, to = bytes_of(part_size), read_recipe(name), Path(os.path.expanduser(to)).resolve()
+    if data_dir: recipe.shared['data_dir'] = data_folder(str(Path(os.path.expanduser(data_dir)).resolve()), '--data-dir')
     if to.exists() and not (to.is_dir() and not any(to.iterdir())): raise ValueError(f'{to} is there and not empty: give a new folder')
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.bundle-', dir=to.parent) as d:      # half a bundle never stands at `to`

@@ -35,9 +35,10 @@ def _committed(recipe, run):
     "The recipe's name, if its committed results were made with the very settings of this run"
     from yfpo.lab.recipes import json_of, read_recipe
     from yfpo.lab.stages import results_folder
-    try: of = [json_of(d/'manifest.json', 'recipe', 'recipe_sha') for d in (run/'results', results_folder(read_recipe(recipe).name))]
-    except FileNotFoundError: return None
-    return of[0]['recipe'] if of[0]['recipe_sha'] == of[1]['recipe_sha'] and (run/'results'/'contrasts.csv').exists() else None
+    try: of = [json_of(d/'manifest.json', 'recipe', 'stages') for d in (run/'results', results_folder(read_recipe(recipe).name))]
+    except (FileNotFoundError, ValueError): return None
+    settings = [{label: m.get('params') for label, m in x['stages'].items()} for x in of]
+    return of[0]['recipe'] if settings[0] == settings[1] and (run/'results'/'contrasts.csv').exists() else None
 
 def described():
     "Every recipe with what it is about, a line each"
@@ -310,6 +311,7 @@ def main(argv=None):
     "Entry point of `yfpo`"
     args = [*(sys.argv[1:] if argv is None else argv)]
     try:
+        _end_in_order()
         with needs('lab', f"`yfpo {' '.join(args[:1])}`"): app = _app()
         code = app(args, standalone_mode=False, prog_name='yfpo')
         sys.stdout.flush()
@@ -319,6 +321,13 @@ def main(argv=None):
     except KeyboardInterrupt: sys.exit('\nyfpo: interrupted; the same command goes on from here')
     except Exception as e: _usage(e)
     if code: sys.exit(code)
+
+def _end_in_order():
+    "A lost terminal or a `kill` ends a run as Ctrl-C does, so that jobs on a cluster are taken back"
+    import signal, threading
+    if threading.current_thread() is not threading.main_thread(): return
+    for s in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)):
+        if signal.getsignal(s) == signal.SIG_DFL: signal.signal(s, signal.default_int_handler)      # nohup's choice stays
 
 def _usage(e):
     "What click says of a wrong command line, as the shell expects it; any other error stays what it is"

@@ -10,6 +10,7 @@ __all__ = ['WORK', 'estimate', 'estimate_text', 'noted_speed', 'note_speed', 'co
 import math, subprocess, sys
 from collections import Counter
 from .arms import ARMS
+from .keys import portable
 from .pace import START, in_words, makespan, most_awaited, scaled
 from .recipes import DRAWN, Cost, json_of, root
 from .stages import defaults_of, fields_of, plan, run_folder, stages_folder
@@ -89,7 +90,7 @@ def estimate_text(recipe):
 # %% ../../nbs/lab/07_forecast.ipynb #costs-007
 def _speed_here():
     "This machine's `speed`, measured in a process of its own, since the runner imports no torch"
-    r = subprocess.run([sys.executable, '-c', 'from yfpo.lm.machine import speed; print(speed())'], capture_output=True, text=True)
+    r = subprocess.run([sys.executable, '-P', '-c', 'from yfpo.lm.machine import speed; print(speed())'], capture_output=True, text=True)
     return float(r.stdout) if r.returncode == 0 else None
 
 def noted_speed(run):
@@ -149,11 +150,18 @@ def cost_text(recipe): # a `Recipe`
     return '\n'.join([f"{recipe.name}, {jobs} steps beside each other (times from {where}):", *lines, f"{'in all':18s} {total:>12s}"])
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-009
+def _counted_minutes(recipe, stage):
+    "Minutes of one step of a stage by its counted operations, or 0"
+    hours = next((r['hours'] for r in estimate(recipe) if r['stage'] == stage), 0.)
+    return 60*hours/sum(s['stage'] == stage for s in plan(recipe))
+
 def resources_of(recipe, step):
     "Snakemake's `resources` of a step, from what it took before, else from the recipe's `cost`: memory in MB, minutes, GPUs"
     known = ((committed_manifest(recipe) or {}).get('stages') or {}).get(step['label'], {})
+    if known and known.get('params') != portable(step['params']): known = {}               # of other settings, such as another model
     c = recipe.cost
     memory = known['peak_memory_mb']*1.5 + 1024 if known.get('peak_memory_mb') else (c.memory_gib if c else 8.)*1024
-    minutes = known['seconds']/60*3 + 10 if known else 24*60
+    counted = _counted_minutes(recipe, step['stage']) if c and not known else 0
+    minutes = known['seconds']/60*3 + 10 if known else counted*3 + 10 if counted else 24*60
     res = dict(mem_mb=math.ceil(memory), runtime=math.ceil(minutes))
     return {**res, 'gpu': c.gpus} if c and c.gpus else res

@@ -7,8 +7,9 @@ __all__ = ['RUNNERS', 'PACKAGES', 'READ_PACKAGES', 'PLACES', 'package', 'sources
            'used_versions', 'file_hash', 'folder_hash', 'inputs', 'input_hashes', 'portable', 'step_key']
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-002
-import ast, functools, hashlib, importlib.metadata, importlib.util, json, platform, re
+import ast, functools, hashlib, importlib.metadata, importlib.util, json, os, platform, re
 from pathlib import Path
+from .. import _HOME
 from .recipes import root, short
 from .stages import cells_of, defaults_of
 
@@ -31,7 +32,7 @@ def _imports(source):
     "[(dots in front, name)] of all that `source` imports, wherever the import stands: `from .a import b` gives (1, 'a') and (1, 'a.b')"
     found = []
     for node in ast.walk(_tree(source)):
-        if isinstance(node, ast.Import): found += [(0, a.name) for a in node.names]
+        if isinstance(node, ast.Import): found += [(0, 'yfpo.*' if a.name == 'yfpo' else a.name) for a in node.names]
         if isinstance(node, ast.ImportFrom):
             found += [(node.level, '.'.join(filter(None, (node.module, n)))) for n in ('', *(a.name for a in node.names))]
     return found
@@ -39,7 +40,8 @@ def _imports(source):
 def _imported(source, room=''):
     "Modules of this package that `source` imports, as a notebook or, from within `room`, as nbdev writes it: `yfpo.loss` or `..loss`"
     near = [f'{room}.{n}' if room and dots == 1 else n for dots, n in _imports(source) if dots]
-    return near + [n.removeprefix('yfpo.') for dots, n in _imports(source) if not dots and n.startswith('yfpo.')]
+    own = [n.removeprefix('yfpo.') for dots, n in _imports(source) if not dots and n.startswith('yfpo.')]
+    return near + [m for n in own for m in (_HOME.values() if n == '*' else [_HOME.get(n, n)])]
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-017
 def package(): return Path(importlib.util.find_spec('yfpo').origin).parent
@@ -117,10 +119,19 @@ def file_hash(path):
 @functools.cache
 def _hash_once(path, size, changed): return file_hash(path)
 
+def _files_in(folder):
+    "Files under a folder that are not hidden, those behind links to folders too; a folder that a link leads back to is entered once"
+    entered = set()
+    for at, below, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(at)) in entered: below.clear(); continue
+        entered.add(real)
+        below[:] = [b for b in below if not b.startswith('.')]
+        yield from (f for n in names if not n.startswith('.') and (f := Path(at)/n).is_file())
+
 def folder_hash(folder):
     "Content hash of every file under a folder, of any type; hidden ones aside"
     folder, h = Path(folder), hashlib.sha256()
-    for f in sorted(p for p in folder.rglob('*') if p.is_file() and not any(x.startswith('.') for x in p.relative_to(folder).parts)):
+    for f in sorted(_files_in(folder)):
         s = f.stat()
         h.update(f'{f.relative_to(folder)}\0{_hash_once(f, s.st_size, s.st_mtime_ns)}\n'.encode('utf-8', 'surrogateescape'))
     return h.hexdigest()
@@ -128,7 +139,7 @@ def folder_hash(folder):
 def inputs(params):
     "{parameter: path} of what a step reads from outside the run: its data folder, and a model that is a folder or a file"
     given = {k: params[k] for k in ('data_dir', 'model') if params.get(k) and isinstance(params[k], str)}
-    return {k: path for k, x in given.items() if (path := root()/Path(x).expanduser()).exists()}
+    return {k: path for k, x in given.items() if (path := root()/os.path.expanduser(x)).exists()}
 
 def input_hashes(params):
     "{parameter: content hash} of these"

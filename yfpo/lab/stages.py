@@ -346,7 +346,7 @@ def _steps_of(stage, given, known, recipe):
     if 'arms' in known or 'warm' in known and 'arm' not in known: yield from _over_warm_starts(stage, known, recipe)
     if {'arm', 'arms'} & set(known): yield from _over_seeds(stage, known, recipe)
     elif 'warm' not in known:
-        yield stage, dict(train_seed=recipe.seeds[0]) if 'train_seed' in known and 'train_seed' not in (given or {}) else {}
+        yield stage, dict(train_seed=recipe.seeds[0]) if 'train_seed' in known else {}
 
 def _instances(recipe):
     "(stage, label, notebook, extra parameters) of every step of a recipe, in order"
@@ -379,7 +379,7 @@ def _check_drawn(recipe, stage, nb):
 
 def data_folder(path, where):
     "The folder of data, seen from the repository and not from where one stands"
-    folder = root()/Path(path).expanduser()
+    folder = root()/os.path.expanduser(path)
     if folder.is_dir(): return str(folder)
     raise ValueError(f'{where}: data_dir is {path}, which is no folder: give one with gsm8k/ or svamp/, or leave it empty')
 
@@ -411,7 +411,9 @@ def plan(recipe, # a `Recipe`
     for stage, label, nb, extra in _instances(recipe):
         if stage in DRAWN: _check_drawn(recipe, stage, nb)
         known, where = notebook_parameters(nb), f'stage {stage!r} of recipe {recipe.name!r}'
-        params = {**_params_of(recipe, stage, known, overrides, where), **extra, 'recipe': recipe.name}
+        given = _params_of(recipe, stage, known, overrides, where)
+        if 'train_seed' in given: extra = {k: v for k, v in extra.items() if k != 'train_seed'}
+        params = {**given, **extra, 'recipe': recipe.name}
         params.update(results_dir=str(run/'results')) if 'results_dir' in known else params.update(run_dir=str(run))
         reads, writes = ([], ['results']) if stage in DRAWN else stage_files(nb, params, f'{nb.parent.name}/{nb.name}')
         step = dict(stage=stage, label=label, notebook=nb, params=params, reads=reads, writes=writes)

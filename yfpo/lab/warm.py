@@ -163,14 +163,14 @@ class KernelTemplate:
         with socket.socket(socket.AF_UNIX) as door:
             door.bind(str(self.path)); door.listen(64)
             start = f'from yfpo.lab.warm import serve; serve({door.fileno()}, {self.folder.name!r}, {list(modules)!r})'
-            self.process = subprocess.Popen([sys.executable, '-c', start], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            self.process = subprocess.Popen([sys.executable, '-P', '-c', start], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                                             env={**os.environ, **(env or {})}, start_new_session=True, pass_fds=[door.fileno()])
 
     def _kernelspec(self):
         "A folder for JUPYTER_PATH whose `python3` kernel is a copy of this template"
         folder = Path(self.folder.name)/'kernels'/'python3'
         folder.mkdir(parents=True)
-        argv = [sys.executable, '-S', '-E', '-c', _CLIENT, f'{self.folder.name}/door', '{connection_file}']
+        argv = [sys.executable, '-S', '-E', '-P', '-c', _CLIENT, f'{self.folder.name}/door', '{connection_file}']
         (folder/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='python3', language='python')))
         return os.pathsep.join([self.folder.name, *filter(None, [os.environ.get('JUPYTER_PATH')])])
 

@@ -13,19 +13,19 @@ from ..data.extras import needs
 from .forecast import expected, note_speed, noted_speed, promise, estimate_text, resources_of
 from .keys import portable, step_key, versions
 from .pace import Ticking, below, most_awaited
-from .recipes import nearest, read_recipe, root
+from .recipes import CLUSTER_THREADS, json_of, nearest, read_recipe, root
 from .stages import cells_of, data_folder, plan, run_folder
-from .step import finished, forget, git, is_done, own_files, set_aside, write_json
+from .step import finished, forget, git, is_done, own_files, read_record, record_path, set_aside, take_back, TIME, write_json
 from .warm import KernelTemplate
-from ..lm.machine import hardware, lanes, large_pages
+from ..lm.machine import cores_here, hardware, lanes, large_pages
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-005
 def _chosen(recipe, steps, until='', force=(), only=()):
     "Steps up to the stage `until`, or of the stages `only`; the labels to run again: those of the stages `force` and what reads from them"
     stages, again = list(dict.fromkeys(s['stage'] for s in steps)), set()
     if until and only: raise ValueError('--until and --only exclude each other: give one of them')
-    for s in [*([until] if until else []), *force, *only]:
-        if s != 'all' and s not in stages: raise ValueError(f"recipe {recipe.name!r} has no stage {s!r}: {nearest(s, stages)}")
+    for s in [*([until] if until else []), *(s for s in force if s != 'all'), *only]:
+        if s not in stages: raise ValueError(f"recipe {recipe.name!r} has no stage {s!r}: {nearest(s, stages)}")
     for s in steps:
         if s['stage'] in force or 'all' in force or again & set(s['needs']): again.add(s['label'])
     run = only or [s for s in stages if not until or stages.index(s) <= stages.index(until)]
@@ -50,13 +50,15 @@ def _alone(steps):
     under = below(steps)
     return {l for l in under if all(l in under[m] or m in under[l] for m in under if m != l)}
 
-def _threads(steps, jobs, run):
+def _threads(steps, jobs, run, asked=0): # asked: threads of each step elsewhere, where this machine's cores tell nothing
     "{label: threads}: all cores where nothing could run beside a step, else its share; as many as it had before, where it has run before"
-    cores, alone = os.cpu_count() or 1, _alone(steps)
+    cores, alone = cores_here(), _alone(steps)
     share = max(1, cores//jobs)
-    res = {s['label']: cores if jobs == 1 or s['label'] in alone else share for s in steps}
+    res = {s['label']: asked or (cores if jobs == 1 or s['label'] in alone else share) for s in steps}
+    cores = max(cores, asked)
     for s in steps:
-        if (m := finished(run, s)) and 0 < m.get('threads', 0) <= cores: res[s['label']] = m['threads']
+        m = finished(run, s) or read_record(record_path(run, s['label']).with_suffix('.old')) or {}
+        if 0 < m.get('threads', 0) <= cores: res[s['label']] = m['threads']
     return res
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-008
@@ -69,24 +71,26 @@ def locked(run):
     "One runner at a time in a folder; the lock goes with the process"
     with open(_lock_of(run), 'a') as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise ValueError(f'another `yfpo run` is working in {run}: wait for it, or give another --run-dir') from None
+        except BlockingIOError: raise ValueError(f'another `yfpo run` is working in {run}: wait for it, or give another --run-dir') from None
+        except OSError as e:
+            raise ValueError(f'{run} lies where files cannot be locked ({e.strerror}): give a --run-dir on another file system') from None
         yield
 
-def rule_of(step, recipe):
+def rule_of(step, recipe, profile=''):
     "What Snakemake needs to know of a step: a dict of the kind that the Snakefile reads"
+    asks = resources_of(recipe, step) if profile else dict(lane=1)                           # of which there are as many as --jobs says
     return dict(label=step['label'], key=step['key'], output=f"done/{step['label']}.json", inputs=[f'done/{n}.json' for n in step['waits']],
-                threads=step['threads'], priority=step['priority'], resources=resources_of(recipe, step), command=_command(step['run'],
-                                                                                                                           step['label']))
+                threads=step['threads'], priority=step['priority'], resources=asks, command=_command(step['run'], step['label']))
 
 def _command(run, label):
     "What runs one step, as a shell reads it"
     import shlex
-    return shlex.join([sys.executable, '-m', 'yfpo.lab.step', str(run), label])
+    return shlex.join([sys.executable, '-P', '-m', 'yfpo.lab.step', str(run), label])         # -P: nothing is imported from a run
 
-def write_steps(recipe, todo, run):
+def write_steps(recipe, todo, run, profile=''):
     "steps.json: the steps to run, in the order of their priority, with all that running one takes"
     todo = [dict(s, notebook=str(s['notebook']), priority=len(todo) - i) for i, s in enumerate(todo)]
-    write_json(run/'steps.json', [dict(s, rule=rule_of(s, recipe)) for s in todo])
+    write_json(run/'steps.json', [dict(s, rule=rule_of(s, recipe, profile)) for s in todo])
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-020
 def snakefile(): return Path(str(files('yfpo.lab').joinpath('texts', 'Snakefile')))
@@ -94,14 +98,14 @@ def snakefile(): return Path(str(files('yfpo.lab').joinpath('texts', 'Snakefile'
 def profile_folder(name):
     "A Snakemake profile by name: one of nbs/paper/profiles, a folder, or one that Snakemake finds itself"
     own = root()/'nbs'/'paper'/'profiles'/name
-    given = Path(name).expanduser()
+    given = Path(os.path.expanduser(name))
     return str(own) if (own/'config.yaml').is_file() else str(given.resolve()) if given.is_dir() else name
 
-def _arguments(run, cores, profile):
+def _arguments(run, cores, jobs, profile):
     "Snakemake's command line"
-    where = ['--profile', profile_folder(profile)] if profile else ['--cores', str(cores)]
-    return ['--snakefile', str(snakefile()), '--directory', str(run), *where, '--config', f'steps={run/"steps.json"}',
-            '--rerun-triggers', 'params', '--ignore-incomplete', '--nolock', '--quiet', 'all', '--latency-wait', '60']
+    here = ['--profile', 'none', '--workflow-profile', 'none', '--cores', str(cores), '--resources', f'lane={jobs}']
+    where = ['--profile', profile_folder(profile)] if profile else here                      # none: not what the environment names
+    return ['--snakefile', str(snakefile()), '--directory', str(run), *where, '--rerun-triggers', 'params', '--ignore-incomplete', '--keep-incomplete', '--nolock', '--quiet', 'all', '--latency-wait', '60']
 
 _ENGINE = """import sys
 from yfpo.lab.warm import die_with_parent
@@ -144,10 +148,10 @@ def _stop(engine, profile):
         os.killpg(engine.pid, signal.SIGKILL)
     engine.wait()
 
-def _engine(run, cores, profile, env):
+def _engine(run, cores, jobs, profile, env):
     "Snakemake as a process group of its own, which ends when this process does"
     with open(run/'snakemake.log', 'w', encoding='utf-8') as log:
-        return subprocess.Popen([sys.executable, '-c', _ENGINE, str(os.getpid()), *_arguments(run, cores, profile)], stdout=log, stderr=log,
+        return subprocess.Popen([sys.executable, '-P', '-c', _ENGINE, str(os.getpid()), *_arguments(run, cores, jobs, profile)], stdout=log, stderr=log,
                                 stdin=subprocess.DEVNULL, start_new_session=True, env=env, cwd=run)
 
 def _said(run, code):
@@ -157,9 +161,10 @@ def _said(run, code):
     lines = [l.strip() for l in (run/'snakemake.log').read_text(encoding='utf-8', errors='replace').splitlines() if l.strip()]
     return f"Snakemake ended with code {code}: {' '.join(lines[-3:])[:300] or 'it says nothing'} (its log: {run/'snakemake.log'})"
 
-def _schedule(todo, run, cores, profile, env, board):
+def _schedule(todo, run, jobs, profile, env, board):
     "Have Snakemake run the steps; yields each that has ended well"
-    follow, engine = Follow(todo, run, board), _engine(run, cores, profile, env)
+    cores = max(jobs*max(1, cores_here()//jobs), *(s['threads'] for s in todo))
+    follow, engine = Follow(todo, run, board), _engine(run, cores, jobs, profile, env)
     try:
         while engine.poll() is None:
             yield from follow.look()
@@ -183,23 +188,23 @@ def _preload(todo):
 @contextlib.contextmanager
 def _warm(todo, profile):
     "Environment of the steps: on this machine with a template from which they start in no time"
-    if profile: yield dict(os.environ); return
+    surroundings = {**os.environ, 'PYTHONSAFEPATH': '1', **(dict(YFPO_ROOT=str(root())) if 'YFPO_ROOT' in os.environ else {})}
+    if profile: yield surroundings; return
     tunables = os.environ.get('GLIBC_TUNABLES') or large_pages()
     t = KernelTemplate(_preload(todo), dict(MPLBACKEND='module://matplotlib_inline.backend_inline',
                                       **(dict(GLIBC_TUNABLES=tunables) if tunables else {})))
-    try: yield {**os.environ, 'YFPO_TEMPLATE': f'{t.path}|{t.jupyter}'}
+    try: yield {**surroundings, 'YFPO_TEMPLATE': f'{t.path}|{t.jupyter}'}
     except BaseException: t.kill(); raise
     finally: t.close()
 
 def _run_all(recipe, everything, todo, run, say, jobs, profile):
     "Run the steps `todo`; yields each that has ended"
-    cores = max(jobs*max(1, (os.cpu_count() or 1)//jobs), *(s['threads'] for s in todo))
     committed = (root()/'nbs'/'paper'/'results'/recipe.name/'manifest.json').exists()
     seconds, where = expected(recipe, todo, run, note_speed(run) if committed else None)
     say(promise(todo, seconds, where, jobs), flush=True)
     def file_of(label): return own_files(run, label)['progress']
     with _warm(todo, profile) as env, Ticking(todo, seconds, jobs, say, file_of=file_of) as board:
-        yield from _schedule(todo, run, cores, profile, env, board)
+        yield from _schedule(todo, run, jobs, profile, env, board)
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-015
 UNRUN = ('outputs', 'extends', 'without', 'in_verdict')         # keys of a recipe that change no number
@@ -227,26 +232,42 @@ def _tests_touched(run, done):
 def _elapsed(records):
     "Seconds in which at least one step was running"
     import calendar
-    ends = [calendar.timegm(time.strptime(m['finished'], '%Y-%m-%dT%H:%M:%SZ')) for m in records]
+    ends = [calendar.timegm(time.strptime(m['finished'], TIME)) for m in records]
     total, until = 0., 0.
     for a, b in sorted((e - m['seconds'], e) for e, m in zip(ends, records)):
         total, until = total + max(0., b - max(a, until)), max(until, b)
     return total
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-017
+def _whole_manifest(recipe, steps, run):
+    "Write the manifest of a run that has nothing left to do again, if it was killed before it had, or says other words; returns 0"
+    done = {s['label']: m['key'] for s in steps if (m := finished(run, s))}
+    try: known = json_of(run/'results'/'manifest.json', 'stages', 'about')
+    except (FileNotFoundError, ValueError): known = dict(stages={}, about=None)
+    if {l: m.get('key') for l, m in known['stages'].items()} != done or known['about'] != recipe.about: write_manifest(recipe, steps, run)
+    return 0
+
 def _retire(run, steps):
     "Take away results and records of steps that the recipe no longer has, so that no table shows a dropped arm"
     own = {s['label']: finished(run, s) for s in steps}
     there = {f.stem for x in ('done/*.json', 'done/*.old', 'notebooks/*.writes') for f in run.glob(x)}
     for label in there - {*own}: forget(run, label, {f for m in own.values() if m for f in m['files']})
 
-def _prepared(recipe, everything, steps, keys, again, run, jobs):
+def _refuse_another(run, recipe):
+    "Refuse a folder that holds the run of another recipe, whose results `_retire` would take away"
+    for f in [*run.glob('done/*.json'), *run.glob('done/*.old')]:
+        other = (read_record(f) or dict(params={}))['params'].get('recipe', recipe.name)
+        if other != recipe.name: raise ValueError(f'{run} holds a run of {other!r} and not of {recipe.name!r}: give another --run-dir')
+
+def _prepared(recipe, everything, steps, keys, again, run, elsewhere):
     "The steps that are to run, each with its key, its threads and what it waits for; the records of earlier tries are set aside"
-    threads, todo = _threads(everything, jobs, run), []
+    asked = (recipe.cost.threads if recipe.cost else CLUSTER_THREADS)*bool(elsewhere)
+    threads, todo = _threads(everything, recipe.jobs, run, asked), []
     for i, s in enumerate(steps):
         key = keys[s['label']] = step_key(s, keys)
         s.update(key=key, line=f"[{i+1}/{len(steps)}] {s['label']}", threads=threads[s['label']], run=str(run),
                  needs_keys={n: keys[n] for n in s['needs']}, afresh=s['label'] in again)
+        if s['label'] not in again: take_back(run, s['label'], key)
         if s['label'] in again or not is_done(run, s, key): todo.append(s)
     open_ = {s['label'] for s in todo}
     for s in todo: s['waits'] = [n for n in s['needs'] if n in open_]
@@ -258,7 +279,7 @@ def run_recipe(name, data_dir:str='', overrides=None, run_dir:str='', jobs:int=0
     "Run what is not done of a recipe; returns the number of notebooks that ran, and the run's folder"
     profile = how.pop('profile', '')
     with needs('lab', 'a run', 'papermill', 'ipykernel', 'matplotlib', 'snakemake'): recipe = read_recipe(name)
-    if data_dir: recipe.shared['data_dir'] = data_folder(str(Path(data_dir).expanduser().resolve()), '--data-dir')
+    if data_dir: recipe.shared['data_dir'] = data_folder(str(Path(os.path.expanduser(data_dir)).resolve()), '--data-dir')
     if not 0 <= jobs <= 1000: raise ValueError(f'jobs is {jobs}, but must be 1 to 1000, or 0 for what suits the machine')
     recipe.jobs = lanes(jobs or recipe.jobs)
     everything = plan(recipe, run_dir, overrides)
@@ -267,10 +288,12 @@ def run_recipe(name, data_dir:str='', overrides=None, run_dir:str='', jobs:int=0
     run = run_folder(recipe.name, run_dir)
     if recipe.cost and not only: say(estimate_text(recipe), flush=True)
     with locked(run):
+        _refuse_another(run, recipe)
         _retire(run, everything)
         keys = _keys_there(recipe, everything, steps, run) if only else {}
-        todo = _prepared(recipe, everything, steps, keys, again, run, recipe.jobs)
-        if not todo: return 0, run
+        todo = _prepared(recipe, everything, steps, keys, again, run, profile)
+        for label in again - {s['label'] for s in todo}: set_aside(run, label, forced=True)     # what follows, and does not run now
+        if not todo: return _whole_manifest(recipe, everything, run), run
         return _go(recipe, everything, steps, todo, run, say, profile), run
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-023
@@ -281,9 +304,9 @@ def _go(recipe, everything, steps, todo, run, say, profile):
         if s['label'] not in left: say(f"{s['line']} ... up to date")
     (run/'notebooks').mkdir(parents=True, exist_ok=True)
     for s in todo:
-        set_aside(run, s['label'])
+        set_aside(run, s['label'], s['afresh'])
         own_files(run, s['label'])['state'].unlink(missing_ok=True)
-    write_steps(recipe, most_awaited(todo, everything), run)
+    write_steps(recipe, most_awaited(todo, everything), run, profile)
     for s in _run_all(recipe, everything, todo, run, say, recipe.jobs, profile):
         ran += 1
         write_manifest(recipe, everything, run)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'FORMATS', 'bfloat16_instructions', 'hardware', 'note', 'measured', 'product_seconds', 'bfloat16_pays',
-           'number_format', 'decode_batch', 'free_memory', 'read_batch', 'lanes', 'speed', 'large_pages', 'keep_memory']
+           'number_format', 'decode_batch', 'free_memory', 'read_batch', 'cores_here', 'lanes', 'speed', 'large_pages',
+           'keep_memory']
 
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-002
 import json, math, os, platform, re, shutil, subprocess, time
@@ -28,11 +29,11 @@ def bfloat16_instructions():
 def hardware():
     "Processor, its bfloat16 instructions, cores, memory and GPUs"
     cpu = re.search(r'model name\s*:\s*(.*)', _cpuinfo())
-    memory = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else None
+    memory = _memory_here()
     gpus = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True,
                           text=True).stdout.split('\n')[:-1] if shutil.which('nvidia-smi') else []
-    return dict(system=platform.system(), machine=platform.machine(), cpu=cpu[1] if cpu else platform.processor(), cores=os.cpu_count(),
-                bfloat16=bfloat16_instructions(), memory_gib=memory and round(memory, 1), gpus=gpus)
+    return dict(system=platform.system(), machine=platform.machine(), cpu=cpu[1] if cpu else platform.processor(), cores=cores_here(),
+                bfloat16=bfloat16_instructions(), memory_gib=memory and round(memory/2**30, 1), gpus=gpus)
 
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-011
 def note(**chosen):
@@ -128,6 +129,19 @@ def read_batch(asked:int): # 0: what suits the machine
     return asked or (32 if torch.cuda.is_available() else 8)
 
 # %% ../../nbs/lm/00_machine.ipynb #26-mach-024
+def cores_here():
+    "Processor cores that this process may use: those it is bound to, and no more than its container grants"
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    try: quota, period = Path('/sys/fs/cgroup/cpu.max').read_text().split()
+    except (OSError, ValueError): return mine
+    return mine if quota == 'max' else max(1, min(mine, round(int(quota)/int(period))))
+
+def _memory_here():
+    "Bytes of memory that this process may use, or None"
+    own = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else None
+    try: return min(own or math.inf, int(Path('/sys/fs/cgroup/memory.max').read_text()))
+    except (OSError, ValueError): return own                   # no container, or one without a limit
+
 def lanes(asked:int=0): # 0: what suits the machine
     "Steps to run at the same time: one per core if memory allows, only one if they would share a GPU"
     if asked < 0: raise ValueError(f'jobs is {asked}: give at least 1, or 0 for what suits the machine')
