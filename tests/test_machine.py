@@ -191,3 +191,13 @@ def test_a_packed_warm_start_is_trls(tiny, tmp_path, monkeypatch):
     assert [r['loss'] for r in a] == pytest.approx([r['loss'] for r in b], abs=1e-5) and len(a) == 3
     assert all(r['learning_rate'] > 0 for r in a), 'every step moves the model'
     for p, q in zip(x.parameters(), y.parameters()): assert torch.allclose(p, q, atol=2e-4)
+
+def test_a_container_grants_fewer_cores_and_less_memory_than_the_machine_has(monkeypatch):
+    from yfpo.lm import machine
+    texts = {'/sys/fs/cgroup/cpu.max': '150000 100000', '/sys/fs/cgroup/memory.max': str(2**30)}
+    read = Path.read_text
+    monkeypatch.setattr(Path, 'read_text', lambda self, *a, **k: texts.get(str(self)) or read(self, *a, **k))
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: range(64), raising=False)
+    assert (machine.cores_here(), machine.hardware()['memory_gib']) == (2, 1.0)
+    texts['/sys/fs/cgroup/cpu.max'] = 'max 100000'
+    assert machine.cores_here() == 64

@@ -496,6 +496,11 @@ def test_the_page_reads_a_seed_that_was_trained():
     assert seeds() == {'browse': 2, 'evaluate-reference': 2, 'audit': 7}
     r.stages['browse'] = dict(train_seed=3, arms_read=['yfpo'])
     assert seeds()['browse'] == 3
+    del r.stages['browse']['train_seed']
+    r.shared['train_seed'] = 3
+    assert seeds()['browse'] == 3, 'shared by the stages'
+    del r.shared['train_seed']
+    assert next(s for s in plan(r, overrides=dict(train_seed=3)) if s['label'] == 'browse')['params']['train_seed'] == 3, 'from -p'
 
 # --- what a value may be ---
 

@@ -314,3 +314,110 @@ def test_a_clone_in_a_folder_with_an_odd_name(tmp_path, name):
     r = yfpo(root, 'run', 'toy')
     assert r.returncode == 0 and 'MAIN dpo-seed0 dpo-seed1' in r.stdout, r.stderr
     assert 'nothing to do' in yfpo(root, 'run', 'toy').stdout
+
+# --- what a run imports, and whose folder it works in ---
+
+def test_nothing_is_imported_from_where_one_stands_or_from_the_run(again, tmp_path):
+    "A foreign `yfpo` and `json` lie in the working folder and in the run; a step that has to run again takes neither"
+    run = again/'runs'/'toy'
+    for at in (tmp_path/'stand', run):
+        (at/'yfpo').mkdir(parents=True)
+        for f in (at/'yfpo'/'__init__.py', at/'json.py'): f.write_text(f"open({str(tmp_path/'ran')!r}, 'a').write('x')\nraise SystemExit(3)")
+    recipe(again, 'lr: 1e-3', 'lr: 2e-3')
+    r = yfpo(again, 'run', 'toy', cwd=tmp_path/'stand')
+    assert r.returncode == 0 and not (tmp_path/'ran').exists(), r.stderr
+
+def test_the_folder_of_another_recipe_is_refused_before_anything_goes(again):
+    text = (again/'nbs'/'paper'/'recipes'/'toy.yaml').read_text()
+    (again/'nbs'/'paper'/'recipes'/'other.yaml').write_text(text.replace('name: toy', 'name: other').replace('[0, 1]', '[7]'))
+    before = sorted(str(f) for f in (again/'runs'/'toy').rglob('*') if f.is_file())
+    r = yfpo(again, 'run', 'other', '--run-dir', again/'runs'/'toy')
+    assert r.returncode == 1 and "holds a run of 'toy' and not of 'other': give another --run-dir" in r.stderr
+    assert sorted(str(f) for f in (again/'runs'/'toy').rglob('*') if f.is_file() and f.name != '.lock') == [
+        f for f in before if not f.endswith('.lock')]
+
+def test_data_behind_a_link_are_read_and_a_link_in_a_circle_ends(tmp_path):
+    from yfpo.lab.keys import folder_hash
+    real, data = tmp_path/'elsewhere', tmp_path/'data'
+    real.mkdir(); data.mkdir()
+    (real/'train.jsonl').write_text('1'); (data/'set').symlink_to(real); (real/'back').symlink_to(data)
+    before = folder_hash(data)
+    (real/'train.jsonl').write_text('2')
+    assert folder_hash(data) != before
+
+def test_names_that_the_package_gives_away_are_the_code_behind_them():
+    from yfpo.lab.keys import _imported
+    assert {'trainer', 'lm.models'} <= {*_imported('from yfpo import YFPOTrainer, load_model')}
+    assert {'trainer', 'neurons', 'lab.audit'} <= {*_imported('import yfpo')} and not _imported('import yfpolite')
+
+@pytest.mark.parametrize('then', ['ctrl-c', 'profile'])
+def test_a_trial_that_ends_at_once_forgets_nothing(again, then):
+    "Records that a trial set aside are taken back by the next run with the old settings"
+    run, args = again/'runs'/'toy', ('run', 'toy', '-p', 'lr', '0.7')
+    recipe(again, '{lr: 1e-3}', '{lr: 1e-3, wait: 30.0}') if then == 'ctrl-c' else None
+    if then == 'profile': assert yfpo(again, *args, '--profile', 'nosuchprofile').returncode == 1
+    else:
+        p = subprocess.Popen([Path(sys.executable).parent/'yfpo', *args], env={**os.environ, 'YFPO_ROOT': str(again)},
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.time() + 60
+        while time.time() < until and not (run/'done'/'train-dpo-seed0.old').exists(): time.sleep(.05)
+        p.send_signal(signal.SIGTERM)                          # as Ctrl-C: the run ends in order
+        assert p.wait(60) == 1
+        recipe(again, '{lr: 1e-3, wait: 30.0}', '{lr: 1e-3}')
+    assert (run/'done'/'train-dpo-seed0.old').exists()
+    out = yfpo(again, 'run', 'toy').stdout
+    if then == 'profile': assert 'nothing to do' in out
+    else: assert '] sft ...\n' in out and out.count('up to date') == 3     # sft had written its first file
+
+def test_what_follows_a_forced_stage_runs_when_its_turn_comes(again):
+    assert yfpo(again, 'run', 'toy', '--force', 'sft', '--until', 'sft').returncode == 0
+    out = yfpo(again, 'run', 'toy').stdout
+    assert '] sft ... up to date' in out and '] train-dpo-seed0 ...\n' in out and 'up to date' not in out.split('] train-dpo-seed0')[1]
+
+def test_the_manifest_of_a_run_that_was_killed_before_it_wrote_it(again):
+    f = again/'runs'/'toy'/'results'/'manifest.json'
+    kept = json.loads(f.read_text())
+    f.write_text(json.dumps(dict(kept, stages={})))
+    assert 'nothing to do' in yfpo(again, 'run', 'toy').stdout
+    assert json.loads(f.read_text())['stages'].keys() == kept['stages'].keys()
+
+def test_a_folder_that_cannot_be_locked_is_no_other_run(tmp_path, monkeypatch):
+    import errno
+    def no(*a): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    monkeypatch.setattr('yfpo.lab.workflow.fcntl.flock', no)
+    with pytest.raises(ValueError, match='lies where files cannot be locked'), locked(tmp_path): pass
+
+def test_a_broken_record_is_no_record(tmp_path):
+    from yfpo.lab.step import read_record
+    whole = dict(key='k', needs={}, params={}, git=None, files={'results/a': [1, 2, 'ab']}, seconds=1., finished='2026-01-01T00:00:00Z')
+    f = tmp_path/'r.json'
+    def read(**odd): f.write_text(json.dumps({**whole, **odd})); return read_record(f)
+    assert read() == whole
+    for odd in (dict(files={'a': 3}), dict(files={'a': [1, 2]}), dict(files=[]), dict(finished='today'), dict(seconds='1'), dict(params=[])):
+        assert read(**odd) is None, odd
+
+def test_a_link_in_a_run_leads_no_removal_out_of_it(tmp_path, keys_stay):
+    from yfpo.lab.step import forget
+    run, out = tmp_path/'run', tmp_path/'out'
+    for d in (run/'results', run/'done', run/'notebooks', out): d.mkdir(parents=True)
+    (out/'victim').write_text('x'); (run/'results'/'link').symlink_to(out)
+    (run/'done'/'a.json').write_text(json.dumps(dict(key='k', needs={}, params={}, git=None, files={'results/link/victim': [1, 2, 'ab']},
+                                                     seconds=1., finished='2026-01-01T00:00:00Z')))
+    forget(run, 'a')
+    assert (out/'victim').exists() and not (run/'done'/'a.json').exists()
+
+def test_as_many_steps_beside_each_other_as_asked_for(tmp_path):
+    "Rules have one lane each here, and Snakemake has as many lanes as --jobs; a cluster is asked for memory and minutes"
+    from yfpo.lab.workflow import _arguments, rule_of
+    step = dict(label='a', key='k', waits=[], threads=1, priority=1, run=str(tmp_path), stage='sft', params={})
+    r = SimpleNamespace(name='toy', cost=None)
+    assert rule_of(step, r)['resources'] == dict(lane=1) and {'mem_mb', 'runtime'} <= rule_of(step, r, 'slurm')['resources'].keys()
+    here = ' '.join(_arguments(tmp_path, 8, 2, ''))
+    assert '--cores 8 --resources lane=2' in here and '--profile none --workflow-profile none' in here
+    assert 'lane' not in ' '.join(_arguments(tmp_path, 8, 2, 'slurm'))
+
+def test_threads_on_a_cluster_do_not_follow_from_the_login_node(monkeypatch, tmp_path):
+    from yfpo.lab import workflow
+    monkeypatch.setattr(workflow, 'cores_here', lambda: 64)
+    steps = [dict(label=l, needs=[]) for l in 'ab']
+    assert workflow._threads(steps, 2, tmp_path) == dict(a=32, b=32) and workflow._threads(steps, 2, tmp_path, asked=4) == dict(a=4, b=4)
