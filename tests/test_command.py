@@ -495,3 +495,41 @@ def test_a_row_of_the_table_becomes_an_option(name):
     shown = ' '.join(CliRunner().invoke(app, [name, '--help'], terminal_width=1000, max_content_width=1000).output.split())
     for o in own.options: assert o.name.replace('/', ' / ') in shown and o.help in shown, o
     assert own.help in shown and own.example in shown
+
+# --- help that can be read ---
+
+def test_the_short_help_of_train_and_the_whole(capsys):
+    for word, some in (('--help', '--neurons NEURONS'), ('--help-all', '--adam_beta1')):
+        with pytest.raises(SystemExit) as e: parse_training([word])
+        assert e.value.code == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert any(some in l for l in lines) and (len(lines) < 150) == (word == '--help')
+    from yfpo.beyond.command import short_help
+    from yfpo.trainer import YFPOConfig
+    assert all(f'--{n}' in short_help() for n in YFPOConfig.__annotations__), 'every setting of ours'
+
+def test_defaults_in_the_help_of_select_are_those_of_the_library():
+    from yfpo.lab.cli import COMMANDS
+    from yfpo.neurons import Selection
+    from yfpo.relevance import Scoring
+    own = {f.name: f.default for c in (Selection, Scoring) for f in c.__dataclass_fields__.values()}
+    options = {o.name[2:].replace('-', '_'): o.help for c in COMMANDS if c.name == 'select' for o in c.options}
+    told = {k: h.split('default ')[1].split(',')[0].rstrip('.') for k, h in options.items() if 'default ' in h and k in own}
+    assert told.keys() == {'k', 'universal', 'per_layer', 'threshold', 'method'} and told == {k: f'{own[k]:g}' if k != 'method' else own[k]
+                                                                                            for k in told}
+
+def test_rows_of_a_data_set_of_texts_are_texts():
+    from yfpo.lm.responses import text_items
+    assert text_items([dict(text='a'), 'b']) == ['a', 'b']
+    with pytest.raises(ValueError, match='given text 0 has no prompt'): text_items([dict(text='a', more=1)])
+
+def test_a_card_names_the_model_that_was_trained(place, tmp_path):
+    t = by_name(place, tmp_path/'out')
+    t.create_model_card()
+    text = (tmp_path/'out'/'README.md').read_text()
+    assert f'fine-tuned version of `{t.model.name}`' in text and 'None' not in text.split('## Quick')[0]
+
+def test_no_recipes_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path/'nbs'/'paper'/'recipes').mkdir(parents=True)
+    monkeypatch.setenv('YFPO_ROOT', str(tmp_path))
+    with pytest.raises(SystemExit, match='there are no recipes in .*: run this in a clone'): main(['list'])

@@ -441,8 +441,9 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
         "TRL's model card, followed by the sections of `card_text`"
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir)/'README.md'
-        if self.term is None or not path.exists() or not self.is_world_process_zero(): return
-        text = path.read_text(encoding='utf-8').rstrip() + '\n\n' + card_text(self.term, self.card_sections)
+        if not path.exists() or not self.is_world_process_zero(): return
+        text = path.read_text(encoding='utf-8').replace('[None](https://huggingface.co/None)', f"`{getattr(self.model, 'name', 'a model')}`")
+        if self.term is not None: text = text.rstrip() + '\n\n' + card_text(self.term, self.card_sections)
         path.write_text(text, encoding='utf-8')
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-033

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'TEXTS', 'PAIRS', 'ELSEWHERE', 'read_texts', 'read_pairs', 'select', 'selected_text', 'YFPOArguments',
-           'training_parser', 'parse_training', 'pairs_of', 'training', 'train', 'before_text']
+           'training_parser', 'short_help', 'parse_training', 'pairs_of', 'training', 'train', 'before_text']
 
 # %% ../../nbs/beyond/13_command.ipynb #yours-002
-import difflib
+import difflib, sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, fields
 from pathlib import Path
 from datasets import load_dataset
 from fastcore.meta import delegates
-from trl import (DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_dataset, get_peft_config, get_quantization_config)
+from trl import (DPOConfig, DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_dataset, get_peft_config, get_quantization_config)
 from ..data.checks import as_path, refuse_name, refuse_setting, says, settings_of
 from ..data.extras import needs
 from ..data.files import first_words, read_jsonl, read_text
@@ -119,6 +120,23 @@ def training_parser():
     res.set_defaults(output_dir='yfpo-out')
     return res
 
+def _often_used():
+    "Names of the settings that the short help shows: ours, and those of TRL that most trainings set"
+    own = [f.name for f in fields(YFPOConfig) if f.name not in DPOConfig.__dataclass_fields__]
+    return ['config', 'model_name_or_path', 'dataset_name', 'neurons', 'eval_dataset_name', 'output_dir', *own, 'beta', 'loss_type',
+            'learning_rate', 'num_train_epochs', 'max_steps', 'per_device_train_batch_size', 'gradient_accumulation_steps', 'max_length',
+            'bf16', 'seed', 'eval_strategy', 'report_to', 'push_to_hub', 'use_peft', 'lora_r']
+
+def short_help():
+    "The help of `yfpo train` without the hundreds of settings that few need"
+    full, names = training_parser(), _often_used()
+    res = ArgumentParser(prog='yfpo train', usage='yfpo train [--config FILE] [--NAME VALUE ...]', description=full.description,
+                         epilog=f'{full.epilog} All settings of TRL and transformers: yfpo train --help-all.', add_help=False)
+    res.add_argument('--config', metavar='FILE', help='YAML file with any of these settings, one `name: value` a line.')
+    for name in names:
+        for a in (a for a in full._actions if a.dest == name and name != 'config'): res._add_action(a)
+    return res.format_help()
+
 def _check_config(path):
     "Refuse a file that holds no settings"
     import yaml
@@ -131,6 +149,8 @@ ELSEWHERE = dict(model='model_name_or_path', pairs='dataset_name', to='output_di
 
 def parse_training(argv): # such as ['--config', 'yfpo.yaml', '--max_steps', '100']
     "Instances of `YFPOArguments`, `YFPOConfig`, `ModelConfig` and `DatasetMixtureConfig`"
+    if {'-h', '--help'} & {*argv}: print(short_help()); sys.exit(0)
+    argv = ['--help' if a == '--help-all' else a for a in argv]
     argv = [part for a in argv for part in (a.split('=', 1) if a.startswith('--config=') else [a])]
     if argv[-1:] == ['--config']: raise ValueError('--config has no file: give the path of a YAML file')
     if '--config' in argv: _check_config(argv[argv.index('--config') + 1])

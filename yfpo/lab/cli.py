@@ -42,7 +42,8 @@ def _committed(recipe, run):
 
 def described():
     "Every recipe with what it is about, a line each"
-    from yfpo.lab.recipes import read_recipe
+    from yfpo.lab.recipes import read_recipe, recipes_folder
+    if not recipe_names(): raise ValueError(f'there are no recipes in {recipes_folder()}: run this in a clone, or set YFPO_ROOT to one')
     wide = max(map(len, recipe_names()))
     return '\n'.join(f'{n:{wide}} {read_recipe(n).about}' for n in recipe_names())
 
@@ -242,11 +243,11 @@ COMMANDS = (
         Option('--capability', 'JSONL with text, or prompt and completion, or messages.', 'FILE', needed=True),
         Option('--general', 'The same, of anything else.', 'FILE', needed=True),
         Option('--to', 'Folder for the set.', 'FOLDER', needed=True),
-        Option('--k', 'Share of all neurons to choose.', 'SHARE', float),
-        Option('--universal', 'Share of all neurons that general text needs most, never chosen.', 'SHARE', float),
-        Option('--per-layer', 'At most this share of one layer.', 'SHARE', float),
-        Option('--threshold', 'Least share of the best score.', 'SHARE', float),
-        Option('--method', 'The attributor, such as attnlrp or gradient.', 'NAME'),
+        Option('--k', 'Share of all neurons to choose; default 0.005.', 'SHARE', float),
+        Option('--universal', 'Share of all neurons that general text needs most, never chosen; default 0.001.', 'SHARE', float),
+        Option('--per-layer', 'At most this share of one layer; default 0.03.', 'SHARE', float),
+        Option('--threshold', 'Least share of the best score; default 0, no least.', 'SHARE', float),
+        Option('--method', 'The attributor, such as attnlrp or gradient; default attnlrp.', 'NAME'),
         Option('--max-length', 'Tokens read of a text.', 'N', int), *READ)),
     Command('audit', 'Ask whether a set tells chosen from rejected responses.',
             'yfpo audit --model smollm2-135m-instruct --neurons neurons/ --pairs pairs.jsonl', _audit, (

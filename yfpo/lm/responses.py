@@ -73,6 +73,7 @@ def text_items(items, # any iterable of what `encode` takes
     "The items as a list; a ValueError names the first that is neither a text, nor a pair, nor a dict of prompt and completion"
     items = as_list(items, f'{what} texts', 'texts, or of dicts with prompt and completion')
     if not items: raise ValueError(f'there are no {what} texts: give at least one')
+    items = [i['text'] if isinstance(i, dict) and {*i} == {'text'} else i for i in items]    # a row of a data set of texts
     for i, item in enumerate(items):
         if why := odd_item(item): raise ValueError(f'{what} text {i} {why}: give a text, a (prompt, completion) pair, or a dict of the two')
     return items
