@@ -455,13 +455,22 @@ def test_a_page_of_an_own_set(place, tmp_path, capsys):
     assert {*data['answers']} == {'selected', 'random'} and text.count('<article class="card">') == 6
     assert all(len(a['tokens']) <= 4 for rows in data['answers'].values() for row in rows for a in row)
 
-@pytest.mark.parametrize('row,says', [(dict(question='a'), 'row 2 has no answer: write a JSON object a line'),
+@pytest.mark.parametrize('row,says', [(dict(answer=3), 'row 2 has no question: write a JSON object a line'),
                                       ([1], 'line 2: a JSON object was expected, not list'),
-                                      (dict(question='a', answer='no number'), 'row 2'), (dict(question='', answer=3), 'row 2')])
+                                      (dict(question='a', answer=[3]), 'row 2: the answer is [3]'),
+                                      (dict(question='a', answer='so #### none'), 'row 2'), (dict(question='', answer=3), 'row 2')])
 def test_questions_that_cannot_be_read(place, tmp_path, row, says):
     asked = questions(tmp_path/'q.jsonl', dict(question='2 + 3?', answer=5), row)
     assert says in said_by('page', '--model', place/'model', '--neurons', place/'neurons', '--questions', asked, '--to', tmp_path/'p.html')
     assert not (tmp_path/'p.html').exists()
+
+def test_questions_without_an_answer_or_with_a_text(tmp_path):
+    from yfpo.beyond.explorer import is_right, read_questions
+    asked = questions(tmp_path/'q.jsonl', dict(question='Who?'), dict(question='Where?', answer='In Rome'),
+                      dict(question='2 + 3?', answer='5'))
+    assert [p.answer for p in read_questions(asked)] == ['', 'In Rome', '5']
+    assert is_right('x', '') is None and is_right('He lives in Rome.', 'In Rome') and not is_right('Within Romeo', 'in Rome')
+    assert is_right('2 and then 5', '5') and not is_right('5 and then 2', '5')
 
 def test_what_goes_wrong_in_page(place, tmp_path):
     base = ['page', '--model', place/'model', '--neurons', place/'neurons', '--to', tmp_path/'p.html']

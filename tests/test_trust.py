@@ -322,7 +322,8 @@ def test_nothing_is_imported_from_where_one_stands_or_from_the_run(again, tmp_pa
     run = again/'runs'/'toy'
     for at in (tmp_path/'stand', run):
         (at/'yfpo').mkdir(parents=True)
-        for f in (at/'yfpo'/'__init__.py', at/'json.py'): f.write_text(f"open({str(tmp_path/'ran')!r}, 'a').write('x')\nraise SystemExit(3)")
+        for f in (at/'yfpo'/'__init__.py', at/'json.py'):
+            f.write_text(f"open({str(tmp_path/'ran')!r}, 'a').write('x')\nraise SystemExit(3)")
     recipe(again, 'lr: 1e-3', 'lr: 2e-3')
     r = yfpo(again, 'run', 'toy', cwd=tmp_path/'stand')
     assert r.returncode == 0 and not (tmp_path/'ran').exists(), r.stderr
@@ -393,7 +394,8 @@ def test_a_broken_record_is_no_record(tmp_path):
     f = tmp_path/'r.json'
     def read(**odd): f.write_text(json.dumps({**whole, **odd})); return read_record(f)
     assert read() == whole
-    for odd in (dict(files={'a': 3}), dict(files={'a': [1, 2]}), dict(files=[]), dict(finished='today'), dict(seconds='1'), dict(params=[])):
+    for odd in (dict(files={'a': 3}), dict(files={'a': [1, 2]}), dict(files=[]), dict(finished='today'), dict(seconds='1'),
+                dict(params=[])):
         assert read(**odd) is None, odd
 
 def test_a_link_in_a_run_leads_no_removal_out_of_it(tmp_path, keys_stay):

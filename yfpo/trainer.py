@@ -442,7 +442,8 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir)/'README.md'
         if not path.exists() or not self.is_world_process_zero(): return
-        text = path.read_text(encoding='utf-8').replace('[None](https://huggingface.co/None)', f"`{getattr(self.model, 'name', 'a model')}`")
+        home = f"`{getattr(self.model, 'name', 'a model')}`"      # TRL knows hub ids only
+        text = path.read_text(encoding='utf-8').replace('[None](https://huggingface.co/None)', home)
         if self.term is not None: text = text.rstrip() + '\n\n' + card_text(self.term, self.card_sections)
         path.write_text(text, encoding='utf-8')
 

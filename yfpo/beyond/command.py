@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from datasets import load_dataset
 from fastcore.meta import delegates
-from trl import (DPOConfig, DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_dataset, get_peft_config, get_quantization_config)
+from trl import (DPOConfig, DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_dataset, get_peft_config,
+                 get_quantization_config)
 from ..data.checks import as_path, refuse_name, refuse_setting, says, settings_of
 from ..data.extras import needs
 from ..data.files import first_words, read_jsonl, read_text

@@ -260,7 +260,8 @@ COMMANDS = (
     Command('page', 'Write answers with the neurons turned down and up, as one page.',
             'yfpo page --model smollm2-135m-instruct --neurons neurons/ --questions questions.jsonl', _page, (
         MODEL, SET,
-        Option('--questions', 'JSONL with question and answer: a number, or a solution that ends in one.', 'FILE', needed=True),
+        Option('--questions', 'JSONL with question and perhaps answer: a number, a solution that ends in one, or a text.', 'FILE',
+               needed=True),
         Option('--to', 'The page.', 'FILE', default='explorer.html'),
         Option('--max-new-tokens', 'Tokens of an answer, at most.', 'N', int),
         Option('--seed', 'Of the random neurons beside the set.', 'N', int), *READ)),

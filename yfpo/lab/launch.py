@@ -189,9 +189,8 @@ def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
     with atomic_write(folder/'launch.json') as tmp:
         tmp.write_text(json.dumps(dict(run=str(run), recipe=recipe, arm=arm, seed=seed, **params), indent=1) + '\n')
     many = ['--multi_gpu', '--num_machines', '1'] if processes > 1 else []                   # on CPUs too, or accelerate starts one process
-    command = [sys.executable, '-P', '-c', _LAUNCHER, str(os.getpid()), 'accelerate.commands.launch', *many, '--num_processes', str(processes),
-               '--mixed_precision', 'no',
-               '--dynamo_backend', 'no', '--main_process_port', '0', *options,
+    command = [sys.executable, '-P', '-c', _LAUNCHER, str(os.getpid()), 'accelerate.commands.launch', *many,
+               '--num_processes', str(processes), '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', *options,
                '--module', 'yfpo.lab.launch', '--spec', str(folder/'launch.json')]
     r = subprocess.run(command, capture_output=True, text=True)
     (folder/'launch.log').write_text(r.stdout + r.stderr, encoding='utf-8')

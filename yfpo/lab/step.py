@@ -127,7 +127,8 @@ def set_aside(run, label, forced=False): # forced: it is to run though nothing h
     "Take away the record of a step that is to run again; what it listed is remembered until the step has succeeded"
     path = record_path(run, label)
     if path.exists(): path.replace(path.with_suffix('.old'))
-    if forced and (m := read_record(path.with_suffix('.old'))): write_json(path.with_suffix('.old'), dict(m, key=''))      # never taken back
+    m = read_record(path.with_suffix('.old')) if forced else None
+    if m: write_json(path.with_suffix('.old'), dict(m, key=''))                            # which is never taken back
 
 def take_back(run, label, key):
     "Put back the record that was set aside for a run which ended before this step, if it has this key and its files are as it left them"

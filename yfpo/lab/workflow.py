@@ -71,7 +71,8 @@ def locked(run):
     "One runner at a time in a folder; the lock goes with the process"
     with open(_lock_of(run), 'a') as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise ValueError(f'another `yfpo run` is working in {run}: wait for it, or give another --run-dir') from None
+        except BlockingIOError:
+            raise ValueError(f'another `yfpo run` is working in {run}: wait for it, or give another --run-dir') from None
         except OSError as e:
             raise ValueError(f'{run} lies where files cannot be locked ({e.strerror}): give a --run-dir on another file system') from None
         yield
@@ -105,7 +106,8 @@ def _arguments(run, cores, jobs, profile):
     "Snakemake's command line"
     here = ['--profile', 'none', '--workflow-profile', 'none', '--cores', str(cores), '--resources', f'lane={jobs}']
     where = ['--profile', profile_folder(profile)] if profile else here                      # none: not what the environment names
-    return ['--snakefile', str(snakefile()), '--directory', str(run), *where, '--rerun-triggers', 'params', '--ignore-incomplete', '--keep-incomplete', '--nolock', '--quiet', 'all', '--latency-wait', '60']
+    return ['--snakefile', str(snakefile()), '--directory', str(run), *where, '--rerun-triggers', 'params', '--ignore-incomplete',
+            '--keep-incomplete', '--nolock', '--quiet', 'all', '--latency-wait', '60']
 
 _ENGINE = """import sys
 from yfpo.lab.warm import die_with_parent
@@ -151,8 +153,8 @@ def _stop(engine, profile):
 def _engine(run, cores, jobs, profile, env):
     "Snakemake as a process group of its own, which ends when this process does"
     with open(run/'snakemake.log', 'w', encoding='utf-8') as log:
-        return subprocess.Popen([sys.executable, '-P', '-c', _ENGINE, str(os.getpid()), *_arguments(run, cores, jobs, profile)], stdout=log, stderr=log,
-                                stdin=subprocess.DEVNULL, start_new_session=True, env=env, cwd=run)
+        command = [sys.executable, '-P', '-c', _ENGINE, str(os.getpid()), *_arguments(run, cores, jobs, profile)]
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=env, cwd=run)
 
 def _said(run, code):
     "Why Snakemake itself ended, in a sentence"

@@ -33,9 +33,11 @@ const show = () => {
   const set = sets[chosen('set')], at = chosen('strength'), q = Number($('question').value);
   const answer = data.answers[set][at][q], plain = unchanged < 0 ? answer : data.answers[set][unchanged][q];
   const gold = data.questions[q].answer;
-  $('verdict').textContent = upper(data.strengths[at][1]) + ': ' + (answer.right ? 'right, ' + gold : 'wrong, ' + gold + ' is right');
+  const known = answer.right !== null;                          // a question may have no answer
+  $('verdict').textContent = upper(data.strengths[at][1]) +
+    (known ? ': ' + (answer.right ? 'right, ' + gold : 'wrong, ' + gold + ' is right') : '');
   $('asked').textContent = data.questions[q].question;
-  $('verdict').className = answer.right ? 'right' : 'wrong';
+  $('verdict').className = !known ? '' : answer.right ? 'right' : 'wrong';
   $('answer').replaceChildren(...answer.tokens.map((t, i) => {
     const span = make('span', t);
     span.title = spreads(answer.readout[i]);
