@@ -331,11 +331,11 @@ def test_nothing_is_imported_from_where_one_stands_or_from_the_run(again, tmp_pa
 def test_the_folder_of_another_recipe_is_refused_before_anything_goes(again):
     text = (again/'nbs'/'paper'/'recipes'/'toy.yaml').read_text()
     (again/'nbs'/'paper'/'recipes'/'other.yaml').write_text(text.replace('name: toy', 'name: other').replace('[0, 1]', '[7]'))
-    before = sorted(str(f) for f in (again/'runs'/'toy').rglob('*') if f.is_file())
+    def there(): return sorted(str(f) for f in (again/'runs'/'toy').rglob('*') if f.is_file() and f.suffix != '.lock')
+    before = there()
     r = yfpo(again, 'run', 'other', '--run-dir', again/'runs'/'toy')
     assert r.returncode == 1 and "holds a run of 'toy' and not of 'other': give another --run-dir" in r.stderr
-    assert sorted(str(f) for f in (again/'runs'/'toy').rglob('*') if f.is_file() and f.name != '.lock') == [
-        f for f in before if not f.endswith('.lock')]
+    assert there() == before
 
 def test_data_behind_a_link_are_read_and_a_link_in_a_circle_ends(tmp_path):
     from yfpo.lab.keys import folder_hash
@@ -367,8 +367,8 @@ def test_a_trial_that_ends_at_once_forgets_nothing(again, then):
         recipe(again, '{lr: 1e-3, wait: 30.0}', '{lr: 1e-3}')
     assert (run/'done'/'train-dpo-seed0.old').exists()
     out = yfpo(again, 'run', 'toy').stdout
-    if then == 'profile': assert 'nothing to do' in out
-    else: assert '] sft ...\n' in out and out.count('up to date') == 3     # sft had written its first file
+    assert 'nothing to do' in out or then == 'ctrl-c' and '] sft ...' in out     # which may have written its first file
+    assert '] train-dpo-seed0 ...\n' not in out
 
 def test_what_follows_a_forced_stage_runs_when_its_turn_comes(again):
     assert yfpo(again, 'run', 'toy', '--force', 'sft', '--until', 'sft').returncode == 0
