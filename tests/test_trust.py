@@ -423,3 +423,27 @@ def test_threads_on_a_cluster_do_not_follow_from_the_login_node(monkeypatch, tmp
     monkeypatch.setattr(workflow, 'cores_here', lambda: 64)
     steps = [dict(label=l, needs=[]) for l in 'ab']
     assert workflow._threads(steps, 2, tmp_path) == dict(a=32, b=32) and workflow._threads(steps, 2, tmp_path, asked=4) == dict(a=4, b=4)
+
+def test_a_new_seed_is_expected_to_take_what_its_siblings_take(monkeypatch, tmp_path):
+    from yfpo.lab import forecast
+    steps = [dict(label=l, stage='train') for l in ('a', 'b', 'c')] + [dict(label='d', stage='tables')]
+    monkeypatch.setattr(forecast, 'committed_manifest', lambda r: dict(stages=dict(a=dict(seconds=10.), b=dict(seconds=20.)),
+                                                                       hardware=dict(cpu='x')))
+    assert forecast.expected(None, steps, tmp_path)[0] == dict(a=10., b=20., c=15., d=forecast.START)
+    assert forecast.expected(None, [*steps, dict(label='e', stage='new')], tmp_path)[0] == {}
+
+def test_minutes_for_a_cluster_come_from_the_counted_operations():
+    from yfpo.lab.forecast import estimate, resources_of
+    r = read_recipe('gsm8k-full')
+    own = [s for s in plan(r) if s['stage'] == 'train']
+    hours = next(x['hours'] for x in estimate(r) if x['stage'] == 'train')
+    assert resources_of(r, own[0])['runtime'] == pytest.approx(3*60*hours/len(own) + 10, abs=1)
+
+def test_the_base_of_an_adapter_is_in_the_key(tmp_path):
+    from yfpo.lab.keys import input_hashes
+    adapter, base = tmp_path/'adapter', tmp_path/'base'
+    adapter.mkdir(); base.mkdir()
+    (base/'w').write_text('1'); (adapter/'adapter_config.json').write_text(json.dumps(dict(base_model_name_or_path=str(base))))
+    before = input_hashes(dict(model=str(adapter)))
+    (base/'w').write_text('2')
+    assert input_hashes(dict(model=str(adapter))) != before and before.keys() == {'model', 'base'}

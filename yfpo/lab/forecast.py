@@ -111,18 +111,25 @@ def committed_manifest(recipe):
     path = root()/'nbs'/'paper'/'results'/recipe.name/'manifest.json'
     return json_of(path, 'stages', 'hardware') if path.exists() else None
 
+def _with_siblings(steps, known):
+    "{label: seconds} of all steps: one that never ran takes what the others of its stage take on average; {} where a stage never ran"
+    of = {}
+    for s in steps:
+        if s['label'] in known: of.setdefault(s['stage'], []).append(known[s['label']])
+    if any(s['stage'] not in of for s in steps): return {}
+    return {s['label']: known.get(s['label'], sum(of[s['stage']])/len(of[s['stage']])) for s in steps}
+
 def expected(recipe, steps, run, speed=None): # billions of operations a second of this machine; None leaves committed times as they are
     "({label: seconds}, where they come from): of this run's own earlier steps, else of the committed ones, scaled to this machine"
     own = {s['label']: m['seconds'] for s in steps if (m := read_record(record_path(run, s['label']).with_suffix('.old')) or finished(run,
                                                                                                                                       s))}
     m = committed_manifest(recipe)
-    if not m: return (own, 'earlier runs here') if len(own) == len(steps) else ({}, '')
+    if not m: return _with_siblings(steps, own), 'earlier runs here'
     ratio = m['speed']/speed if speed and m.get('speed') else 1.
     there = {l: scaled(x['seconds'], ratio) for l, x in m['stages'].items()}
     there = {**{k: START for k in DRAWN}, **there}              # a drawing depends on little else
-    if any(s['label'] not in there and s['label'] not in own for s in steps): return {}, ''
     where = m['hardware']['cpu'] + (f", {m['speed']:.0f} GFLOP/s, scaled to {speed:.0f} here" if ratio != 1. else '')
-    return {s['label']: own.get(s['label'], there.get(s['label'])) for s in steps}, where
+    return _with_siblings(steps, {**there, **own}), where
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-016
 def promise(todo, seconds, where, jobs):
@@ -132,10 +139,10 @@ def promise(todo, seconds, where, jobs):
     return f"{len(todo)} steps{beside}, about {in_words(makespan(todo, seconds, jobs))} here (times from {where})"
 
 def _unknown_cost(recipe, steps):
-    "What can be said of a recipe of which no run has finished: its steps, and how to learn more"
+    "What can be said of a recipe with stages that never ran: its steps, and how to learn more"
     counts = Counter(s['stage'] for s in steps)
     rows = [f"{stage:18s} {n} step{'s' if n > 1 else ''}" for stage, n in counts.items()]
-    head = f'{recipe.name}, {len(steps)} steps: no run of it has finished, here or among the committed results, so its time is not known'
+    head = f'{recipe.name}, {len(steps)} steps: some of its stages have never run, here or in the committed results, so its time is not known'
     return '\n'.join([f'{head}:', *rows, f'To try the first ones: yfpo run {recipe.name} --until {next(iter(counts))}'])
 
 def cost_text(recipe): # a `Recipe`

@@ -143,7 +143,17 @@ def inputs(params):
 
 def input_hashes(params):
     "{parameter: content hash} of these"
-    return {k: folder_hash(path) if path.is_dir() else file_hash(path) for k, path in inputs(params).items()}
+    found = {k: folder_hash(path) if path.is_dir() else file_hash(path) for k, path in inputs(params).items()}
+    base = _base_of(inputs(params).get('model'))
+    return {**found, 'base': folder_hash(base)} if base else found
+
+def _base_of(model): # a path, or None
+    "The folder of the model that an adapter in a folder belongs to, if that is a folder too"
+    path = model and model/'adapter_config.json'
+    if not path or not path.is_file(): return None
+    try: name = json.loads(path.read_text(encoding='utf-8')).get('base_model_name_or_path')
+    except (ValueError, AttributeError): return None
+    return Path(name) if isinstance(name, str) and Path(name).is_dir() else None
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-015
 PLACES = ('run_dir', 'results_dir', 'data_dir')                # where things lie on one machine, which is no part of a result

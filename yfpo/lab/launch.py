@@ -24,7 +24,7 @@ from ..data.checks import check_count, check_name, check_number, documented, tak
 from ..data.files import atomic_write, write_rows
 from ..lm.responses import format_prompt
 from .arms import ARMS, settings_of_arm
-from .recipes import read_recipe
+from .recipes import json_of, read_recipe
 from .warm import die_with_parent, watch_files
 from .stages import defaults_of, need, plan, run_folder
 from ..trainer import YFPOConfig, train_yfpo
@@ -207,8 +207,9 @@ def arm_parameters(recipe:str, arm:str, seed:int, run_dir:str=''):
     run_dir = str(Path(run_dir).resolve()) if run_dir else ''
     step = next((s for s in plan(r, run_dir) if s['label'] == f'train-{arm}-seed{seed}'), None)
     if step is None: raise ValueError(f"recipe {r.name!r} trains no {arm} at seed {seed}: its arms are {r.arms} and its seeds {r.seeds}")
-    params = {**defaults_of(step['notebook']), **step['params']}
-    return dict(run=str(run_folder(r.name, run_dir)), recipe=r.name, arm=arm, seed=seed,
+    params, run = {**defaults_of(step['notebook']), **step['params']}, run_folder(r.name, run_dir)
+    if params['gated']: params['train'] = {**params['train'], **json_of(run/'gate'/'chosen.json')}
+    return dict(run=str(run), recipe=r.name, arm=arm, seed=seed,
                 **{f.name: params[f.name] for f in fields(Training)})
 
 # %% ../../nbs/lab/09_launch.ipynb #23-launch-011

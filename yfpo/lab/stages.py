@@ -397,7 +397,7 @@ def _needs(step, before):
     "Labels of the earlier steps that write what `step` reads; a sentence where none does"
     if step['stage'] in DRAWN: return [s['label'] for s in before if s['stage'] not in DRAWN]
     for x in step['reads']:
-        if any(overlap(x, w) for s in [*before, step] for w in s['writes']): continue
+        if any(overlap(x, w) for s in before for w in s['writes']): continue
         by = _writer(x)
         mend = f'put stage {by} before it' if by else 'no stage does'
         raise ValueError(f"step {step['label']} reads {x}, which no step before it writes: {mend}")
