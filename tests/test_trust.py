@@ -426,10 +426,10 @@ def test_threads_on_a_cluster_do_not_follow_from_the_login_node(monkeypatch, tmp
 
 def test_a_new_seed_is_expected_to_take_what_its_siblings_take(monkeypatch, tmp_path):
     from yfpo.lab import forecast
-    steps = [dict(label=l, stage='train') for l in ('a', 'b', 'c')] + [dict(label='d', stage='tables')]
+    steps = [dict(label=l, stage='train') for l in ('a', 'b', 'c')] + [dict(label='tables', stage='tables')]
     monkeypatch.setattr(forecast, 'committed_manifest', lambda r: dict(stages=dict(a=dict(seconds=10.), b=dict(seconds=20.)),
                                                                        hardware=dict(cpu='x')))
-    assert forecast.expected(None, steps, tmp_path)[0] == dict(a=10., b=20., c=15., d=forecast.START)
+    assert forecast.expected(None, steps, tmp_path)[0] == dict(a=10., b=20., c=15., tables=forecast.START)
     assert forecast.expected(None, [*steps, dict(label='e', stage='new')], tmp_path)[0] == {}
 
 def test_minutes_for_a_cluster_come_from_the_counted_operations():
