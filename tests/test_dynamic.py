@@ -142,11 +142,11 @@ def test_a_method_refuses_neurons_that_no_trained_weight_reaches(tiny, tmp_path)
 
 def test_a_method_looks_at_the_weights_before_training_alone(tiny, tmp_path, monkeypatch):
     "Their hash takes as long as a step of a small model"
-    import yfpo.neurons
+    import yfpo.lm.sets as at
     t, asked = sft(tiny, tmp_path, [dict(prompt=p['prompt'], completion=p['chosen']) for p in PAIRS[:4]], optim='adamw_torch'), []
-    t.neurons.meta['chosen_on'] = yfpo.neurons.chosen_on(t.model)
-    own = yfpo.neurons.base_fingerprint
-    monkeypatch.setattr(yfpo.neurons, 'base_fingerprint', lambda *a: asked.append(1) or own(*a))
+    t.neurons.meta['chosen_on'] = at.chosen_on(t.model)
+    own = at.base_fingerprint
+    monkeypatch.setattr(at, 'base_fingerprint', lambda *a: asked.append(1) or own(*a))
     t.neurons.check(t.model)
     t.train()
     assert asked == []

@@ -203,7 +203,11 @@ def test_by_hand_from_a_recipe(ready):
                               text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'YFPO_RUN': str(ready),
                                                      'YFPO_WRITES': str(ready/'writes')})
     r = launch('--run-dir', str(ready))
+    assert r.returncode == 1 and '--until gate' in r.stderr, 'smoke takes its settings from the gate'
+    (ready/'gate').mkdir(); (ready/'gate'/'chosen.json').write_text(json.dumps(dict(learning_rate=2e-3)))
+    r = launch('--run-dir', str(ready))
     assert r.returncode == 0, r.stderr[-1500:]
+    assert pd.read_csv(ready/'results'/'training'/'yfpo-seed0.csv').learning_rate.max() == pytest.approx(2e-3)
     assert (ready/'train'/'yfpo-seed0'/'model'/'config.json').exists()
     listed = {Path(l).name for l in (ready/'writes').read_text().splitlines() if not l.startswith('< ')}
     assert 'yfpo-seed0.csv' in listed and any(n.startswith(('model', 'config')) for n in listed), listed

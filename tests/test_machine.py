@@ -84,7 +84,7 @@ def test_batches_of_any_size_give_the_same_answers(tiny):
 def test_every_recipe_has_a_cost(recipe):
     r = read_recipe(recipe)
     text = estimate_text(r) if r.cost else cost_text(r)
-    assert 'in all' in text and len(text.splitlines()) > 3
+    assert ('in all' in text or 'the time is not known' in text) and len(text.splitlines()) > 3
 
 def test_the_schedule_against_a_slow_simulation():
     import random

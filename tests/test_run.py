@@ -8,7 +8,7 @@ from conftest import ROOT
 from yfpo.lab.cli import main
 from yfpo.lab.recipes import Outputs, merged, read_recipe, read_yaml
 from yfpo.lab.publish import run_here
-from yfpo.lm.machine import hardware
+from yfpo.lm.machine import cores_here, hardware
 from yfpo.lab.stages import check_parameter, choices, notebook_parameters, parameters_in, plan, words_of
 
 SPEC = dict(display_name='python3', language='python', name='python3')
@@ -192,7 +192,7 @@ def test_a_costly_recipe_says_so_before_it_starts(again):
 def test_every_recipe_has_a_cost(again, tmp_path):
     "Where nothing has run, no number is made up; after a run, what its steps took"
     out = yfpo(make(tmp_path/'fresh'), 'cost', 'toy').stdout
-    assert 'so its time is not known' in out and 'in all' not in out and 'yfpo run toy --until' in out.splitlines()[-1]
+    assert 'so the time is not known' in out and 'in all' not in out and 'yfpo run toy --until' in out.splitlines()[-1]
     out = yfpo(again, 'cost', 'toy').stdout
     assert 'times from earlier runs here' in out and {'sft', 'train', 'tables'} <= {l.split()[0] for l in out.splitlines()}
 
@@ -368,7 +368,7 @@ def test_steps_run_beside_each_other_and_each_knows_its_files(side):
     assert r.returncode == 0 and 'seed 0 met True seed 1 met True' in r.stdout, r.stdout + r.stderr
     marks = {a: json.loads((side/f'runs/toy/done/train-dpo-seed{a}.json').read_text()) for a in (0, 1)}
     for a, m in marks.items(): assert set(m['files']) == {f'met/{a}.here', f'results/{a}.csv', f'results/{a}.moved'}
-    share = str(max(1, os.cpu_count()//2))
+    share = str(max(1, cores_here()//2))
     assert (side/'runs/toy/results/0.moved').read_text() == share
     m = json.loads((side/'runs/toy/results/manifest.json').read_text())
     assert m['jobs'] == 2 and m['total_seconds'] <= sum(s['seconds'] for s in m['stages'].values()) + .2

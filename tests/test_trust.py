@@ -12,6 +12,7 @@ from yfpo.lab.publish import publish
 from yfpo.lab.stages import _known, plan
 from yfpo.lab.step import run_step
 from yfpo.lab.workflow import Follow, _keys_there, _retire, locked
+from yfpo.lm.machine import cores_here
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
@@ -82,7 +83,7 @@ def test_a_helper_that_changes_reruns_what_uses_it_and_no_more(toy, tmp_path, mo
 def test_threads_are_recorded_and_asked_for_again(again):
     run = again/'runs'/'toy'
     record = json.loads((run/'done'/'train-dpo-seed0.json').read_text())
-    assert record['threads'] == max(1, os.cpu_count()//2)
+    assert record['threads'] == max(1, cores_here()//2)
     assert json.loads((run/'results'/'manifest.json').read_text())['stages']['sft']['threads']
     yfpo(again, 'run', 'toy', '--force', 'train', '--jobs', '1')
     assert json.loads((run/'done'/'train-dpo-seed0.json').read_text())['threads'] == record['threads'], 'not all cores'
@@ -410,10 +411,11 @@ def test_a_link_in_a_run_leads_no_removal_out_of_it(tmp_path, keys_stay):
 
 def test_as_many_steps_beside_each_other_as_asked_for(tmp_path):
     "Rules have one lane each here, and Snakemake has as many lanes as --jobs; a cluster is asked for memory and minutes"
+    from yfpo.lab.forecast import resources_of
     from yfpo.lab.workflow import _arguments, rule_of
     step = dict(label='a', key='k', waits=[], threads=1, priority=1, run=str(tmp_path), stage='sft', params={})
-    r = SimpleNamespace(name='toy', cost=None)
-    assert rule_of(step, r)['resources'] == dict(lane=1) and {'mem_mb', 'runtime'} <= rule_of(step, r, 'slurm')['resources'].keys()
+    asks = resources_of(SimpleNamespace(name='toy', cost=None), step)
+    assert rule_of(step)['resources'] == dict(lane=1) and rule_of(step, asks)['resources'] == asks == dict(mem_mb=8192, runtime=24*60)
     here = ' '.join(_arguments(tmp_path, 8, 2, ''))
     assert '--cores 8 --resources lane=2' in here and '--profile none --workflow-profile none' in here
     assert 'lane' not in ' '.join(_arguments(tmp_path, 8, 2, 'slurm'))
@@ -422,7 +424,8 @@ def test_threads_on_a_cluster_do_not_follow_from_the_login_node(monkeypatch, tmp
     from yfpo.lab import workflow
     monkeypatch.setattr(workflow, 'cores_here', lambda: 64)
     steps = [dict(label=l, needs=[]) for l in 'ab']
-    assert workflow._threads(steps, 2, tmp_path) == dict(a=32, b=32) and workflow._threads(steps, 2, tmp_path, asked=4) == dict(a=4, b=4)
+    def threads(**how): return workflow._threads(steps, 2, tmp_path, **how)
+    assert threads() == dict(a=32, b=32) and threads(asked=6) == dict(a=6, b=6) and threads(most=8) == dict(a=4, b=4)
 
 def test_a_new_seed_is_expected_to_take_what_its_siblings_take(monkeypatch, tmp_path):
     from yfpo.lab import forecast
@@ -433,17 +436,35 @@ def test_a_new_seed_is_expected_to_take_what_its_siblings_take(monkeypatch, tmp_
     assert forecast.expected(None, [*steps, dict(label='e', stage='new')], tmp_path)[0] == {}
 
 def test_minutes_for_a_cluster_come_from_the_counted_operations():
-    from yfpo.lab.forecast import estimate, resources_of
+    from yfpo.lab.forecast import counted_minutes, estimate, resources_of
     r = read_recipe('gsm8k-full')
     own = [s for s in plan(r) if s['stage'] == 'train']
     hours = next(x['hours'] for x in estimate(r) if x['stage'] == 'train')
-    assert resources_of(r, own[0])['runtime'] == pytest.approx(3*60*hours/len(own) + 10, abs=1)
+    assert resources_of(r, own[0], counted_minutes(r))['runtime'] == pytest.approx(60 + 10*60*hours/len(own), abs=1)
+    assert counted_minutes(read_recipe('smoke')) == {}
 
 def test_the_base_of_an_adapter_is_in_the_key(tmp_path):
-    from yfpo.lab.keys import input_hashes
+    from yfpo.lab.keys import folder_hash, input_hashes
     adapter, base = tmp_path/'adapter', tmp_path/'base'
     adapter.mkdir(); base.mkdir()
     (base/'w').write_text('1'); (adapter/'adapter_config.json').write_text(json.dumps(dict(base_model_name_or_path=str(base))))
     before = input_hashes(dict(model=str(adapter)))
     (base/'w').write_text('2')
     assert input_hashes(dict(model=str(adapter))) != before and before.keys() == {'model', 'base'}
+    (adapter/'base.json').write_text(json.dumps(dict(name=str(adapter))))
+    assert input_hashes(dict(model=str(adapter)))['base'] == folder_hash(adapter), 'what load_model reads first'
+
+def test_what_a_trial_added_goes_with_it(tmp_path, keys_stay):
+    "A finished step runs in a trial, writes one more file and is killed; the old settings bring its record back, and the file goes"
+    from yfpo.lab.step import is_done, set_aside, take_back
+    a, b = 'results/samples/a.jsonl', 'results/samples/b.jsonl'
+    run_step(a_step(tmp_path), tmp_path, writes(a))
+    set_aside(tmp_path, 'evaluate')
+    with pytest.raises(KeyboardInterrupt): run_step(a_step(tmp_path, key='trial'), tmp_path, writes(b, then=killed))
+    assert (tmp_path/b).exists()
+    take_back(tmp_path, 'evaluate', 'a')
+    assert is_done(tmp_path, a_step(tmp_path), 'a') and not (tmp_path/b).exists() and (tmp_path/a).exists()
+
+def test_force_all_with_only_leaves_what_comes_before(again):
+    assert yfpo(again, 'run', 'toy', '--only', 'train', '--force', 'all').returncode == 0
+    assert '] sft ... up to date' in yfpo(again, 'run', 'toy').stdout

@@ -110,7 +110,7 @@ LOOKED_UP = {
     'trl.DPOTrainer._compute_loss': 'if self.precompute_ref_logps:', 'trl.DPOTrainer.log': 'self._metrics[mode]',
     'trl.DPOTrainer.compute_ref_log_probs': 'fused_lm_head=True'}
 OURS = {'_attnlrp'}                                            # set on models of others
-PYTHON = {'_asdict', '_replace', '_abc_impl', '_exit', '_run_exitfuncs'}      # of named tuples, abstract classes, os and atexit
+PYTHON = {'_asdict', '_replace', '_abc_impl', '_exit', '_run_exitfuncs', '_actions', '_add_action'}     # of os, atexit, argparse and such
 NAMES = {n for names in TOUCHED.values() for n in names}
 
 def found(where):

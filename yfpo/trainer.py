@@ -439,6 +439,7 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
 
     def create_model_card(self, *args, **kwargs):
         "TRL's model card, followed by the sections of `card_text`"
+        if not args: kwargs.setdefault('model_name', Path(self.args.output_dir).name)
         super().create_model_card(*args, **kwargs)
         path = Path(self.args.output_dir)/'README.md'
         if not path.exists() or not self.is_world_process_zero(): return

@@ -110,7 +110,7 @@ class YFPOArguments(ScriptArguments):
     eval_dataset_name: str | None = says(None, 'JSONL file of pairs to evaluate on, where eval_strategy is set.')
 
 class _Parser(TrlParser):
-    def error(self, message): raise ValueError(f'{message}: give another value, or look at `yfpo train --help`')
+    def error(self, message): raise ValueError(f'{message}: give another value, or look at `yfpo train --help-all`')
 
 def training_parser():
     "The parser of `yfpo train`: TRL's, with the settings of the neuron term"

@@ -7,6 +7,7 @@ __all__ = ['MODEL', 'SET', 'READ', 'COMMANDS', 'described', 'recipe_names', 'Opt
 
 # %% ../../nbs/lab/24_cli.ipynb #cli-002
 import json, os, sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from ..data.extras import needs
@@ -33,11 +34,11 @@ def _folder(path): return str(Path(os.path.expanduser(path)).resolve()) if path 
 
 def _committed(recipe, run):
     "The recipe's name, if its committed results were made with the very settings of this run"
-    from yfpo.lab.recipes import json_of, read_recipe
+    from yfpo.lab.recipes import DRAWN, json_of, read_recipe
     from yfpo.lab.stages import results_folder
     try: of = [json_of(d/'manifest.json', 'recipe', 'stages') for d in (run/'results', results_folder(read_recipe(recipe).name))]
     except (FileNotFoundError, ValueError): return None
-    settings = [{label: m.get('params') for label, m in x['stages'].items()} for x in of]
+    settings = [{label: m.get('params') for label, m in x['stages'].items() if label not in DRAWN} for x in of]
     return of[0]['recipe'] if settings[0] == settings[1] and (run/'results'/'contrasts.csv').exists() else None
 
 def described():
@@ -275,13 +276,24 @@ COMMANDS = (
         Option('--data-dir', 'Folder with gsm8k/*.jsonl and svamp/SVAMP.json.', default='')), recipe=True))
 
 # %% ../../nbs/lab/24_cli.ipynb #cli-007
+@contextmanager
+def _ends_in_order():
+    "In this scope a lost terminal or a `kill` ends a run as Ctrl-C does, so that jobs on a cluster are taken back"
+    import signal, threading
+    told = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) == signal.SIG_DFL]         # nohup's choice stays
+    if threading.current_thread() is not threading.main_thread(): told = []
+    for s in told: signal.signal(s, signal.default_int_handler)
+    try: yield
+    finally:
+        for s in told: signal.signal(s, signal.SIG_DFL)
+
 def _run(recipe, run_dir, given): # given: the options of `yfpo run`, by name
     from yfpo.lab.publish import agreement_text, show_results
     from yfpo.lab.workflow import run_recipe
     overrides, until, only = _values(given['p']), given['until'], given['only']
     if until == '': raise ValueError('--until is empty: name a stage, or leave it out')
     how = dict(until=until or '', force=given['force'], only=list(only), profile=given['profile'])
-    ran, run = run_recipe(recipe, given['data_dir'], overrides, run_dir, given['jobs'], **how)
+    with _ends_in_order(): ran, run = run_recipe(recipe, given['data_dir'], overrides, run_dir, given['jobs'], **how)
     if not ran: print(f'nothing to do: {run} is up to date (use --force all to run it again)')
     if until or only: return print(f"results so far in {run/'results'}, executed notebooks in {run/'notebooks'}")
     show_results(run/'results')
@@ -313,7 +325,6 @@ def main(argv=None):
     "Entry point of `yfpo`"
     args = [*(sys.argv[1:] if argv is None else argv)]
     try:
-        _end_in_order()
         with needs('lab', f"`yfpo {' '.join(args[:1])}`"): app = _app()
         code = app(args, standalone_mode=False, prog_name='yfpo')
         sys.stdout.flush()
@@ -323,13 +334,6 @@ def main(argv=None):
     except KeyboardInterrupt: sys.exit('\nyfpo: interrupted; the same command goes on from here')
     except Exception as e: _usage(e)
     if code: sys.exit(code)
-
-def _end_in_order():
-    "A lost terminal or a `kill` ends a run as Ctrl-C does, so that jobs on a cluster are taken back"
-    import signal, threading
-    if threading.current_thread() is not threading.main_thread(): return
-    for s in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM)):
-        if signal.getsignal(s) == signal.SIG_DFL: signal.signal(s, signal.default_int_handler)      # nohup's choice stays
 
 def _usage(e):
     "What click says of a wrong command line, as the shell expects it; any other error stays what it is"

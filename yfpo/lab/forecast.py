@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORK', 'estimate', 'estimate_text', 'noted_speed', 'note_speed', 'committed_manifest', 'expected', 'promise',
-           'cost_text', 'resources_of']
+           'cost_text', 'counted_minutes', 'resources_of']
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-002
 import math, subprocess, sys
@@ -111,25 +111,28 @@ def committed_manifest(recipe):
     path = root()/'nbs'/'paper'/'results'/recipe.name/'manifest.json'
     return json_of(path, 'stages', 'hardware') if path.exists() else None
 
-def _with_siblings(steps, known):
-    "{label: seconds} of all steps: one that never ran takes what the others of its stage take on average; {} where a stage never ran"
+def _with_siblings(steps, known, everything=()): # everything: all steps of the recipe, where `steps` are some
+    "{label: seconds} of the steps: one that never ran takes what the others of its stage take on average; {} where a stage never ran"
     of = {}
-    for s in steps:
+    for s in everything or steps:
         if s['label'] in known: of.setdefault(s['stage'], []).append(known[s['label']])
     if any(s['stage'] not in of for s in steps): return {}
     return {s['label']: known.get(s['label'], sum(of[s['stage']])/len(of[s['stage']])) for s in steps}
 
-def expected(recipe, steps, run, speed=None): # billions of operations a second of this machine; None leaves committed times as they are
+def expected(recipe, steps, run, speed=None, # billions of operations a second of this machine; None leaves committed times as they are
+             everything=()): # all steps of the recipe, where `steps` are some
     "({label: seconds}, where they come from): of this run's own earlier steps, else of the committed ones, scaled to this machine"
-    own = {s['label']: m['seconds'] for s in steps if (m := read_record(record_path(run, s['label']).with_suffix('.old')) or finished(run,
-                                                                                                                                      s))}
+    own = {}
+    for s in everything or steps:
+        m = read_record(record_path(run, s['label']).with_suffix('.old')) or finished(run, s)
+        if m: own[s['label']] = m['seconds']
     m = committed_manifest(recipe)
-    if not m: return _with_siblings(steps, own), 'earlier runs here'
+    if not m: return _with_siblings(steps, own, everything), 'earlier runs here'
     ratio = m['speed']/speed if speed and m.get('speed') else 1.
     there = {l: scaled(x['seconds'], ratio) for l, x in m['stages'].items()}
     there = {**{k: START for k in DRAWN}, **there}              # a drawing depends on little else
     where = m['hardware']['cpu'] + (f", {m['speed']:.0f} GFLOP/s, scaled to {speed:.0f} here" if ratio != 1. else '')
-    return _with_siblings(steps, {**there, **own}), where
+    return _with_siblings(steps, {**there, **own}, everything), where
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-016
 def promise(todo, seconds, where, jobs):
@@ -142,7 +145,7 @@ def _unknown_cost(recipe, steps):
     "What can be said of a recipe with stages that never ran: its steps, and how to learn more"
     counts = Counter(s['stage'] for s in steps)
     rows = [f"{stage:18s} {n} step{'s' if n > 1 else ''}" for stage, n in counts.items()]
-    head = f'{recipe.name}, {len(steps)} steps: some of its stages have never run, here or in the committed results, so its time is not known'
+    head = f'{recipe.name}, {len(steps)} steps: some stages have never run, here or in the committed results, so the time is not known'
     return '\n'.join([f'{head}:', *rows, f'To try the first ones: yfpo run {recipe.name} --until {next(iter(counts))}'])
 
 def cost_text(recipe): # a `Recipe`
@@ -157,18 +160,18 @@ def cost_text(recipe): # a `Recipe`
     return '\n'.join([f"{recipe.name}, {jobs} steps beside each other (times from {where}):", *lines, f"{'in all':18s} {total:>12s}"])
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-009
-def _counted_minutes(recipe, stage):
-    "Minutes of one step of a stage by its counted operations, or 0"
-    hours = next((r['hours'] for r in estimate(recipe) if r['stage'] == stage), 0.)
-    return 60*hours/sum(s['stage'] == stage for s in plan(recipe))
+def counted_minutes(recipe):
+    "{stage: minutes of one of its steps}, by counted operations: an order of magnitude; {} without `cost`"
+    if not recipe.cost: return {}
+    steps = Counter(s['stage'] for s in plan(recipe))
+    return {r['stage']: 60*r['hours']/steps[r['stage']] for r in estimate(recipe)}
 
-def resources_of(recipe, step):
+def resources_of(recipe, step, counted=None): # counted: see `counted_minutes`
     "Snakemake's `resources` of a step, from what it took before, else from the recipe's `cost`: memory in MB, minutes, GPUs"
     known = ((committed_manifest(recipe) or {}).get('stages') or {}).get(step['label'], {})
     if known and known.get('params') != portable(step['params']): known = {}               # of other settings, such as another model
     c = recipe.cost
     memory = known['peak_memory_mb']*1.5 + 1024 if known.get('peak_memory_mb') else (c.memory_gib if c else 8.)*1024
-    counted = _counted_minutes(recipe, step['stage']) if c and not known else 0
-    minutes = known['seconds']/60*3 + 10 if known else counted*3 + 10 if counted else 24*60
+    minutes = known['seconds']/60*3 + 10 if known else 60 + 10*counted[step['stage']] if step['stage'] in (counted or {}) else 24*60
     res = dict(mem_mb=math.ceil(memory), runtime=math.ceil(minutes))
     return {**res, 'gpu': c.gpus} if c and c.gpus else res

@@ -125,7 +125,7 @@ def _files_in(folder):
     for at, below, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(at)) in entered: below.clear(); continue
         entered.add(real)
-        below[:] = [b for b in below if not b.startswith('.')]
+        below[:] = sorted(b for b in below if not b.startswith('.'))
         yield from (f for n in names if not n.startswith('.') and (f := Path(at)/n).is_file())
 
 def folder_hash(folder):
@@ -149,11 +149,11 @@ def input_hashes(params):
 
 def _base_of(model): # a path, or None
     "The folder of the model that an adapter in a folder belongs to, if that is a folder too"
-    path = model and model/'adapter_config.json'
-    if not path or not path.is_file(): return None
-    try: name = json.loads(path.read_text(encoding='utf-8')).get('base_model_name_or_path')
-    except (ValueError, AttributeError): return None
-    return Path(name) if isinstance(name, str) and Path(name).is_dir() else None
+    for file, name in (('base.json', 'name'), ('adapter_config.json', 'base_model_name_or_path')):
+        try: found = json.loads((model/file).read_text(encoding='utf-8')).get(name)
+        except (OSError, ValueError, AttributeError, TypeError): continue
+        if isinstance(found, str) and (root()/found).is_dir(): return root()/found         # wherever one stands
+    return None
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-015
 PLACES = ('run_dir', 'results_dir', 'data_dir')                # where things lie on one machine, which is no part of a result

@@ -208,7 +208,7 @@ def arm_parameters(recipe:str, arm:str, seed:int, run_dir:str=''):
     step = next((s for s in plan(r, run_dir) if s['label'] == f'train-{arm}-seed{seed}'), None)
     if step is None: raise ValueError(f"recipe {r.name!r} trains no {arm} at seed {seed}: its arms are {r.arms} and its seeds {r.seeds}")
     params, run = {**defaults_of(step['notebook']), **step['params']}, run_folder(r.name, run_dir)
-    if params['gated']: params['train'] = {**params['train'], **json_of(run/'gate'/'chosen.json')}
+    if params['gated']: params['train'] = {**params['train'], **json_of(need(run/'gate'/'chosen.json', r.name, 'gate'))}
     return dict(run=str(run), recipe=r.name, arm=arm, seed=seed,
                 **{f.name: params[f.name] for f in fields(Training)})
 

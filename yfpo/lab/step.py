@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'FIELDS', 'TIME', 'ASIDE', 'save_part', 'load_part', 'kept', 'write_json', 'record_path', 'read_record',
-           'finished', 'mark', 'unchanged', 'is_done', 'set_aside', 'take_back', 'own_files', 'left_by', 'forget',
+           'finished', 'mark', 'unchanged', 'is_done', 'set_aside', 'own_files', 'left_by', 'forget', 'take_back',
            'execute', 'git', 'run_step', 'say_state', 'alone_at', 'kernels_here', 'step_main']
 
 # %% ../../nbs/lab/05_step.ipynb #step-002
@@ -130,12 +130,6 @@ def set_aside(run, label, forced=False): # forced: it is to run though nothing h
     m = read_record(path.with_suffix('.old')) if forced else None
     if m: write_json(path.with_suffix('.old'), dict(m, key=''))                            # which is never taken back
 
-def take_back(run, label, key):
-    "Put back the record that was set aside for a run which ended before this step, if it has this key and its files are as it left them"
-    path = record_path(run, label)
-    m = None if path.exists() else read_record(path.with_suffix('.old'))
-    if m and m['key'] == key and all(unchanged(run/f, x) for f, x in m['files'].items()): path.with_suffix('.old').replace(path)
-
 # %% ../../nbs/lab/05_step.ipynb #step-013
 def _lines(log): return Path(log).read_text(encoding='utf-8',
                                             errors='replace').splitlines() if Path(log).exists() else []   # a kill may cut a letter
@@ -181,6 +175,16 @@ def forget(run, label, but=()): # but: results that stay, since a step of the re
     for f in left_by(run, label) - {*but}: _remove(run, f)
     path = record_path(run, label)
     for f in (path, path.with_suffix('.old'), own_files(run, label)['writes']): f.unlink(missing_ok=True)
+
+def take_back(run, label, key):
+    "Put back the record that was set aside for a run which ended before this step, if it has this key and its files are as it left them"
+    path = record_path(run, label)
+    m = None if path.exists() else read_record(path.with_suffix('.old'))
+    if not m or m['key'] != key or not all(unchanged(run/f, x) for f, x in m['files'].items()): return
+    path.with_suffix('.old').replace(path)
+    records = [p for kind in ('*.json', '*.old') for p in path.parent.glob(kind) if p != path]
+    others = {f for p in records for f in (read_record(p) or dict(files=()))['files']}
+    for f in left_by(run, label) - {*m['files']} - others: _remove(run, f)                 # what the run that ended has added
 
 # %% ../../nbs/lab/05_step.ipynb #step-016
 def _surroundings(run, label, key, own, threads):

@@ -10,10 +10,10 @@ import collections, contextlib, fcntl, hashlib, importlib.util, json, os, re, sh
 from importlib.resources import files
 from pathlib import Path
 from ..data.extras import needs
-from .forecast import expected, note_speed, noted_speed, promise, estimate_text, resources_of
+from .forecast import counted_minutes, expected, note_speed, noted_speed, promise, estimate_text, resources_of
 from .keys import portable, step_key, versions
 from .pace import Ticking, below, most_awaited
-from .recipes import CLUSTER_THREADS, json_of, nearest, read_recipe, root
+from .recipes import json_of, nearest, read_recipe, root
 from .stages import cells_of, data_folder, plan, run_folder
 from .step import finished, forget, git, is_done, own_files, read_record, record_path, set_aside, take_back, TIME, write_json
 from .warm import KernelTemplate
@@ -26,9 +26,9 @@ def _chosen(recipe, steps, until='', force=(), only=()):
     if until and only: raise ValueError('--until and --only exclude each other: give one of them')
     for s in [*([until] if until else []), *(s for s in force if s != 'all'), *only]:
         if s not in stages: raise ValueError(f"recipe {recipe.name!r} has no stage {s!r}: {nearest(s, stages)}")
-    for s in steps:
-        if s['stage'] in force or 'all' in force or again & set(s['needs']): again.add(s['label'])
     run = only or [s for s in stages if not until or stages.index(s) <= stages.index(until)]
+    for s in steps:
+        if s['stage'] in run and {s['stage'], 'all'} & {*force} or again & set(s['needs']): again.add(s['label'])
     lost = [s for s in force if s != 'all' and s not in run]
     if lost: raise ValueError(f"--force names {lost[0]!r}, which does not run here: there are {', '.join(run)}")
     return [s for s in steps if s['stage'] in run], again
@@ -50,9 +50,9 @@ def _alone(steps):
     under = below(steps)
     return {l for l in under if all(l in under[m] or m in under[l] for m in under if m != l)}
 
-def _threads(steps, jobs, run, asked=0): # asked: threads of each step elsewhere, where this machine's cores tell nothing
+def _threads(steps, jobs, run, asked=0, most=2**10): # asked: threads of each step on a cluster; most: cores to share out
     "{label: threads}: all cores where nothing could run beside a step, else its share; as many as it had before, where it has run before"
-    cores, alone = cores_here(), _alone(steps)
+    cores, alone = min(cores_here(), most), _alone(steps)
     share = max(1, cores//jobs)
     res = {s['label']: asked or (cores if jobs == 1 or s['label'] in alone else share) for s in steps}
     cores = max(cores, asked)
@@ -77,9 +77,9 @@ def locked(run):
             raise ValueError(f'{run} lies where files cannot be locked ({e.strerror}): give a --run-dir on another file system') from None
         yield
 
-def rule_of(step, recipe, profile=''):
+def rule_of(step, asks=None): # asks: Snakemake's resources on a cluster
     "What Snakemake needs to know of a step: a dict of the kind that the Snakefile reads"
-    asks = resources_of(recipe, step) if profile else dict(lane=1)                           # of which there are as many as --jobs says
+    asks = asks or dict(lane=1)                                # of which there are as many as --jobs says
     return dict(label=step['label'], key=step['key'], output=f"done/{step['label']}.json", inputs=[f'done/{n}.json' for n in step['waits']],
                 threads=step['threads'], priority=step['priority'], resources=asks, command=_command(step['run'], step['label']))
 
@@ -91,7 +91,8 @@ def _command(run, label):
 def write_steps(recipe, todo, run, profile=''):
     "steps.json: the steps to run, in the order of their priority, with all that running one takes"
     todo = [dict(s, notebook=str(s['notebook']), priority=len(todo) - i) for i, s in enumerate(todo)]
-    write_json(run/'steps.json', [dict(s, rule=rule_of(s, recipe, profile)) for s in todo])
+    counted = counted_minutes(recipe) if profile else {}
+    write_json(run/'steps.json', [dict(s, rule=rule_of(s, resources_of(recipe, s, counted) if profile else None)) for s in todo])
 
 # %% ../../nbs/lab/08_workflow.ipynb #flow-020
 def snakefile(): return Path(str(files('yfpo.lab').joinpath('texts', 'Snakefile')))
@@ -109,7 +110,8 @@ def _arguments(run, cores, jobs, profile):
     return ['--snakefile', str(snakefile()), '--directory', str(run), *where, '--rerun-triggers', 'params', '--ignore-incomplete',
             '--keep-incomplete', '--nolock', '--quiet', 'all', '--latency-wait', '60']
 
-_ENGINE = """import sys
+_ENGINE = """import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)       # a script's `&` ignores it, and Snakemake takes jobs back on it
 from yfpo.lab.warm import die_with_parent
 die_with_parent(int(sys.argv.pop(1)))
 from snakemake.cli import main
@@ -202,7 +204,7 @@ def _warm(todo, profile):
 def _run_all(recipe, everything, todo, run, say, jobs, profile):
     "Run the steps `todo`; yields each that has ended"
     committed = (root()/'nbs'/'paper'/'results'/recipe.name/'manifest.json').exists()
-    seconds, where = expected(recipe, todo, run, note_speed(run) if committed else None)
+    seconds, where = expected(recipe, todo, run, note_speed(run) if committed else None, everything)
     say(promise(todo, seconds, where, jobs), flush=True)
     def file_of(label): return own_files(run, label)['progress']
     with _warm(todo, profile) as env, Ticking(todo, seconds, jobs, say, file_of=file_of) as board:
@@ -263,8 +265,8 @@ def _refuse_another(run, recipe):
 
 def _prepared(recipe, everything, steps, keys, again, run, elsewhere):
     "The steps that are to run, each with its key, its threads and what it waits for; the records of earlier tries are set aside"
-    asked = (recipe.cost.threads if recipe.cost else CLUSTER_THREADS)*bool(elsewhere)
-    threads, todo = _threads(everything, recipe.jobs, run, asked), []
+    how = dict(asked=recipe.cost.threads if recipe.cost else 0, most=8) if elsewhere else {}      # or a login node decides
+    threads, todo = _threads(everything, recipe.jobs, run, **how), []
     for i, s in enumerate(steps):
         key = keys[s['label']] = step_key(s, keys)
         s.update(key=key, line=f"[{i+1}/{len(steps)}] {s['label']}", threads=threads[s['label']], run=str(run),
