@@ -84,7 +84,7 @@ def _removed(folders):
                                             for t, r in own.items()},
                 **{f'{TEXTS[t]}, random sets': span(rise(f, 'layer-matched', t).delta_nll) for t in TEXTS},
                 'texts': str(own['math'].n)}
-    said = [f"Setting the {next(iter(tables.values())).k.iloc[0]} selected neurons to their mean raises the NLL of solutions by at least "
+    said = ["Setting the selected neurons to their mean raises the NLL of solutions by at least "
             f"{number(min(every('selected', 'math')))} nats per token.", f"That of prose rises by at most {most('selected', 'general')}.",
             f"Random neurons raise it by at most {most('layer-matched', 'math')} on solutions and {most('layer-matched', 'general')} "
             'on prose.']
