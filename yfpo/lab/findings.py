@@ -363,7 +363,7 @@ def _harm_part(own, probed, single, margins):
     inside, same, few = int((able.p_equivalent < .05).sum()), int((seen[able.contrast] == 0).sum()), len(own) - len(able)
     kept = f"{how_many(inside, len(able), 'testable difference', 'is', 'are')} shown to stay within the margin"
     said = [f"On {set_label(set_)}, {kept if len(able) else 'no difference is testable at this n'}.",
-            f"{capital(how_many(few, len(own), 'difference', 'is', 'are'))} not testable at this n." if few and len(able) else '',
+            'The others are not testable at this n.' if few and len(able) else '',
             f'In {same} of these, no seed differs at all: only the number of texts and seeds decides.' if same and len(able) else '']
     warm = interval(start.iloc[0], math.nan, math.nan, scale, digits, '+') if len(start) else ''
     return said, {'probe': f'{set_label(set_)}, {METRIC_LABELS.get(metric, metric)}', 'margin': f'{scale*margins[metric]:g}',
