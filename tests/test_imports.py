@@ -13,9 +13,9 @@ FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers d
           ('beyond', 'beyond.identities beyond.attributors beyond.cards beyond.dynamic beyond.monitors beyond.methods beyond.protocols '
            'beyond.controls beyond.effects beyond.votes beyond.dose beyond.explorer beyond.knowledge beyond.command '
            'beyond.families'),
-          ('lab', 'lab.arms lab.recipes lab.stages lab.keys lab.warm lab.step lab.pace lab.forecast lab.workflow lab.launch '
+          ('lab', 'lab.arms lab.recipes lab.stages lab.keys lab.warm lab.step lab.pace lab.forecast lab.workflow lab.gate lab.launch '
                   'lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict lab.report lab.figures '
-                  'lab.page lab.publish lab.bench lab.gate '
+                  'lab.page lab.publish lab.bench '
                   'lab.readme lab.schema lab.bundle lab.audit lab.cli')]
 ORDER = ' '.join(modules for _, modules in FLOORS).split()
 

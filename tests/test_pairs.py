@@ -43,7 +43,9 @@ def test_samples():
     assert len(pairs) == 2 and len({r['id'] for r in pairs}) == 2 and pairs == pairs_from_samples([P], rows, seed=0)[0]
     assert counts['truncated response'] == 1 and counts['response without an answer'] == 1 and counts['over the cap per question'] == 1
     assert pairs_from_samples([P], rows[1:2]) == ([], {'responses': 1, 'questions': 1, 'question without both kinds': 1})
-    assert len(pairs_from_samples([P], rows[1:2], gold_chosen=True)[0]) == 1
+    rows_, counts = pairs_from_samples([P], rows[1:2], gold_chosen=True)
+    assert len(rows_) == 1 and counts['question whose gold solution stands in'] == 1
+    assert 'question whose gold solution stands in' not in pairs_from_samples([P], rows, gold_chosen=True)[1]
     with pytest.raises(ValueError, match='not among the problems'): pairs_from_samples([P], [dict(id='other', text=RIGHT)])
 
 def test_hygiene():

@@ -754,6 +754,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'yfpo.lab.gate.Tried.train': ('lab/gate.html#tried.train', 'yfpo/lab/gate.py'),
                                'yfpo.lab.gate.best_setting': ('lab/gate.html#best_setting', 'yfpo/lab/gate.py'),
                                'yfpo.lab.gate.clip_norm': ('lab/gate.html#clip_norm', 'yfpo/lab/gate.py'),
+                               'yfpo.lab.gate.gated_settings': ('lab/gate.html#gated_settings', 'yfpo/lab/gate.py'),
                                'yfpo.lab.gate.why_closed': ('lab/gate.html#why_closed', 'yfpo/lab/gate.py')},
             'yfpo.lab.keys': { 'yfpo.lab.keys._base_of': ('lab/keys.html#_base_of', 'yfpo/lab/keys.py'),
                                'yfpo.lab.keys._code': ('lab/keys.html#_code', 'yfpo/lab/keys.py'),

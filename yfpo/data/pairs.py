@@ -194,8 +194,10 @@ def pairs_from_samples(problems, responses, # rows with id, text and finished, a
     texts = _by_problem(problems, responses, how.keep_annotations, counts)
     for p in problems:
         right,wrong = texts[p.id]
-        if gold_chosen and not right: right = [clean_response(p.solution, how.keep_annotations)]
+        stands_in = gold_chosen and wrong and not right
+        if stands_in: right = [clean_response(p.solution, how.keep_annotations)]
         if not right or not wrong: counts['question without both kinds'] += 1; continue
+        counts['question whose gold solution stands in'] += bool(stands_in)
         both = [(c, r) for c in dict.fromkeys(right) for r in dict.fromkeys(wrong)]
         for c,r in random.Random(f'samples-{how.seed}-{p.id}').sample(both, len(both)):
             if why := why_no_pair(p, c, r): counts[why] += 1

@@ -24,6 +24,7 @@ from ..data.checks import check_count, check_name, check_number, documented, tak
 from ..data.files import atomic_write, write_rows
 from ..lm.responses import format_prompt
 from .arms import ARMS, settings_of_arm
+from .gate import gated_settings
 from .recipes import json_of, read_recipe
 from .warm import die_with_parent, watch_files
 from .stages import defaults_of, need, plan, run_folder
@@ -208,7 +209,8 @@ def arm_parameters(recipe:str, arm:str, seed:int, run_dir:str=''):
     step = next((s for s in plan(r, run_dir) if s['label'] == f'train-{arm}-seed{seed}'), None)
     if step is None: raise ValueError(f"recipe {r.name!r} trains no {arm} at seed {seed}: its arms are {r.arms} and its seeds {r.seeds}")
     params, run = {**defaults_of(step['notebook']), **step['params']}, run_folder(r.name, run_dir)
-    if params['gated']: params['train'] = {**params['train'], **json_of(need(run/'gate'/'chosen.json', r.name, 'gate'))}
+    if params['gated']:
+        params['train'] = gated_settings(params['train'], json_of(need(run/'gate'/'chosen.json', r.name, 'gate')), params['dose'])
     return dict(run=str(run), recipe=r.name, arm=arm, seed=seed,
                 **{f.name: params[f.name] for f in fields(Training)})
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from ..data.files import atomic_write
 from ..evaluate import CONTINUOUS
+from .gate import gated_settings
 from .results import read_results
 from .statistics import (TESTS, design_of, equivalence_power, margin_in_training, margin_on_pairs, over_means,
                                  simulate, specificity, values_of)
@@ -261,7 +262,7 @@ def gradient_limit(manifest, gate=None): # frame of gate.csv, where the gate cho
     "The gradient norm beyond which a recipe's steps are clipped"
     params = next(m['params'] for label, m in manifest['stages'].items() if label.startswith('train'))
     if gate is None or not params.get('gated'): return params['train'].get('max_grad_norm', 1.)
-    return gate.loc[gate.chosen == 1, 'clip'].iloc[0]*math.hypot(1., params['dose'])
+    return gated_settings({}, dict(max_grad_norm=gate.loc[gate.chosen == 1, 'clip'].iloc[0]), params['dose'])['max_grad_norm']
 
 def dose_table(dose, # frame of dose/*.json
                training, # frame of training/*.csv
