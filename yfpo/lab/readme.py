@@ -30,4 +30,4 @@ def readme_text():
     "README.md as nbs/index.ipynb makes it"
     body, _ = as_markdown(root()/'nbs'/'index.ipynb')
     body = re.sub(r'\]\((?!https?:)([\w./-]+)\)', r'](nbs/\1)', body).replace('](nbs/../', '](')     # links seen from the top
-    return '<!-- Made from nbs/index.ipynb by `yfpo readme`: edit there. -->\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
+    return '<!-- Edit nbs/index.ipynb; `yfpo readme` makes this. -->\n' + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
