@@ -183,6 +183,8 @@ def test_the_estimate_by_hand():
     assert rows['gate']['tokens'] == 6*pairs + 7*500*2*(q + s)
     assert rows['sft']['hours'] == pytest.approx(6*2000*(q + s)*N/(3600e12*r.cost.tflops))
     assert f"{sum(x['hours'] for x in rows.values()):8.2f} h" in estimate_text(r).splitlines()[-1]
+    fewer = {x['stage']: x for x in estimate(r, plan(r, overrides=dict(n_sft=100)))}
+    assert fewer['sft']['tokens'] == 100*(q + s) and fewer['train'] == rows['train'], 'with what -p has set'
 
 def test_a_costly_recipe_says_so_before_it_starts(again):
     r = yfpo(ROOT, 'run', 'gsm8k-full', '--until', 'problems', '--data-dir', again, '--run-dir', again/'full')

@@ -259,6 +259,29 @@ def test_a_planted_record_removes_no_foreign_file(again):
     for name in ('sft.json', 'gone.json'): (done/name).write_text(json.dumps(m))
     assert yfpo(again, 'run', 'toy').returncode == 0 and victim.read_text() == 'mine'
 
+def test_a_file_put_beside_what_a_step_wrote_is_noticed(toy):
+    "Settings dropped into a model's folder would be read with it; what is hidden, or lies in an open folder, is not"
+    notebook(toy/'nbs'/'paper'/'stages'/'sft.ipynb', SFT[0], SFT[1], "reads = []\nwrites = ['sft']")
+    assert yfpo(toy, 'run', 'toy').returncode == 0
+    added = toy/'runs'/'toy'/'sft'/'adapter_config.json'
+    added.write_text('{}'); (added.parent/'.DS_Store').write_text('')
+    r = yfpo(toy, 'run', 'toy')
+    assert r.returncode == 1 and 'sft/adapter_config.json is not what step sft wrote, but what follows would read it: move it' in r.stderr
+    added.unlink()
+    assert 'nothing to do' in yfpo(toy, 'run', 'toy').stdout
+    added.write_text('{}'); (toy/'runs'/'toy'/'done'/'sft.json').unlink()
+    assert '] sft ...' in yfpo(toy, 'run', 'toy').stdout, 'a step without a record may have been killed there'
+
+def test_two_stages_that_write_one_file_are_refused(toy):
+    train = toy/'nbs'/'paper'/'stages'/'train.ipynb'
+    nb = json.loads(train.read_text())
+    for c in nb['cells']:
+        text = ''.join(c['source'])
+        if text.startswith('reads ='): c['source'] = re.sub(r'writes = .*', "writes = ['sft/model.txt']", text)
+    train.write_text(json.dumps(nb))
+    r = yfpo(toy, 'run', 'toy')
+    assert r.returncode == 1 and 'stages sft and train both write sft/model.txt: have one of them write elsewhere' in r.stderr
+
 class Evil:
     def __reduce__(self): return os.system, (f'touch {self.path}',)
 

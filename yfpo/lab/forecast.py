@@ -61,13 +61,14 @@ def _tokens(stage, st, # st(name): parameters of a stage
         cards=lambda: dict(relevance=own['n_texts']*(q + s))).get(stage, lambda: dict(train=study, read=study))()
 
 # %% ../../nbs/lab/07_forecast.ipynb #costs-014
-def estimate(recipe): # a `Recipe`, with `cost`
+def estimate(recipe, # a `Recipe`, with `cost`
+             steps=None): # its planned steps, where -p has changed their parameters
     "Rows `stage, tokens, pflop, hours` of what a recipe will take, an order of magnitude before anything has run"
     c = recipe.cost
     if not c:
         needed = ', '.join(k for k, f in Cost.model_fields.items() if f.is_required())
         raise ValueError(f'recipe {recipe.name!r} has no `cost`: name there {needed}')
-    params = {s['stage']: s['params'] for s in plan(recipe)}   # checked, with what is shared
+    params = {s['stage']: s['params'] for s in steps or plan(recipe)}   # checked, with what is shared
     def st(stage): return {**defaults_of(stages_folder()/f'{stage}.ipynb'), **params.get(stage, {})}
     rows = []
     for stage in recipe.stages:
@@ -79,9 +80,9 @@ def estimate(recipe): # a `Recipe`, with `cost`
         if work: rows.append(dict(stage=stage, tokens=round(sum(work.values())), pflop=sum(flop.values())/1e15, hours=hours))
     return rows
 
-def estimate_text(recipe):
+def estimate_text(recipe, steps=None):
     "The same, to be read before it starts"
-    rows, c = estimate(recipe), recipe.cost
+    rows, c = estimate(recipe, steps), recipe.cost
     lines = [f"{r['stage']:18s} {r['tokens']/1e6:10.1f} M tokens {r['pflop']:12.1f} PFLOP {r['hours']:8.2f} h" for r in rows]
     total = f"{'in all':18s} {sum(r['tokens'] for r in rows)/1e6:10.1f} M tokens {sum(r['pflop'] for r in rows):12.1f} PFLOP"
     head = f"Estimate for {recipe.name} on {c.device} ({c.tflops:g} TFLOP/s reading and training, {c.writing_tflops:g} writing):"

@@ -38,10 +38,11 @@ def best_setting(tried, # `Tried`s
 
 def why_closed(tried, start, by:str='accuracy'):
     "Why a recipe ends at the gate"
-    said = dict(accuracy=lambda t: f'{t.accuracy:.1%} of dev questions solved', nll=lambda t: f'{t.nll:.4f} nats a token on dev solutions')[by]
+    said = dict(accuracy=lambda t: f'{t.accuracy:.1%} of dev questions solved',
+                nll=lambda t: f'{t.nll:.4f} nats a token on dev solutions')[by]
     best = min((t for t in tried if math.isfinite(t.nll)), key=RANKS[by], default=tried[0])
-    return (f'the gate is closed: none of {len(tried)} settings of DPO is as good as the warm start ({said(start)}), the best is {said(best)} '
-            f'at learning rate {best.learning_rate:g}; try lower rates, or other pairs')
+    return (f'the gate is closed: none of {len(tried)} settings of DPO is as good as the warm start ({said(start)}), the best is '
+            f'{said(best)} at learning rate {best.learning_rate:g}; try lower rates, or other pairs')
 
 # %% ../../nbs/lab/26_gate.ipynb #gate-008
 def clip_norm(norms, # gradient norms of DPO's steps, unclipped

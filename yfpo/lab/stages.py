@@ -403,6 +403,13 @@ def _needs(step, before):
         raise ValueError(f"step {step['label']} reads {x}, which no step before it writes: {mend}")
     return [s['label'] for s in before if any(overlap(x, w) for x in step['reads'] for w in s['writes'])]
 
+def _refuse_shared(step, before):
+    "A sentence where two stages write the same file: which of them is read would depend on which ran last"
+    for s in before:
+        same = [w for w in step['writes'] for v in s['writes'] if s['stage'] != step['stage'] and overlap(w, v)]
+        if same and step['stage'] not in DRAWN:
+            raise ValueError(f"stages {s['stage']} and {step['stage']} both write {same[0]}: have one of them write elsewhere")
+
 def plan(recipe, # a `Recipe`
          run_dir:str='', overrides=None): # parameters that replace the recipe's in every stage that has them
     "Every step of a recipe, checked: dicts `stage, label, notebook, params, reads, writes, needs`"
@@ -417,6 +424,7 @@ def plan(recipe, # a `Recipe`
         params.update(results_dir=str(run/'results')) if 'results_dir' in known else params.update(run_dir=str(run))
         reads, writes = ([], ['results']) if stage in DRAWN else stage_files(nb, params, f'{nb.parent.name}/{nb.name}')
         step = dict(stage=stage, label=label, notebook=nb, params=params, reads=reads, writes=writes)
+        _refuse_shared(step, steps)
         steps.append(dict(step, needs=_needs(step, steps)))
         used |= set(known)
     for k in [*recipe.shared, *overrides]:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'FIELDS', 'TIME', 'ASIDE', 'save_part', 'load_part', 'kept', 'write_json', 'record_path', 'read_record',
-           'finished', 'mark', 'unchanged', 'is_done', 'set_aside', 'own_files', 'left_by', 'forget', 'take_back',
-           'execute', 'git', 'run_step', 'say_state', 'alone_at', 'kernels_here', 'step_main']
+           'finished', 'mark', 'unchanged', 'is_done', 'set_aside', 'refuse_added', 'own_files', 'left_by', 'forget',
+           'take_back', 'execute', 'git', 'run_step', 'say_state', 'alone_at', 'kernels_here', 'step_main']
 
 # %% ../../nbs/lab/05_step.ipynb #step-002
 import contextlib, fcntl, functools, importlib, json, os, shutil, signal, subprocess, sys, time
@@ -147,9 +147,23 @@ def _files_written(run, log, earlier=False): # earlier: of the tries before this
     paths = [Path(l.removeprefix('- ')) for l in _lines(log) if not l.startswith(aside)]
     paths = [p for p in paths if p.is_relative_to(run)]        # in a run that was copied, the list names files of the other one
     files = {f for p in paths for f in (p.rglob('*') if p.is_dir() else [p]) if f.is_file()}
-    return sorted(str(r) for r in (f.relative_to(run) for f in files)
-                  if len(r.parts) > 1 and r.parts[0] not in ASIDE and 'trainer' not in r.parts and r.name != 'manifest.json'
-                  and not any(x.startswith('.') for x in r.parts))
+    return sorted(str(r) for r in (f.relative_to(run) for f in files) if _is_made(r))
+
+def _is_made(r): # relative to the run
+    "Whether a file is something that a step makes: no checkpoint, no record, nothing hidden"
+    return (len(r.parts) > 1 and r.parts[0] not in ASIDE and 'trainer' not in r.parts and r.name != 'manifest.json'
+            and not any(x.startswith('.') for x in r.parts))
+
+def refuse_added(run, steps): # all steps of the recipe
+    "A sentence where a file was put into a folder of a finished step: the steps after it would read it, a model's settings for one"
+    records = {s['label']: m for s in steps if (m := finished(run, s))}
+    known = {f for m in records.values() for f in m['files']}
+    open_ = [w for s in steps if s['label'] not in records for w in s['writes']]             # they may have been killed while writing
+    for s in (s for s in steps if s['label'] in records):
+        folders = [w for w in s['writes'] if Path(w).parts[0] != 'results' and not any(overlap(w, o) for o in open_)]
+        for r in (f.relative_to(run) for w in folders for f in sorted((run/w).rglob('*')) if f.is_file()):
+            if _is_made(r) and str(r) not in known:
+                raise ValueError(f"{r} is not what step {s['label']} wrote, but what follows would read it: move it out of {run}")
 
 def _check_written(run, step, files):
     "A sentence where a step wrote what its notebook does not declare, or did not write what it does"
@@ -176,15 +190,19 @@ def forget(run, label, but=()): # but: results that stay, since a step of the re
     path = record_path(run, label)
     for f in (path, path.with_suffix('.old'), own_files(run, label)['writes']): f.unlink(missing_ok=True)
 
+def _of_others(path, kinds=('*.json',)): # of the record
+    "Files that the records of other steps list"
+    records = [p for kind in kinds for p in path.parent.glob(kind) if p != path]
+    return {f for p in records for f in (read_record(p) or dict(files=()))['files']}
+
 def take_back(run, label, key):
     "Put back the record that was set aside for a run which ended before this step, if it has this key and its files are as it left them"
     path = record_path(run, label)
     m = None if path.exists() else read_record(path.with_suffix('.old'))
     if not m or m['key'] != key or not all(unchanged(run/f, x) for f, x in m['files'].items()): return
     path.with_suffix('.old').replace(path)
-    records = [p for kind in ('*.json', '*.old') for p in path.parent.glob(kind) if p != path]
-    others = {f for p in records for f in (read_record(p) or dict(files=()))['files']}
-    for f in left_by(run, label) - {*m['files']} - others: _remove(run, f)                 # what the run that ended has added
+    added = left_by(run, label) - {*m['files']} - _of_others(path, ('*.json', '*.old'))
+    for f in added: _remove(run, f)                            # by the run that ended
 
 # %% ../../nbs/lab/05_step.ipynb #step-016
 def _surroundings(run, label, key, own, threads):
@@ -250,8 +268,7 @@ def run_step(step, run, notebook): # notebook(spec, env, log, cwd): see `ask`
     if step_key(step, step['needs_keys']) != key:
         raise ValueError(f'{label} failed: its notebook, the library, its data or its model was edited while it ran; run it again')
     shutil.rmtree(parts, ignore_errors=True)
-    others = {f for p in path.parent.glob('*.json') if p != path for f in (read_record(p) or dict(files=()))['files']}
-    for f in left_by(run, label) - {*m['files']} - others: _remove(run, f)                 # made before, and no longer
+    for f in left_by(run, label) - {*m['files']} - _of_others(path): _remove(run, f)         # made before, and no longer
     write_json(path, dict(m, key=key, needs=step['needs_keys'], params=portable(step['params']), resumed=resumed, threads=step['threads'],
         runs=1 + before.get('runs', 1)*bool(before), finished=time.strftime(TIME, time.gmtime()),
         git=git('rev-parse', 'HEAD')))

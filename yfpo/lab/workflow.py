@@ -15,7 +15,8 @@ from .keys import portable, step_key, versions
 from .pace import Ticking, below, most_awaited
 from .recipes import json_of, nearest, read_recipe, root
 from .stages import cells_of, data_folder, plan, run_folder
-from .step import finished, forget, git, is_done, own_files, read_record, record_path, set_aside, take_back, TIME, write_json
+from .step import (finished, forget, git, is_done, own_files, read_record, record_path, refuse_added, set_aside, take_back, TIME,
+                          write_json)
 from .warm import KernelTemplate
 from ..lm.machine import cores_here, hardware, lanes, large_pages
 
@@ -290,10 +291,11 @@ def run_recipe(name, data_dir:str='', overrides=None, run_dir:str='', jobs:int=0
     (steps, again), only = _chosen(recipe, everything, **how), how.get('only')
     if only: _keys_there(recipe, everything, steps, run_folder(recipe.name, run_dir, make=False))     # refused before a folder is made
     run = run_folder(recipe.name, run_dir)
-    if recipe.cost and not only: say(estimate_text(recipe), flush=True)
+    if recipe.cost and not only: say(estimate_text(recipe, everything), flush=True)
     with locked(run):
         _refuse_another(run, recipe)
         _retire(run, everything)
+        refuse_added(run, everything)
         keys = _keys_there(recipe, everything, steps, run) if only else {}
         todo = _prepared(recipe, everything, steps, keys, again, run, profile)
         for label in again - {s['label'] for s in todo}: set_aside(run, label, forced=True)     # what follows, and does not run now
