@@ -1,5 +1,5 @@
 "Your own model and files: names in place of objects, select, train and audit as functions and as commands, the hub, trackers."
-import importlib, json, os, re, shutil, subprocess, sys, types
+import copy, importlib, json, os, re, shutil, subprocess, sys, types
 from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 import pandas as pd, pytest, torch
@@ -13,11 +13,13 @@ from yfpo.data.files import write_jsonl
 from yfpo.data.templates import general_texts, make_problems
 from yfpo.lab.audit import audit
 from yfpo.lab.cli import main
+from yfpo.lab.effect import effect
 from yfpo.lab.results import read_results
 from yfpo.lm.models import load_model, save_model
+from yfpo.lm.responses import encode, response_logprobs
 from yfpo.lm.training import load_policy
 from yfpo.neurons import NeuronSet, control_sets, layer_matched, random_neurons
-from yfpo.reward import RewardStats, fit_stats, reward_audit
+from yfpo.reward import RewardStats, fit_stats, pair_items, read_examples, reward_audit
 from yfpo.trainer import YFPOTrainer
 
 disable_progress_bars()
@@ -73,6 +75,11 @@ def test_select_train_and_audit(place, tmp_path, capsys, adapter):
     assert re.match(r'Reward audit\. The margin of the selected neurons picks .* in \d+ % of 6', verdict)
     assert where == f'the audit is in {tmp_path/"audit"}: audit.csv, audit.png' and (tmp_path/'audit'/'audit.png').stat().st_size > 10_000
     assert (read_results(tmp_path/'audit', 'audit').kind == 'layer-matched').sum() == 2*10
+    main(['effect', '--before', str(place/'model'), '--after', str(tmp_path/'out'), '--pairs', str(place/'pairs.jsonl'),
+          '--to', str(tmp_path/'effect')])
+    *_, verdict, where = capsys.readouterr().out.splitlines()
+    assert re.match(r'On 6 pairs the neuron margin changes by [+-]\d\.\d\d \[', verdict)
+    assert where == f'the effect is in {tmp_path/"effect"}: effect.csv, effect.png' and (tmp_path/'effect'/'effect.png').stat().st_size > 5_000
 
 def test_as_processes_below_accelerate(place, tmp_path):
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1'}
@@ -372,6 +379,37 @@ def test_an_audit_is_that_of_the_experiments(place, tiny):
     assert dots == len(own.rows)
     pd.testing.assert_frame_equal(audit(str(place/'model'), str(place/'neurons'), place/'pairs.jsonl', 2, 3, max_fit=4).rows, theirs)
     with pytest.raises(ValueError, match="audit has no setting 'max_fits': did you mean 'max_fit'"): audit(tiny, neurons, pairs, max_fits=1)
+
+# --- effect
+
+def test_an_effect_by_hand(place, tiny):
+    "Margins from the log-probabilities and read-outs of the library's own parts; a model against itself; a set turned up"
+    neurons, pairs = NeuronSet.load(place/'neurons'), read_pairs(place/'pairs.jsonl')
+    louder = copy.deepcopy(tiny[0])
+    for layer, at in neurons.by_layer().items():
+        with torch.no_grad(): louder.model.layers[layer].mlp.up_proj.weight[at] *= 1.5
+    found = effect(tiny, (louder, tiny[1]), pairs, neurons)
+    rows, n = found.rows.set_index(['phase', 'pair']), len(pairs)
+    stats, phi = fit_stats(*tiny, pairs, neurons)
+    for phase, net in (('before', tiny[0]), ('after', louder)):
+        logp = [x.sum().item() for x in response_logprobs(net, tiny[1], pair_items(pairs))]
+        read = read_examples(net, encode(tiny[1], pair_items(pairs), eos=True), tiny[1].pad_token_id, neurons, stats, unread=1)
+        assert rows.loc[phase].logp_margin.tolist() == pytest.approx([a - b for a, b in zip(logp[:n], logp[n:])], abs=1e-4)
+        assert rows.loc[phase].neuron_margin.tolist() == pytest.approx(((read[:n] - read[n:])/stats.scale).tolist(), abs=1e-4)
+    by = rows.neuron_margin.unstack('phase')
+    assert found.change('neuron_margin')[0] == pytest.approx((by.after - by.before).mean()) != 0
+    same = effect(str(place/'model'), str(place/'model'), place/'pairs.jsonl', str(place/'neurons'))
+    assert same.change('neuron_margin') == same.change('logp_margin') == (0., 0., 0.) and len(same.figure().axes) == 2
+    for bad, words in ((dict(neurons=None), 'no set beside it: give neurons'), (dict(seed=-1), 'seed is -1'),
+                       (dict(batch_sizes=2), "effect has no setting 'batch_sizes': did you mean 'batch_size'")):
+        with pytest.raises(ValueError, match=words): effect(tiny, tiny, **{**dict(pairs=pairs, neurons=neurons), **bad})
+
+def test_what_goes_wrong_in_effect(place, tmp_path):
+    good = dict(before=place/'model', after=place/'model', pairs=place/'pairs.jsonl', neurons=place/'neurons', to=tmp_path/'effect')
+    def says(**kw): return said_by('effect', *(x for k, v in {**good, **kw}.items() for x in (f'--{k}', v)))
+    assert 'no.jsonl does not exist' in says(pairs='no.jsonl') and f'{place}/model holds no NeuronSet' in says(neurons=place/'model')
+    assert "is neither embedded ('smollm2-135m-instruct', 'tiny'), an existing folder" in says(after=tmp_path/'nowhere')
+    assert not (tmp_path/'effect').exists()
 
 # --- trackers
 

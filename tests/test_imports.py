@@ -16,7 +16,7 @@ FLOORS = [('data', 'data.extras data.checks data.files data.pages data.answers d
           ('lab', 'lab.arms lab.recipes lab.stages lab.keys lab.warm lab.step lab.pace lab.forecast lab.workflow lab.gate lab.launch '
                   'lab.statistics lab.results lab.wording lab.tables lab.costs lab.findings lab.verdict lab.report lab.figures '
                   'lab.page lab.publish lab.bench '
-                  'lab.readme lab.schema lab.bundle lab.audit lab.cli')]
+                  'lab.readme lab.schema lab.bundle lab.audit lab.effect lab.cli')]
 ORDER = ' '.join(modules for _, modules in FLOORS).split()
 
 def path(module): return ROOT/'yfpo'/f"{module.replace('.', '/')}.py"

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOME = dict(load_model='lm.models', save_model='lm.models', generate='lm.responses', select_neurons='neurons', layer_matched='neurons',
              NeuronSet='neurons', attribute='relevance', attnlrp='relevance', fit_stats='reward', NeuronReader='reward',
              YFPOConfig='trainer', YFPOTrainer='trainer', ablate='interventions', delta_nll='interventions',
-             neuron_cards='beyond.cards', make_problems='data.templates', audit='lab.audit')
+             neuron_cards='beyond.cards', make_problems='data.templates', audit='lab.audit', effect='lab.effect')
 __all__ = [*_HOME]
 
 def __getattr__(name):

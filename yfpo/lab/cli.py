@@ -219,6 +219,13 @@ def _audit(given): # given: the arguments of `audit`, by name
     print(found.verdict.replace('**', ''))
     print(f'the audit is in {found.save(folder)}: audit.csv, audit.png')
 
+def _effect(given): # given: the arguments of `effect`, by name
+    with needs('lab', '`yfpo effect`', 'matplotlib', 'statsmodels'): from yfpo.lab.effect import effect
+    folder = given.pop('to')
+    found = effect(given.pop('before'), given.pop('after'), given.pop('pairs'), progress=True, **given)
+    print(found.verdict)
+    print(f'the effect is in {found.save(folder)}: effect.csv, effect.png')
+
 def _page(given): # given: the arguments of `page`, by name
     from yfpo.beyond.explorer import own_page
     path = own_page(given.pop('model'), given.pop('neurons'), given.pop('questions'), given.pop('to'), **given)
@@ -258,6 +265,16 @@ COMMANDS = (
         Option('--n-draws', 'Random sets of each kind.', 'N', int),
         Option('--seed', 'Of the draws and of the bootstrap.', 'N', int),
         Option('--relevance/--no-relevance', 'Whether relevance is read too, the one backward pass.'), *READ)),
+    Command('effect', 'Read both margins of held-out pairs before and after training.',
+            'yfpo effect --before smollm2-135m-instruct --after yfpo-out --pairs held-out.jsonl', _effect, (
+        Option('--before', 'The model that training began from.', 'NAME', needed=True),
+        Option('--after', 'The trained model: its folder or hub id.', 'NAME', needed=True),
+        Option('--pairs', 'JSONL of held-out pairs: chosen, rejected and perhaps prompt.', 'FILE', needed=True),
+        Option('--neurons', 'Folder or hub id of a set; default the one beside the trained model.', 'FOLDER'),
+        Option('--to', 'Folder for effect.csv and effect.png.', 'FOLDER', default='effect'),
+        Option('--seed', 'Of the bootstrap.', 'N', int),
+        Option('--batch-size', 'Texts in one pass.', 'N', int),
+        Option('--dtype', 'float32, bfloat16, float16, or auto for the faster one here; default float32.', 'NAME'))),
     Command('page', 'Write answers with the neurons turned down and up, as one page.',
             'yfpo page --model smollm2-135m-instruct --neurons neurons/ --questions questions.jsonl', _page, (
         MODEL, SET,
