@@ -675,6 +675,9 @@ def test_a_value_with_a_minus_reaches_the_notebook(toy):
         main(['run', 'toy', '-p', 'lr', '-1e-3', '-p', 'n', '-.inf', '--jobs', '2', '-p', 's', '--x'])
     given = seen.call_args[0][2]
     assert _values(given['p']) == dict(lr=-1e-3, n=-math.inf, s='--x') and given['jobs'] == 2
+    with mock.patch('yfpo.lab.cli._run', seen): main(['run', 'toy', '-p', 'train.beta=.2', '-p', 's', 'a=b', '--until=sft'])
+    given = seen.call_args[0][2]
+    assert _values(given['p']) == dict(train=dict(beta=.2), s='a=b') and given['until'] == 'sft', 'as other tools write it'
     assert _values([('train.beta', '.2'), ('train.seed', '3'), ('n', '1')]) == dict(train=dict(beta=.2, seed=3), n=1)
     assert 'wait is -0.001, but must be at least 0' in said('run', 'toy', '-p', 'wait', '-1e-3')
     assert "'wait' twice" in said('run', 'toy', '-p', 'wait', '1', '-p', 'wait', '2')

@@ -596,6 +596,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'yfpo.lab.cli._page': ('lab/cli.html#_page', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._run': ('lab/cli.html#_run', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._select': ('lab/cli.html#_select', 'yfpo/lab/cli.py'),
+                              'yfpo.lab.cli._split': ('lab/cli.html#_split', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._usage': ('lab/cli.html#_usage', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._value': ('lab/cli.html#_value', 'yfpo/lab/cli.py'),
                               'yfpo.lab.cli._values': ('lab/cli.html#_values', 'yfpo/lab/cli.py'),

@@ -6,7 +6,7 @@
 __all__ = ['MODEL', 'SET', 'READ', 'COMMANDS', 'described', 'recipe_names', 'Option', 'Command', 'main']
 
 # %% ../../nbs/lab/24_cli.ipynb #cli-002
-import json, os, sys
+import json, os, re, sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,9 +338,14 @@ def _hang_up():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 
+def _split(args):
+    "`-p NAME=VALUE`, which other tools take, as `-p NAME VALUE`"
+    joined = [i > 0 and args[i-1] == '-p' and re.match(r'[A-Za-z_][\w.]*=', a) for i, a in enumerate(args)]
+    return [x for a, two in zip(args, joined) for x in (a.split('=', 1) if two else [a])]
+
 def main(argv=None):
     "Entry point of `yfpo`"
-    args = [*(sys.argv[1:] if argv is None else argv)]
+    args = _split([*(sys.argv[1:] if argv is None else argv)])
     try:
         with needs('lab', f"`yfpo {' '.join(args[:1])}`"): app = _app()
         code = app(args, standalone_mode=False, prog_name='yfpo')
