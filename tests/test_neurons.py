@@ -1,6 +1,7 @@
 "Selection, controls, ablation and read-out against naive formulations, and what each refuses."
 import contextlib, copy, inspect, itertools, json, re, struct, warnings
 from dataclasses import fields
+from types import SimpleNamespace
 import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import save, save_file
@@ -328,6 +329,21 @@ def test_training_in_place_is_no_other_model_and_old_sets_still_load(neurons, tm
         neurons.check(model)
         NeuronSet.load(old.save(tmp_path/'old')).check(tiny_model(seed=7), strict=True)
     with pytest.raises(ValueError, match='are others'): neurons.check(model, strict=True)
+
+def test_a_set_is_at_home_beside_the_weights_that_were_trained_on_it(neurons, tiny, tmp_path):
+    "Saved as a trainer saves: no warning there, one anywhere else, and strict means strict"
+    from yfpo.trainer import save_beside
+    stats = SimpleNamespace(save=lambda folder: folder.mkdir())
+    for name, seed in (('a', 11), ('b', 12)):
+        save_model(tiny_model(seed=seed), tiny[1], tmp_path/name)
+        save_beside(tmp_path/name, tiny_model(seed=seed), tiny[1], SimpleNamespace(neurons=neurons, stats=stats))
+    (a, _), (b, _) = (load_model(str(tmp_path/x)) for x in 'ab')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for own in (NeuronSet.load(tmp_path/'a'/'neurons'), NeuronSet.from_pretrained(tmp_path/'a')): assert own.check(a) == neurons
+    with pytest.warns(UserWarning, match='are others'): own.check(b)
+    with pytest.raises(ValueError, match='are others'): own.check(a, strict=True)
+    with pytest.warns(UserWarning, match='are others'): NeuronSet.load(own.save(tmp_path/'else')).check(a)
 
 # ---- texts
 

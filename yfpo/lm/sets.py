@@ -70,6 +70,7 @@ class NeuronSet:
     weight: (K,) float32, at least 0; they sum to 1
     direction: (K,) float32, 1 or -1: the sign of the activation that helps
     meta: a dict that JSON can hold: 'model' is the model's signature, 'selector' the rule's name; default empty
+    home: folder of the trained model beside which it was saved; default '', none
 
     A ValueError says what is wrong: shapes that differ, a member twice, weights that sum to more than 1.
     `check(model)` refuses another model. `save(folder)` and `NeuronSet.load(folder)` keep it on disk, `push_to_hub(repo_id)` and
@@ -79,6 +80,7 @@ class NeuronSet:
     weight: torch.Tensor     # (K,) float32, non-negative, sums to 1
     direction: torch.Tensor  # (K,) float32, +1 or -1
     meta: dict = field(default_factory=dict) # 'model': its signature; 'selector', scores and whatever the selector records
+    home: str = field(default='', repr=False) # folder of the trained model beside which `load` found it
 
     def __post_init__(self):
         if why := _trouble(*(getattr(self, k) for k in MEMBER), self.meta): raise ValueError(f'this is no NeuronSet, {why}')
@@ -105,9 +107,10 @@ def chosen_on(model):
     "What a `NeuronSet` records of its model beside the signature: name and weights"
     return dict(name=getattr(model, 'name', type(unwrap(model)).__name__), weights=_weights_of(model, fresh=True))
 
-def _compare_weights(own, model, strict):
-    "Warn once if a set was chosen on other weights, or refuse it with `strict`; a model trained in this process counts as the same"
-    if not own: return
+def _compare_weights(neurons, model, strict):
+    "Warn once if a set was chosen on other weights, or refuse it with `strict`; a model trained on it counts as the same"
+    own = neurons.meta.get('chosen_on')
+    if not own or not strict and neurons.home and neurons.home == getattr(unwrap(model), 'source', None): return
     now = _weights_of(model, fresh=strict)
     known = [now] if strict else _seen[unwrap(model)][1]
     if own.get('weights') in known: return
@@ -154,7 +157,7 @@ def check(self:NeuronSet,
     if self.layer.min() < 0 or self.index.min() < 0 or self.layer.max() >= sig['layers'] or self.index.max() >= sig['width']:
         raise ValueError(f"this NeuronSet has members outside the model's {sig['layers']} layers of {sig['width']} neurons: "
                          'it is damaged, select again')
-    _compare_weights(self.meta.get('chosen_on'), model, strict)
+    _compare_weights(self, model, strict)
     return self
 
 # %% ../../nbs/lm/14_sets.ipynb #sets-014
@@ -192,7 +195,9 @@ def load(cls:NeuronSet,
         raise ValueError(f"{folder/'neurons.safetensors'} {'holds' if odd[0] in found else 'lacks'} {odd[0]!r}, where "
                          f"{', '.join(MEMBER)} are needed: save or copy the set again")
     if why := _trouble(*(found[k] for k in MEMBER), meta): raise ValueError(f'the NeuronSet in {folder} is damaged, {why}: select again')
-    return cls(**found, meta=meta)
+    home = folder.absolute().parent
+    trained = folder.name == 'neurons' and (home/'reward').is_dir()
+    return cls(**found, meta=meta, home=str(home) if trained else '')
 
 # %% ../../nbs/lm/14_sets.ipynb #sets-018
 SET_FILES = ('neurons.safetensors', 'neurons.json')
