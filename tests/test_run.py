@@ -543,7 +543,7 @@ def test_every_default_is_within_its_own_limits():
         for k, (_, default, _) in known.items(): assert check_parameter(k, default, known, nb.name) == default
 
 FREE = ('recipe', 'run_dir', 'results_dir', 'only', 'data_dir', 'model', 'revision', 'task', 'arms', 'arms_read', 'family', 'outcome',
-        'kind', 'drawn', 'arm', 'first', 'real', 'limits', 'neurons', 'study', 'templates')        # refused where not found
+        'kind', 'drawn', 'arm', 'first', 'real', 'older', 'limits', 'neurons', 'study', 'templates')        # refused where not found
 
 def test_every_word_that_a_stage_takes_is_one_of_a_list_or_free():
     for nb in sorted((ROOT/'nbs'/'paper').rglob('*.ipynb')):
@@ -559,11 +559,12 @@ def test_words_of_parameters_are_keys_of_the_tables_they_come_from():
     from yfpo.relevance import ATTRIBUTORS
     from yfpo.lm.sampling import BACKENDS
     from yfpo.loss import OBJECTIVES
+    from yfpo.lab.gate import RANKS
     from yfpo.lm.machine import FORMATS
     from yfpo.beyond.methods import METHODS
     from yfpo.data.sources import DRAWN_SETS, OTHER_SETS
     from yfpo.reward import READOUTS
-    tables = dict(objective=OBJECTIVES, readout=READOUTS, method=ATTRIBUTORS, backend=BACKENDS, precision=FORMATS)
+    tables = dict(objective=OBJECTIVES, readout=READOUTS, method=ATTRIBUTORS, backend=BACKENDS, precision=FORMATS, by=RANKS)
     for k, table in tables.items(): assert sorted(choices()[k][0]) == sorted(table), k
     assert sorted(choices()['method'][1]) == sorted(METHODS)
     assert sorted(choices()['source'][0]) == sorted(['templates', 'templates-ood', 'gsm8k/train', 'gsm8k/test', 'svamp', *OTHER_SETS,

@@ -91,7 +91,7 @@ def choices():
     scores = words_of('ATTRIBUTORS', 'relevance', 'beyond.attributors')
     return dict(precision=[forms], dtype=[forms], dtypes=[tuple(f for f in forms if f != 'auto')],
                 backend=[words_of('BACKENDS', 'lm.sampling')], pair_source=[('sampled', 'corrupted', 'both')], contrast=[('prose', 'chat')],
-                test=[('over_seeds', 'crossed')],
+                test=[('over_seeds', 'crossed')], by=[words_of('RANKS', 'lab.gate')],
                 rejected=[('other', 'corrupted')],
                 **dict.fromkeys(('train_set', 'test_sets', 'source', 'greedy_sets'), [sets]), curve_methods=[scores],
                 **dict.fromkeys(('objective', 'objectives'), [objectives]), **dict.fromkeys(('readout', 'readouts'), [readouts]),
