@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, answers_in
 from yfpo.lab.publish import run_here
+from yfpo.lab.recipes import read_recipe
 
 ALL = sorted(p.parent.name for p in (ROOT/'nbs'/'paper'/'results').glob('*/manifest.json'))
 RECIPES = [r for r in ALL if (ROOT/'nbs'/'paper'/'results'/r/'main.csv').exists()]     # bench trains nothing
@@ -174,6 +175,17 @@ def test_the_follow_up_ended_by_its_rule():
     assert all(x < .25 for x in above.values())
     assert 'by {:.2f} spreads at dose 0.5, by {:.2f} at dose 2 and by {:.2f} at dose 8'.format(*above.values()) in plan
     assert f"fell from {late('dpo', 'rewards/margins'):.2f} to {late('yfpo-8', 'rewards/margins'):.2f}" in plan
+
+def test_the_dose_of_gsm8k_follows_from_its_rule():
+    "None of the three doses lifts the rewarded margin by 0.25 spreads, so it is 2; plan.md has the numbers of the logs"
+    plan, logs = (ROOT/'nbs'/'paper'/'plan.md').read_text(), ROOT/'nbs'/'paper'/'pilots'
+    def late(name):
+        df = pd.read_csv(logs/f'gsm8k-{name}.csv')
+        assert len(df) == 26
+        return df[df.step > 13]['neurons/margins'].mean()
+    above = {d: late(f'yfpo-{d}') - late('dpo') for d in ('0.5', '2', '8')}
+    assert all(x < .25 for x in above.values()) and read_recipe('gsm8k').shared['dose'] == 2.
+    assert 'by {:.3f} spreads at dose 0.5, by {:.3f} at dose 2 and by {:.3f} at dose 8'.format(*above.values()) in plan
 
 def test_the_studies_are_whole():
     "Every arm of every study is there, measured on the same items as its base, and the figures' files are finite"
