@@ -1,5 +1,5 @@
 "Your own model and files: names in place of objects, select, train and audit as functions and as commands, the hub, trackers."
-import copy, importlib, json, os, re, shutil, subprocess, sys, types
+import copy, importlib, json, math, os, re, shutil, subprocess, sys, types
 from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 import pandas as pd, pytest, torch
@@ -15,11 +15,12 @@ from yfpo.lab.audit import audit
 from yfpo.lab.cli import main
 from yfpo.lab.effect import effect
 from yfpo.lab.results import read_results
+from yfpo.lab.statistics import paired_bootstrap
 from yfpo.lm.models import load_model, save_model
 from yfpo.lm.responses import encode, response_logprobs
 from yfpo.lm.training import load_policy
 from yfpo.neurons import NeuronSet, control_sets, layer_matched, random_neurons
-from yfpo.reward import RewardStats, fit_stats, pair_items, read_examples, reward_audit
+from yfpo.reward import READOUTS, RewardStats, fit_stats, pair_items, read_examples, reward_audit
 from yfpo.trainer import YFPOTrainer
 
 disable_progress_bars()
@@ -320,8 +321,11 @@ def test_a_set_goes_to_the_hub_and_comes_back(place, hub, tiny):
     card = (at/'README.md').read_text()
     assert card.startswith('---\ntags: [yfpo, neurons]\n---\n\n# sums\n') and "NeuronSet.from_pretrained('me/sums')" in card
     assert f'| neurons | {len(neurons)} in 2 layers |' in card and '| selector | attnlrp-contrast |' in card
-    assert NeuronSet.from_pretrained('me/sums', revision='v1') == neurons and hub.asked == 'v1'
-    assert tree(hub.folder/'cache') == ['neurons.json', 'neurons.safetensors'], 'and nothing else is downloaded'
+    own = NeuronSet.from_pretrained('me/sums', revision='v1')
+    assert own == neurons and hub.asked == 'v1' and own.home == ''
+    assert tree(hub.folder/'cache') == ['neurons.json', 'neurons.safetensors', 'reward/reward.json'], 'and nothing else is downloaded'
+    shutil.rmtree(hub.folder/'cache'); neurons.save(hub.folder/'me'/'model'/'neurons'); stats.save(hub.folder/'me'/'model'/'reward')
+    assert NeuronSet.from_pretrained('me/model').home == 'me/model', 'as `load_model` calls the model beside it'
     assert RewardStats.load(at/'reward').scale == stats.scale
 
 def test_the_card_names_a_base_that_is_on_the_hub(place, hub):
@@ -383,27 +387,57 @@ def test_an_audit_is_that_of_the_experiments(place, tiny):
 
 # --- effect
 
+def louder_at(model, neurons):
+    res = copy.deepcopy(model)
+    for layer, at in neurons.by_layer().items():
+        with torch.no_grad(): res.model.layers[layer].mlp.up_proj.weight[neurons.index[at]] *= 1.5
+    return res
+
 def test_an_effect_by_hand(place, tiny):
     "Margins from the log-probabilities and read-outs of the library's own parts; a model against itself; a set turned up"
     neurons, pairs = NeuronSet.load(place/'neurons'), read_pairs(place/'pairs.jsonl')
-    louder = copy.deepcopy(tiny[0])
-    for layer, at in neurons.by_layer().items():
-        with torch.no_grad(): louder.model.layers[layer].mlp.up_proj.weight[at] *= 1.5
+    louder = louder_at(tiny[0], neurons)
     found = effect(tiny, (louder, tiny[1]), pairs, neurons)
     rows, n = found.rows.set_index(['phase', 'pair']), len(pairs)
     stats, phi = fit_stats(*tiny, pairs, neurons)
     for phase, net in (('before', tiny[0]), ('after', louder)):
-        logp = [x.sum().item() for x in response_logprobs(net, tiny[1], pair_items(pairs))]
-        read = read_examples(net, encode(tiny[1], pair_items(pairs), eos=True), tiny[1].pad_token_id, neurons, stats, unread=1)
+        logp = [x.sum().item() for x in response_logprobs(net, tiny[1], pair_items(pairs), eos=False)]
+        read = read_examples(net, encode(tiny[1], pair_items(pairs)), tiny[1].pad_token_id, neurons, stats)
         assert rows.loc[phase].logp_margin.tolist() == pytest.approx([a - b for a, b in zip(logp[:n], logp[n:])], abs=1e-4)
         assert rows.loc[phase].neuron_margin.tolist() == pytest.approx(((read[:n] - read[n:])/stats.scale).tolist(), abs=1e-4)
     by = rows.neuron_margin.unstack('phase')
     assert found.change('neuron_margin')[0] == pytest.approx((by.after - by.before).mean()) != 0
     same = effect(str(place/'model'), str(place/'model'), place/'pairs.jsonl', str(place/'neurons'))
     assert same.change('neuron_margin') == same.change('logp_margin') == (0., 0., 0.) and len(same.figure().axes) == 2
+    assert effect(tiny, (louder, tiny[1]), iter(pairs), neurons).rows.equals(found.rows), 'from a generator too'
+    broken = copy.deepcopy(tiny[0])
+    with torch.no_grad(): broken.model.norm.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match='margins after training are not finite on 6 pairs, 0 the first'):
+        effect(tiny, (broken, tiny[1]), pairs, neurons)
     for bad, words in ((dict(neurons=None), 'no set beside it: give neurons'), (dict(seed=-1), 'seed is -1'),
+                       (dict(pairs=[]), 'no pairs to read the effect on'), (dict(pairs=pairs[:1]), 'have no spread'),
+                       (dict(pairs=[dict(chosen='a', rejected='b')]), "has no 'prompt'"), (dict(readout='sums'), "did you mean 'sum'"),
                        (dict(batch_sizes=2), "effect has no setting 'batch_sizes': did you mean 'batch_size'")):
         with pytest.raises(ValueError, match=words): effect(tiny, tiny, **{**dict(pairs=pairs, neurons=neurons), **bad})
+
+def test_an_effect_is_read_as_it_was_trained(place, tiny, tmp_path):
+    "The read-out beside the weights, dropout off, the longest text as asked, and questions as the unit"
+    neurons, pairs = NeuronSet.load(place/'neurons'), read_pairs(place/'pairs.jsonl')
+    folder = save_model(*tiny, tmp_path/'m')
+    neurons.save(tmp_path/'m'/'neurons')
+    fit_stats(*tiny, pairs, neurons, READOUTS['sum'])[0].save(tmp_path/'m'/'reward')
+    found = effect(tiny, str(folder), pairs)
+    assert found.readout == 'sum' and '(read-out `sum`)' in found.verdict
+    assert not found.rows.neuron_margin.equals(effect(tiny, str(folder), pairs, readout='standardised').rows.neuron_margin)
+    noisy = copy.deepcopy(tiny[0]).train()
+    for m in noisy.modules(): m.attention_dropout = .5
+    assert effect(tiny, (noisy, tiny[1]), pairs, neurons).change('logp_margin') == (0., 0., 0.) and noisy.training
+    late = [dict(prompt='a', chosen='7'*90 + '1', rejected='7'*90 + '2')]*2
+    with pytest.raises(ValueError, match='max_length=60: raise it'): effect(tiny, tiny, late, neurons, max_length=60)
+    twice = [dict(p, question_id=f'q{i//2}') for i, p in enumerate(pairs)]
+    two = effect(tiny, (louder_at(tiny[0], neurons), tiny[1]), twice, neurons)
+    by = two.rows.groupby(['question', 'phase']).logp_margin.mean().unstack('phase')
+    assert len(by) == len(pairs)//2 and two.change('logp_margin') == paired_bootstrap(by.after, by.before)
 
 def test_what_goes_wrong_in_effect(place, tmp_path):
     good = dict(before=place/'model', after=place/'model', pairs=place/'pairs.jsonl', neurons=place/'neurons', to=tmp_path/'effect')

@@ -63,17 +63,19 @@ def test_the_stage_writes_what_the_arms_train_with(stage):
     names = go(likelihoods=[0., .5])
     chosen, found = json.loads((run/'gate'/'chosen.json').read_text()), names['found']
     best = best_setting(found, names['start'])
-    assert chosen == best.train() and chosen['max_grad_norm'] == best.clip and len(found) == 2
+    assert chosen == best.chosen() and chosen['clip'] == best.clip and len(found) == 2
     assert [t.likelihood for t in found] == [0., .5] and all(0 < t.clip < 1e3 for t in found) and not list((run/'gate').glob('*/model'))
     log = run_here(ROOT/'nbs'/'paper'/'stages'/'train.ipynb', run_dir=str(run), arm='dpo', gated=True, precision='float32',
                    train=dict(num_train_epochs=1., per_device_train_batch_size=2))['log']
     assert max(r['learning_rate'] for r in log) <= chosen['learning_rate'] and max(r['grad_norm']
-                                                                                   for r in log) < chosen['max_grad_norm']*1.5
+                                                                                   for r in log) < chosen['clip']*1.5
 
 def test_the_neuron_term_has_room_before_clipping():
     "Two gradients at a right angle: the limit grows to the hypotenuse, and a recipe's own fields give way to the gate's"
-    got = gated_settings(dict(num_train_epochs=2., learning_rate=1., max_grad_norm=1.), tried(.5).train(), dose=.75)
+    got = gated_settings(dict(num_train_epochs=2., learning_rate=1., max_grad_norm=1.), tried(.5).chosen(), dose=.75)
     assert got == dict(num_train_epochs=2., learning_rate=1e-5, beta=.1, max_grad_norm=1.25)
+    with pytest.raises(ValueError, match='is of another version: run the recipe again with `--until gate`'):
+        gated_settings({}, dict(learning_rate=1e-5, max_grad_norm=1.25))
 
 def test_the_stage_can_go_by_the_likelihood(stage, monkeypatch):
     "Accuracy falls to zero, the NLL improves: closed by the one, open by the other"

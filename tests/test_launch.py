@@ -204,7 +204,7 @@ def test_by_hand_from_a_recipe(ready):
                                                      'YFPO_WRITES': str(ready/'writes')})
     r = launch('--run-dir', str(ready))
     assert r.returncode == 1 and '--until gate' in r.stderr, 'smoke takes its settings from the gate'
-    (ready/'gate').mkdir(); (ready/'gate'/'chosen.json').write_text(json.dumps(dict(learning_rate=2e-3, max_grad_norm=4.)))
+    (ready/'gate').mkdir(); (ready/'gate'/'chosen.json').write_text(json.dumps(dict(learning_rate=2e-3, clip=4.)))
     r = launch('--run-dir', str(ready))
     assert r.returncode == 0, r.stderr[-1500:]
     assert pd.read_csv(ready/'results'/'training'/'yfpo-seed0.csv').learning_rate.max() == pytest.approx(2e-3)

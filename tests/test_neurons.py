@@ -340,7 +340,9 @@ def test_a_set_is_at_home_beside_the_weights_that_were_trained_on_it(neurons, ti
     (a, _), (b, _) = (load_model(str(tmp_path/x)) for x in 'ab')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        for own in (NeuronSet.load(tmp_path/'a'/'neurons'), NeuronSet.from_pretrained(tmp_path/'a')): assert own.check(a) == neurons
+        for own in (NeuronSet.load(tmp_path/'a'/'neurons'), NeuronSet.from_pretrained(tmp_path/'a')):
+            assert own.check(a) == neurons
+            for make in (layer_matched, random_neurons, outside): make(own).check(a)
     with pytest.warns(UserWarning, match='are others'): own.check(b)
     with pytest.raises(ValueError, match='are others'): own.check(a, strict=True)
     with pytest.warns(UserWarning, match='are others'): NeuronSet.load(own.save(tmp_path/'else')).check(a)

@@ -210,7 +210,7 @@ def _control(neurons, layer, index, selector, seed, g, how=()): # how: direction
     d = coin if directions == 'random' else neurons.direction if directions == 'copied' else _signs(relevance, neurons, seed)[layer, index]
     how = {} if (directions, weights) == (DIRECTIONS[0], WEIGHTS[0]) else dict(directions=directions, weights=weights)
     return NeuronSet(layer, index, neurons.weight if weights == 'copied' else neurons.weight[order], d,
-                     dict(_chosen_in(neurons), selector=selector, seed=seed, **how))
+                     dict(_chosen_in(neurons), selector=selector, seed=seed, **how), neurons.home)
 
 def _signs(relevance, neurons, seed):
     "The sign of the activation that helps, of every neuron: the rule by which `set_from_scores` gives directions"
@@ -286,7 +286,7 @@ def outside(neurons, n:int=256, seed:int=0): # at most `n` members, as many as t
     if not len(free): raise ValueError('the set holds every neuron of the model, so there is none outside it: select fewer')
     pick = free[torch.randperm(len(free), generator=torch.Generator().manual_seed(seed))[:n]].sort().values
     return NeuronSet(pick//width, pick % width, torch.ones(len(pick))/len(pick), torch.ones(len(pick)),
-                     dict(_chosen_in(neurons), selector='outside', seed=seed))
+                     dict(_chosen_in(neurons), selector='outside', seed=seed), neurons.home)
 
 # %% ../nbs/02_neurons.ipynb #neuro-control-sets
 def control_sets(neurons, n:int=3, # sets of each kind

@@ -272,8 +272,10 @@ COMMANDS = (
         Option('--pairs', 'JSONL of held-out pairs: chosen, rejected and perhaps prompt.', 'FILE', needed=True),
         Option('--neurons', 'Folder or hub id of a set; default the one beside the trained model.', 'FOLDER'),
         Option('--to', 'Folder for effect.csv and effect.png.', 'FOLDER', default='effect'),
+        Option('--readout', 'Such as contribution; default the one that the model was trained on.', 'NAME'),
         Option('--seed', 'Of the bootstrap.', 'N', int),
         Option('--batch-size', 'Texts in one pass.', 'N', int),
+        Option('--max-length', 'Tokens read of a text.', 'N', int),
         Option('--dtype', 'float32, bfloat16, float16, or auto for the faster one here; default float32.', 'NAME'))),
     Command('page', 'Write answers with the neurons turned down and up, as one page.',
             'yfpo page --model smollm2-135m-instruct --neurons neurons/ --questions questions.jsonl', _page, (

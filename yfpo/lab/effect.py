@@ -6,69 +6,93 @@
 __all__ = ['effect', 'Effect']
 
 # %% ../../nbs/lab/28_effect.ipynb #effect-002
+import math
 from pathlib import Path
 from ..beyond.command import read_pairs
-from ..data.checks import as_path, check_count, taken, takes
+from ..data.checks import as_path, check_count, check_name, taken, takes
 from ..data.files import atomic_write, write_rows
 from .figures import draw_margins
 from .statistics import paired_bootstrap
 from .wording import interval, percent
-from ..lm.models import load_model
-from ..lm.responses import Reading, encode
+from ..lm.models import evaluating, load_model
+from ..lm.responses import TextReading, encode, say_cut
+from ..lm.rows import divergent_examples
 from ..neurons import NeuronSet
-from ..reward import fit_examples, pair_items, read_examples
+from ..reward import READOUTS, RewardStats, check_margins, checked_pairs, fit_examples, pair_items, read_examples
 
 # %% ../../nbs/lab/28_effect.ipynb #effect-011
-def _rows(phi, scale, logps, phase): # read-outs (n, 2) and {index: log-probabilities} of n chosen, then n rejected
+def _encoded(tokenizer, pairs, ro, max_length):
+    "The chosen, then the rejected responses of pairs as `Example`s"
+    examples, n = encode(tokenizer, pair_items(pairs), max_length), len(pairs)
+    say_cut(list(zip(examples[:n], examples[n:])), max_length)
+    return divergent_examples(examples) if ro.over == 'divergent' else examples
+
+def _rows(pairs, phi, scale, logps, phase): # read-outs (n, 2) and {index: log-probabilities} of n chosen, then n rejected
     "One row a pair: both margins"
-    n, sums = len(phi), [logps[i].sum().item() for i in range(2*len(phi))]
-    return [dict(pair=i, phase=phase, neuron_margin=(phi[i, 0] - phi[i, 1]).item()/scale, logp_margin=sums[i] - sums[n + i])
-            for i in range(n)]
+    n, sums = len(pairs), [logps[i].sum().item() for i in range(2*len(pairs))]
+    rows = [dict(pair=i, question=str(p.get('question_id', i)), phase=phase, neuron_margin=(phi[i, 0] - phi[i, 1]).item()/scale,
+                 logp_margin=sums[i] - sums[n + i]) for i, p in enumerate(pairs)]
+    bad = [r['pair'] for r in rows if not math.isfinite(r['neuron_margin'] + r['logp_margin'])]
+    if bad: raise ValueError(f'the margins {phase} training are not finite on {len(bad)} pairs, {bad[0]} the first: look at that model')
+    return rows
 
 def _loaded(model, dtype): return load_model(model, dtype=dtype) if isinstance(model, (str, Path)) else model
 
-@takes(Reading)
+def _trained_on(after):
+    "Name of the read-out that a model in a folder was trained on; the default where nothing says"
+    if not isinstance(after, (str, Path)) or not (Path(after)/'reward').is_dir(): return 'standardised'
+    return name if (name := RewardStats.load(Path(after)/'reward').readout) in READOUTS else 'standardised'
+
+@takes(TextReading)
 def effect(before, # the model that training began from: a name, folder or hub id, or model and tokenizer
            after, # the trained model, in the same ways
            pairs, # held-out preference pairs, or the path of a JSONL file with them
            neurons=None, # a `NeuronSet`, or its folder or hub id; None for the set that lies with the trained model
+           readout:str='', # a name from `READOUTS`; empty for the one that the model was trained on
            seed:int=0, # of the bootstrap
            dtype:str='float32', # of models given by name
-           **kwargs): # fields of `Reading`
+           **kwargs): # fields of `TextReading`
     "Neuron margin and log-probability margin of held-out pairs before and after training: an `Effect`"
     how = taken(effect, kwargs)
     check_count('seed', seed, 0)
     if neurons is None and not isinstance(after, (str, Path)): raise ValueError('a model in memory has no set beside it: give neurons')
-    if isinstance(pairs, (str, Path)): pairs = read_pairs(pairs)
+    pairs = checked_pairs(read_pairs(pairs) if isinstance(pairs, (str, Path)) else pairs, 'to read the effect on')
     if not isinstance(neurons, NeuronSet): neurons = NeuronSet.from_pretrained(neurons or after)
+    ro = READOUTS[check_name('read-out', readout or _trained_on(after), READOUTS)]
     net, tokenizer = _loaded(before, dtype)
-    examples, pad = encode(tokenizer, pair_items(pairs), eos=True), tokenizer.pad_token_id
-    def reading(logps): return dict(vars(how), logps=logps, unread=1)                      # the end of the turn is not read
-    stats, phi = fit_examples(net, examples, pad, neurons, **reading(old := {}))
-    phi_after = read_examples(_loaded(after, dtype)[0], examples, pad, neurons, stats, **reading(new := {})).view(2, -1).T
-    return Effect(_rows(phi, stats.scale, old, 'before') + _rows(phi_after, stats.scale, new, 'after'), seed)
+    read = _encoded(tokenizer, pairs, ro, how.max_length), tokenizer.pad_token_id, neurons
+    def reading(logps): return dict(logps=logps, batch_size=how.batch_size, progress=how.progress)
+    with evaluating(net): stats, phi = fit_examples(net, *read, ro, **reading(logps := {}))
+    check_margins(phi, stats, ro, read[0])
+    rows = _rows(pairs, phi, stats.scale, logps, 'before')
+    del net                                                    # two models need not fit at once
+    net = _loaded(after, dtype)[0]
+    with evaluating(net): phi = read_examples(net, *read, stats, ro, **reading(logps := {})).view(2, -1).T
+    return Effect(rows + _rows(pairs, phi, stats.scale, logps, 'after'), stats.readout, seed)
 
 class Effect:
     """What training did on held-out pairs
 
     rows: a frame with two rows a pair, of the phases before and after: `neuron_margin` in spreads, `logp_margin` in nats
+    readout: name of the read-out
 
     `verdict` says it in sentences, `figure()` draws it, `save(folder)` keeps both."""
-    def __init__(self, rows, seed:int=0):
+    def __init__(self, rows, readout:str='standardised', seed:int=0):
         import pandas as pd
-        self.rows, self.seed = pd.DataFrame(rows), seed
+        self.rows, self.readout, self.seed = pd.DataFrame(rows), readout, seed
 
     def change(self, margin): # 'neuron_margin' or 'logp_margin'
-        "Mean change of a margin with its 95 % interval, by a bootstrap of the pairs"
-        by = self.rows.pivot(index='pair', columns='phase', values=margin)
+        "Mean change of a margin with its 95 % interval, by a bootstrap of the questions"
+        by = self.rows.pivot_table(index='question', columns='phase', values=margin)
         return paired_bootstrap(by.after, by.before, seed=self.seed)
 
     @property
     def verdict(self):
         above = {phase: percent((own.logp_margin > 0).mean()) for phase, own in self.rows.groupby('phase')}
         neurons, logp = (interval(*self.change(k), digits=2, sign='+') for k in ('neuron_margin', 'logp_margin'))
-        return (f'On {self.rows.pair.nunique()} pairs the neuron margin changes by {neurons} spreads, and the log-probability margin by '
-                f"{logp} nats. The chosen response is the likelier one in {above['before']} % of the pairs before training, and in "
+        name = '' if self.readout == 'standardised' else f' (read-out `{self.readout}`)'
+        return (f'On {self.rows.pair.nunique()} pairs the neuron margin{name} changes by {neurons} spreads, and the log-probability margin '
+                f"by {logp} nats. The chosen response is the likelier one in {above['before']} % of the pairs before training, and in "
                 f"{above['after']} % after.")
 
     def figure(self): return draw_margins(self.rows.assign(arm='trained', seed=0))

@@ -20,10 +20,10 @@ class Tried:
     nll: float          # of gold solutions, nats a token
     clip: float = 0.    # gradient norm that at most a tenth of its steps exceed
 
-    def train(self):
-        "Fields of `YFPOConfig`"
+    def chosen(self):
+        "Fields of `YFPOConfig`, and `clip`, as the stage gate leaves them"
         loss = dict(loss_type=['sigmoid', 'sft'], loss_weights=[1., self.likelihood]) if self.likelihood else {}
-        return dict(learning_rate=self.learning_rate, beta=self.beta, max_grad_norm=self.clip, **loss)
+        return dict(learning_rate=self.learning_rate, beta=self.beta, clip=self.clip, **loss)
 
 RANKS = dict(accuracy=lambda t: (-t.accuracy, t.nll), nll=lambda t: (t.nll, -t.accuracy))     # the smallest wins
 
@@ -54,7 +54,9 @@ def clip_norm(norms, # gradient norms of DPO's steps, unclipped
     return norms[len(norms) - 1 - math.floor(share*len(norms))]
 
 def gated_settings(train, # fields of `YFPOConfig` from a recipe
-                   chosen, # fields that the gate chose
+                   chosen, # what the gate left, see `Tried.chosen`
                    dose:float=0.): # of the neuron term that is added
     "Fields of `YFPOConfig` behind the gate, with room for a neuron gradient at a right angle to DPO's"
-    return {**train, **chosen, 'max_grad_norm': chosen['max_grad_norm']*math.hypot(1., dose)}
+    if 'clip' not in chosen: raise ValueError('gate/chosen.json is of another version: run the recipe again with `--until gate`')
+    fields = {k: v for k, v in chosen.items() if k != 'clip'}
+    return {**train, **fields, 'max_grad_norm': chosen['clip']*math.hypot(1., dose)}

@@ -211,16 +211,18 @@ def from_pretrained(cls:NeuronSet,
     folder = as_path(name, 'a folder with a set')
     if revision and folder.is_dir(): raise ValueError(f'revision is {revision!r}, but {folder} is a folder and not the hub: leave it out')
     if folder.is_file(): raise FileNotFoundError(f'{folder} is a file: give the folder with {" and ".join(SET_FILES)}')
-    if not folder.is_dir(): folder = _downloaded(str(name), revision)
+    if hub := not folder.is_dir(): folder = _downloaded(str(name), revision)
     beside = folder/'neurons'
-    return cls.load(beside if beside.is_dir() and not (folder/SET_FILES[1]).exists() else folder)
+    res = cls.load(beside if beside.is_dir() and not (folder/SET_FILES[1]).exists() else folder)
+    if hub and res.home: res.home = str(name)                  # as the model beside it is called
+    return res
 
 def _downloaded(name, revision):
     "The folder of the local cache with a set from the hub"
     if not HUB_ID.fullmatch(name):
         raise FileNotFoundError(f'the set {name!r} is neither an existing folder nor a hub id of the form owner/name: check the spelling')
     from huggingface_hub import snapshot_download              # here, since most sets are in folders
-    try: return Path(snapshot_download(name, revision=revision, allow_patterns=[x for f in SET_FILES for x in (f, f'neurons/{f}')]))
+    try: return Path(snapshot_download(name, revision=revision, allow_patterns=[x for f in SET_FILES for x in (f, f'neurons/{f}')] + ['reward/reward.json']))
     except Exception as e:
         raise FileNotFoundError(f'the set {name!r} is no folder here, and cannot be read from the hub ({first_words(e)}): check the '
                                 'spelling, or download it and give its folder') from e
