@@ -44,7 +44,8 @@ def test_samples():
     assert counts['truncated response'] == 1 and counts['response without an answer'] == 1 and counts['over the cap per question'] == 1
     assert pairs_from_samples([P], rows[1:2]) == ([], {'responses': 1, 'questions': 1, 'question without both kinds': 1})
     rows_, counts = pairs_from_samples([P], rows[1:2], gold_chosen=True)
-    assert len(rows_) == 1 and counts['question whose gold solution stands in'] == 1
+    assert len(rows_) == 1 and counts['question whose gold solution stands in'] == 1 and rows_[0]['error'] == 'sampled against gold'
+    assert {r['error'] for r in pairs} == {'sampled'}, 'so the data card counts both kinds'
     assert 'question whose gold solution stands in' not in pairs_from_samples([P], rows, gold_chosen=True)[1]
     with pytest.raises(ValueError, match='not among the problems'): pairs_from_samples([P], [dict(id='other', text=RIGHT)])
 

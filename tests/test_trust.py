@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from unittest import mock
 import pytest
 from conftest import ROOT
-from test_run import SFT, SFT_FILES, TRAIN, alive, make, notebook, recipe, yfpo
+from test_run import SFT, SFT_FILES, TRAIN, TRAIN_FILES, alive, make, notebook, recipe, yfpo
 from yfpo.lab.keys import step_key, used_versions
 from yfpo.lab.recipes import read_recipe
 from yfpo.lab.publish import publish
@@ -260,17 +260,39 @@ def test_a_planted_record_removes_no_foreign_file(again):
     assert yfpo(again, 'run', 'toy').returncode == 0 and victim.read_text() == 'mine'
 
 def test_a_file_put_beside_what_a_step_wrote_is_noticed(toy):
-    "Settings dropped into a model's folder would be read with it; what is hidden, or lies in an open folder, is not"
-    notebook(toy/'nbs'/'paper'/'stages'/'sft.ipynb', SFT[0], SFT[1], "reads = []\nwrites = ['sft']")
+    "Settings dropped into a model's folder would be read with it, also while its record is set aside; what is hidden is not read"
+    stages = toy/'nbs'/'paper'/'stages'
+    notebook(stages/'sft.ipynb', SFT[0], SFT[1], "reads = []\nwrites = ['sft']")
+    notebook(stages/'train.ipynb', TRAIN[0], TRAIN[1], TRAIN_FILES.replace("'sft/model.txt'", "'sft'"))
     assert yfpo(toy, 'run', 'toy').returncode == 0
     added = toy/'runs'/'toy'/'sft'/'adapter_config.json'
+    def refused():
+        r = yfpo(toy, 'run', 'toy')
+        return r.returncode == 1 and 'sft/adapter_config.json was written by no step of this recipe, but one would read it' in r.stderr
     added.write_text('{}'); (added.parent/'.DS_Store').write_text('')
-    r = yfpo(toy, 'run', 'toy')
-    assert r.returncode == 1 and 'sft/adapter_config.json is not what step sft wrote, but what follows would read it: move it' in r.stderr
+    assert refused()
+    record = toy/'runs'/'toy'/'done'/'sft.json'
+    record.rename(record.with_suffix('.old'))
+    assert refused(), 'and the record is there again'
     added.unlink()
     assert 'nothing to do' in yfpo(toy, 'run', 'toy').stdout
-    added.write_text('{}'); (toy/'runs'/'toy'/'done'/'sft.json').unlink()
+    added.write_text('{}'); record.unlink()
     assert '] sft ...' in yfpo(toy, 'run', 'toy').stdout, 'a step without a record may have been killed there'
+
+def test_what_a_step_did_not_write_again_is_its_own(tmp_path, keys_stay):
+    "Answers that a killed try had finished are no strangers in the next run; a file put beside them is, where a step reads them"
+    from yfpo.lab.step import refuse_added
+    old = tmp_path/'answers'/'old.jsonl'
+    old.parent.mkdir(); old.write_text('1'); os.utime(old, (1, 1))
+    step = a_step(tmp_path, writes=['answers'], reads=[])
+    run_step(step, tmp_path, writes('answers/new.jsonl'))
+    assert {*json.loads((tmp_path/'done'/'evaluate.json').read_text())['files']} == {'answers/old.jsonl', 'answers/new.jsonl'}
+    reader = dict(step, label='b', reads=['answers'], writes=['other'])
+    refuse_added(tmp_path, [step, reader])
+    (tmp_path/'answers'/'strange.jsonl').write_text('3')
+    with pytest.raises(ValueError, match='answers/strange.jsonl was written by no step'): refuse_added(tmp_path, [step, reader])
+    refuse_added(tmp_path, [step, dict(reader, reads=[])])                                   # nobody reads it: a cache, say
+    refuse_added(tmp_path, [step, reader, dict(step, label='c')])                            # one that writes there has not ended
 
 def test_two_stages_that_write_one_file_are_refused(toy):
     train = toy/'nbs'/'paper'/'stages'/'train.ipynb'

@@ -1016,6 +1016,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'yfpo.lab.step._coded': ('lab/step.html#_coded', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._decoded': ('lab/step.html#_decoded', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._files_written': ('lab/step.html#_files_written', 'yfpo/lab/step.py'),
+                               'yfpo.lab.step._found_there': ('lab/step.html#_found_there', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._inside': ('lab/step.html#_inside', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._is_made': ('lab/step.html#_is_made', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._lines': ('lab/step.html#_lines', 'yfpo/lab/step.py'),

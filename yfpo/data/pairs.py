@@ -201,7 +201,9 @@ def pairs_from_samples(problems, responses, # rows with id, text and finished, a
         both = [(c, r) for c in dict.fromkeys(right) for r in dict.fromkeys(wrong)]
         for c,r in random.Random(f'samples-{how.seed}-{p.id}').sample(both, len(both)):
             if why := why_no_pair(p, c, r): counts[why] += 1
-            else: rows.append(make_pair(p, c, r, keep_annotations=how.keep_annotations, step=None, steps=None, changed=None))
+            else:
+                kind = 'sampled against gold' if stands_in else 'sampled'
+                rows.append(make_pair(p, c, r, kind, how.keep_annotations, step=None, steps=None, changed=None))
     return _finish(rows, counts, cap, how)
 
 def _finish(rows, counts, cap, how):

@@ -155,15 +155,19 @@ def _is_made(r): # relative to the run
             and not any(x.startswith('.') for x in r.parts))
 
 def refuse_added(run, steps): # all steps of the recipe
-    "A sentence where a file was put into a folder of a finished step: the steps after it would read it, a model's settings for one"
-    records = {s['label']: m for s in steps if (m := finished(run, s))}
-    known = {f for m in records.values() for f in m['files']}
-    open_ = [w for s in steps if s['label'] not in records for w in s['writes']]             # they may have been killed while writing
-    for s in (s for s in steps if s['label'] in records):
-        folders = [w for w in s['writes'] if Path(w).parts[0] != 'results' and not any(overlap(w, o) for o in open_)]
-        for r in (f.relative_to(run) for w in folders for f in sorted((run/w).rglob('*')) if f.is_file()):
-            if _is_made(r) and str(r) not in known:
-                raise ValueError(f"{r} is not what step {s['label']} wrote, but what follows would read it: move it out of {run}")
+    "A sentence where a folder that a step reads holds a file that no step wrote: a model's settings, or samples of another run"
+    records = [m for s in steps if (m := finished(run, s))]
+    known = {f for m in records for f in m['files']}
+    open_ = [w for s in steps if not finished(run, s) for w in s['writes']]                  # they may have been killed while writing
+    folders = {x for s in steps for x in s['reads'] if not any(overlap(x, w) for w in open_)}
+    for r in (f.relative_to(run) for x in sorted(folders) for f in sorted((run/x).rglob('*')) if f.is_file()):
+        if _is_made(r) and str(r) not in known:
+            raise ValueError(f'{r} was written by no step of this recipe, but one would read it: move it out of {run}')
+
+def _found_there(run, step, start):
+    "Files in a step's own folders, older than its start, that it did not need to write again: answers that a killed try had finished"
+    there = (f for w in step['writes'] if (run/w).is_dir() for f in (run/w).rglob('*') if f.is_file() and f.stat().st_mtime < start)
+    return {str(r) for r in (f.relative_to(run) for f in there) if _is_made(r)} - _of_others(record_path(run, step['label']))
 
 def _check_written(run, step, files):
     "A sentence where a step wrote what its notebook does not declare, or did not write what it does"
@@ -244,8 +248,9 @@ def execute(step, run, notebook): # notebook(spec, env, log, cwd): see `ask`
     code = notebook(spec, _surroundings(run, label, key, own, step['threads']), own['log'], run)
     if code: raise ValueError(_why(label, code, own, out))
     memory, chosen, _ = _noted(own['notes'])
-    files = {f: mark(run/f) for f in _files_written(run, own['writes'])}
+    files = _files_written(run, own['writes'])
     _check_written(run, step, files)
+    files = {f: mark(run/f) for f in sorted({*files} | _found_there(run, step, start))}
     return dict(seconds=round(time.time() - start, 1), peak_memory_mb=round(memory), files=files, reads=_questions_read(own['writes']),
                 chosen=chosen)
 

@@ -295,9 +295,9 @@ def run_recipe(name, data_dir:str='', overrides=None, run_dir:str='', jobs:int=0
     with locked(run):
         _refuse_another(run, recipe)
         _retire(run, everything)
-        refuse_added(run, everything)
         keys = _keys_there(recipe, everything, steps, run) if only else {}
         todo = _prepared(recipe, everything, steps, keys, again, run, profile)
+        refuse_added(run, everything)
         for label in again - {s['label'] for s in todo}: set_aside(run, label, forced=True)     # what follows, and does not run now
         if not todo: return _whole_manifest(recipe, everything, run), run
         return _go(recipe, everything, steps, todo, run, say, profile), run
