@@ -282,11 +282,13 @@ def test_a_file_put_beside_what_a_step_wrote_is_noticed(toy):
 def test_what_a_step_did_not_write_again_is_its_own(tmp_path, keys_stay):
     "Answers that a killed try had finished are no strangers in the next run; a file put beside them is, where a step reads them"
     from yfpo.lab.step import refuse_added
-    old = tmp_path/'answers'/'old.jsonl'
-    old.parent.mkdir(); old.write_text('1'); os.utime(old, (1, 1))
     step = a_step(tmp_path, writes=['answers'], reads=[])
+    with pytest.raises(KeyboardInterrupt): run_step(step, tmp_path, writes('answers/old.jsonl', then=killed))
+    (tmp_path/'answers'/'left.jsonl').write_text('of another run')
     run_step(step, tmp_path, writes('answers/new.jsonl'))
     assert {*json.loads((tmp_path/'done'/'evaluate.json').read_text())['files']} == {'answers/old.jsonl', 'answers/new.jsonl'}
+    with pytest.raises(ValueError, match='answers/left.jsonl was written by no step'): refuse_added(tmp_path, [dict(step, reads=['answers'])])
+    (tmp_path/'answers'/'left.jsonl').unlink()
     reader = dict(step, label='b', reads=['answers'], writes=['other'])
     refuse_added(tmp_path, [step, reader])
     (tmp_path/'answers'/'strange.jsonl').write_text('3')

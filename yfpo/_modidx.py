@@ -1015,6 +1015,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'yfpo.lab.step': { 'yfpo.lab.step._check_written': ('lab/step.html#_check_written', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._coded': ('lab/step.html#_coded', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._decoded': ('lab/step.html#_decoded', 'yfpo/lab/step.py'),
+                               'yfpo.lab.step._ever_made': ('lab/step.html#_ever_made', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._files_written': ('lab/step.html#_files_written', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._found_there': ('lab/step.html#_found_there', 'yfpo/lab/step.py'),
                                'yfpo.lab.step._inside': ('lab/step.html#_inside', 'yfpo/lab/step.py'),

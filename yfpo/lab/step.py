@@ -164,10 +164,11 @@ def refuse_added(run, steps): # all steps of the recipe
         if _is_made(r) and str(r) not in known:
             raise ValueError(f'{r} was written by no step of this recipe, but one would read it: move it out of {run}')
 
-def _found_there(run, step, start):
-    "Files in a step's own folders, older than its start, that it did not need to write again: answers that a killed try had finished"
-    there = (f for w in step['writes'] if (run/w).is_dir() for f in (run/w).rglob('*') if f.is_file() and f.stat().st_mtime < start)
-    return {str(r) for r in (f.relative_to(run) for f in there) if _is_made(r)} - _of_others(record_path(run, step['label']))
+def _found_there(run, step):
+    "Files of a step's own folders that it did not need to write again, such as answers that a killed try had finished"
+    own = [w for w in step['writes'] if Path(w).parts[0] != 'results']                     # results are made anew each time
+    made = {f for f in _ever_made(run, step['label']) if (run/f).is_file() and any(overlap(f, w) for w in own)}
+    return made - _of_others(record_path(run, step['label']))
 
 def _check_written(run, step, files):
     "A sentence where a step wrote what its notebook does not declare, or did not write what it does"
@@ -178,11 +179,13 @@ def _check_written(run, step, files):
 
 def own_files(run, label): return {k: run/'notebooks'/f'{label}.{k}' for k in ('log', 'writes', 'notes', 'progress', 'state')}
 
-def left_by(run, label):
-    "Results that a step has made: what its records list, and what a try wrote that was killed before its record"
+def _ever_made(run, label):
+    "Files that a step has made: what its records list, and what a try wrote that was killed before its record"
     path = record_path(run, label)
     listed = [f for p in (path, path.with_suffix('.old')) for f in (read_record(p) or dict(files=()))['files']]
-    return {f for f in listed + _files_written(run, own_files(run, label)['writes'], earlier=True) if f.startswith('results/')}
+    return {*listed, *_files_written(run, own_files(run, label)['writes'], earlier=True)}
+
+def left_by(run, label): return {f for f in _ever_made(run, label) if f.startswith('results/')}
 
 def _remove(run, f):
     "Remove a file of the run, unless a link leads out of it"
@@ -240,7 +243,7 @@ def execute(step, run, notebook): # notebook(spec, env, log, cwd): see `ask`
     label, key, own = step['label'], step['key'], own_files(run, step['label'])
     out = run/'notebooks'/f'{label}.ipynb'
     if not (run/'partial'/label/key).exists():                 # else what a killed run wrote counts as this one's
-        own['writes'].write_text(''.join(f'- {run/f}\n' for f in sorted(left_by(run, label))))
+        own['writes'].write_text(''.join(f'- {run/f}\n' for f in sorted(_ever_made(run, label))))
     for k in ('log', 'notes', 'progress'): own[k].write_text('')
     params = {**step['params'], **{k: str(path) for k, path in inputs(step['params']).items()}}            # whole paths: it runs elsewhere
     spec = dict(notebook=str(step['notebook']), out=str(out), params=params, cwd=str(run))
@@ -250,7 +253,7 @@ def execute(step, run, notebook): # notebook(spec, env, log, cwd): see `ask`
     memory, chosen, _ = _noted(own['notes'])
     files = _files_written(run, own['writes'])
     _check_written(run, step, files)
-    files = {f: mark(run/f) for f in sorted({*files} | _found_there(run, step, start))}
+    files = {f: mark(run/f) for f in sorted({*files} | _found_there(run, step))}
     return dict(seconds=round(time.time() - start, 1), peak_memory_mb=round(memory), files=files, reads=_questions_read(own['writes']),
                 chosen=chosen)
 
