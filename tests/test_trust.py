@@ -287,7 +287,8 @@ def test_what_a_step_did_not_write_again_is_its_own(tmp_path, keys_stay):
     (tmp_path/'answers'/'left.jsonl').write_text('of another run')
     run_step(step, tmp_path, writes('answers/new.jsonl'))
     assert {*json.loads((tmp_path/'done'/'evaluate.json').read_text())['files']} == {'answers/old.jsonl', 'answers/new.jsonl'}
-    with pytest.raises(ValueError, match='answers/left.jsonl was written by no step'): refuse_added(tmp_path, [dict(step, reads=['answers'])])
+    with pytest.raises(ValueError, match='answers/left.jsonl was written by no step'):
+        refuse_added(tmp_path, [dict(step, reads=['answers'])])
     (tmp_path/'answers'/'left.jsonl').unlink()
     reader = dict(step, label='b', reads=['answers'], writes=['other'])
     refuse_added(tmp_path, [step, reader])

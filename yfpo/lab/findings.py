@@ -17,7 +17,7 @@ from .tables import (METRIC_LABELS, SELECTORS, beside_margins, boot_text, capabi
                              hacks_table, harm_margins, left_text, markdown_table, mediation_table, selector_table, simulated, testable,
                              whole_sets)
 from .wording import (NATS, TOKEN_NAMES, arm_label, arm_order, capital, contrast_label, count_word, delta_unit, how_many, interval,
-                              listed, number, p_text, percent, set_label, span)
+                              listed, number, opening, p_text, percent, set_label, span)
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-110
 class Finding:
@@ -108,7 +108,7 @@ def _selector_finding(card):
     clean = listed([name(r) for r in spared.itertuples()]) or 'No selector'
     said = [f'Setting the AttnLRP set to zero raises the NLL of solutions by {number(ours.math)} nats per token, and that of prose by '
             f'{number(ours.general)}.',
-            capital(how_many(int(ours.reached), int(ours.draws), 'random set', 'costs', 'cost')) + ' solutions as much.',
+            opening(int(ours.reached), int(ours.draws), 'random set', 'costs', 'cost') + ' solutions as much.',
             f'Of {len(own)} selectors, "{name(best)}" has the largest difference, {number(gap.max())}.',
             f"{capital(clean)} {'cost' if len(spared) > 1 else 'costs'} solutions and nothing measurable on prose."]
     shown = own.loc[list(dict.fromkeys([ours.name, best.name, *spared.index]))]
@@ -150,7 +150,7 @@ def _capability_finding(rows):
     s, n = rows[rows.draw == 0].set_index('capability'), int(rows[rows.capability == 'agreement'].draw.max())
     def reached(name, c): return int((rows[(rows.capability == name) & (rows.draw > 0)][c] >= s.loc[name, c]).sum())
     a, m = s.loc['agreement'], s.loc['math']
-    def also(k, n): return f"{capital(how_many(k, n, 'random set', 'reaches', 'reach'))} that effect on its own capability."
+    def also(k, n): return f"{opening(k, n, 'random set', 'reaches', 'reach')} that effect on its own capability."
     said = [f'Removing the agreement neurons costs {number(a.preference_lost)} nats of preference for the right verb form, and '
             f'{number(a.math_nll)} nats per token on solutions.', also(reached('agreement', 'preference_lost'), n),
             f'Removing the math neurons costs {number(m.preference_lost)} and {number(m.math_nll)}.', also(reached('math', 'math_nll'), n)]
@@ -202,7 +202,7 @@ def _contrast_finding(contrasts):
     said = [f'The primary estimate, {contrast_label(first.contrast)} on {set_label(first.set)}, is {amount_text(first)}{favoured}.',
             'Lower NLL is better.' if first.metric in _LOWER else '',
             _seed_sentence(first, single[single.contrast == first.contrast].seed.nunique()),
-            capital(how_many(sure, len(own), 'declared difference', 'is', 'are')) + " significant after Holm's correction.",
+            opening(sure, len(own), 'declared difference', 'is', 'are') + " significant after Holm's correction.",
             f'Among the other outcomes of these comparisons, {also} zero, uncorrected.' if also else '']
     return Finding('Declared contrasts', said,
                    *(_contrast_row(r, single) for part in (own, _clear(rest), moved) for r in part.itertuples()))
@@ -405,8 +405,8 @@ def _grid_finding(rows):
                           'lowest difference from DPO': low, 'highest': high}
     phi_up, _, phi = part('neuron margin (spreads)', 'phi', lambda r: _with_interval(r, 'phi'))
     up, down, nll = part('NLL of solutions (thousandths of a nat per token)', 'nll', _milli)
-    said = [f"{capital(how_many(phi_up, len(own), 'run', 'raises', 'raise'))} the neuron margin above that of DPO on the same pairs.",
-            f"{capital(how_many(down, len(own), 'run', 'lowers', 'lower'))} the NLL of held-out solutions, and {count_word(up)} "
+    said = [f"{opening(phi_up, len(own), 'run', 'raises', 'raise')} the neuron margin above that of DPO on the same pairs.",
+            f"{opening(down, len(own), 'run', 'lowers', 'lower')} the NLL of held-out solutions, and {count_word(up)} "
             f"{'raises' if up == 1 else 'raise'} it.", 'These intervals are over items, uncorrected, and of one seed.']
     return Finding('Objectives', said, phi, nll)
 
@@ -471,7 +471,7 @@ def _zoo_finding(rows):
     own = rows[rows.weight > 0]
     up, down = (own.nll_low > 0).sum(), (own.nll_high < 0).sum()
     said = [f"With the reward, {how_many(int(up), len(own), 'method', 'makes', 'make')} held-out solutions less likely than without it.",
-            f"{capital(how_many(int(down), len(own), 'method', 'makes', 'make'))} them more likely."]
+            f"{opening(int(down), len(own), 'method', 'makes', 'make')} them more likely."]
     return Finding('Other methods', said, *({'method': 'SimPO' if r.method == 'simpo' else r.method.upper(),
         'NLL of solutions, with minus without the reward (thousandths)': _milli(r)} for _, r in own.iterrows()))
 

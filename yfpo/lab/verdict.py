@@ -13,7 +13,7 @@ from .recipes import read_recipe, recipes_folder
 from .results import SOURCES, read_results, recipe_name
 from .statistics import FAMILY
 from .tables import counting, delta_text, family_table, simulated, whole_sets
-from .wording import NATS, capital, contrast_label, count_word, how_many, interval, listed, number, set_label, span
+from .wording import NATS, contrast_label, count_word, how_many, interval, listed, number, opening, set_label, span
 
 # %% ../../nbs/lab/16_verdict.ipynb #17_repor-134
 def _may_judge(folder):
@@ -53,7 +53,7 @@ def _unseen(rows): # rows of contrasts.csv
     null = [r for r in rows if not r.p_holm < .05]
     open_ = [r for r in null if not math.isnan(r.mde)]
     if not null:
-        return f"{capital(how_many(len(rows), len(rows), 'declared difference', 'holds', 'hold'))} after correction for their number."
+        return f"{opening(len(rows), len(rows), 'declared difference', 'holds', 'hold')} after correction for their number."
     if not open_: return 'How large a difference these runs could miss is not known.'
     nats, points = ([r.mde for r in open_ if (r.metric in NATS) == side] for side in (True, False))
     said = [f'{number(max(nats))} nats per token'] if nats else []
@@ -105,7 +105,7 @@ def _trained(compared):
     every = _declared_rows(compared)
     sure, old = [(f, r) for f, r in every if r.p_holm < .05], [r for _, r in every if getattr(r, 'test', 'over_seeds') != 'crossed']
     boot = [r for _, r in every if getattr(r, 'boot_low', 0) > 0 or getattr(r, 'boot_high', 0) < 0]
-    said = [capital(how_many(len(sure), len(every), 'declared difference', 'is', 'are')) + " significant after Holm's correction.",
+    said = [opening(len(sure), len(every), 'declared difference', 'is', 'are') + " significant after Holm's correction.",
             *(f'In `{recipe_name(f)}`, {contrast_label(r.contrast)} is {amount_text(r)}.' for f, r in sure),
             'These t intervals err on the wide side.' if old else '',
             'By the bootstrap over seeds and questions, '
@@ -124,8 +124,8 @@ def _preferred(compared):
         return sum(r.high < 0 for r in rows), sum(r.low > 0 for r in rows), len(rows)
     def moves(contrast, who, base):
         more, less, n = clear(contrast)
-        return (f"Against {base}, {who} makes gold solutions less likely on {how_many(less, n, 'test set', '').strip()}, and more likely "
-                f"on {count_word(more) if more else 'none'}.")
+        return (f"Against {base}, {who} makes gold solutions less likely on {how_many(less, n, 'test set', '').strip()}. It makes them "
+                f"more likely on {count_word(more) if more else 'none'}.")
     if not all(clear(c)[2] for c in _PLAIN): return None
     places = [(f, s) for f, c in df.items() for s in dict.fromkeys(c.set)]
     return Finding('Preference training itself', [moves('dpo - sft', 'plain DPO', 'the warm start'), moves('yfpo - dpo', 'YFPO', 'DPO'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARM_NAMES', 'NEURON_SET_NAMES', 'SET_NAMES', 'TOKEN_NAMES', 'NATS', 'arm_order', 'arm_label', 'arm_color',
            'set_label', 'contrast_label', 'is_smoke', 'caption_for', 'interval', 'unit_of', 'delta_unit', 'p_text',
-           'count_word', 'how_many', 'capital', 'number', 'span', 'listed', 'percent']
+           'count_word', 'how_many', 'capital', 'opening', 'number', 'span', 'listed', 'percent']
 
 # %% ../../nbs/lab/12_wording.ipynb #wording-002
 import math
@@ -68,6 +68,10 @@ def how_many(k, n, noun, one, many=None): # k of n, what they are, the verb of o
     return f'{k} of {n} {noun}s {one if k == 1 else many or one}'
 
 def capital(text): return text[:1].upper() + text[1:]
+def opening(k, n, noun, one, many=None):
+    "`how_many` at the beginning of a sentence, where no digit stands: 'Of 4 estimates, 1 favours'"
+    return capital(how_many(k, n, noun, one, many)) if k in (0, n) else f'Of {n} {noun}s, {k} {one if k == 1 else many or one}'
+
 def number(v, digits=2, sign=''): return interval(v, math.nan, math.nan, digits=digits, sign=sign)
 def span(v, scale=1, digits=2): # values, None of them or more
     "Their lowest and highest"

@@ -222,7 +222,8 @@ def _downloaded(name, revision):
     if not HUB_ID.fullmatch(name):
         raise FileNotFoundError(f'the set {name!r} is neither an existing folder nor a hub id of the form owner/name: check the spelling')
     from huggingface_hub import snapshot_download              # here, since most sets are in folders
-    try: return Path(snapshot_download(name, revision=revision, allow_patterns=[x for f in SET_FILES for x in (f, f'neurons/{f}')] + ['reward/reward.json']))
+    files = [*(x for f in SET_FILES for x in (f, f'neurons/{f}')), 'reward/reward.json']
+    try: return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except Exception as e:
         raise FileNotFoundError(f'the set {name!r} is no folder here, and cannot be read from the hub ({first_words(e)}): check the '
                                 'spelling, or download it and give its folder') from e
