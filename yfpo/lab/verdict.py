@@ -123,9 +123,9 @@ def _preferred(compared):
         rows = [r for c in df.values() for r in c[c.contrast == contrast].itertuples()]
         return sum(r.high < 0 for r in rows), sum(r.low > 0 for r in rows), len(rows)
     def moves(contrast, who, base):
-        more, less, n = clear(contrast)
-        return (f"Against {base}, {who} makes gold solutions less likely on {how_many(less, n, 'test set', '').strip()}. On "
-                f"{count_word(more) if more else 'none'} it makes them likelier.")
+        more, less, _ = clear(contrast)
+        sets, others = f"{count_word(less) if less else 'no'} test set{'s'*(less > 1)}", count_word(more) if more else 'none'
+        return f'Against {base}, {who} makes gold solutions less likely on {sets}, and more likely on {others}.'
     if not all(clear(c)[2] for c in _PLAIN): return None
     places = [(f, s) for f, c in df.items() for s in dict.fromkeys(c.set)]
     return Finding('Preference training itself', [moves('dpo - sft', 'plain DPO', 'the warm start'), moves('yfpo - dpo', 'YFPO', 'DPO'),
