@@ -218,7 +218,7 @@ def readout(a, # activations (B, T, K), from a `NeuronReader`
     norms = stats.wnorm if norms is None else norms
     if ro.kind == 'raw': x = a.float().mean(-1)                                                # (B, T)
     else: x = values(a, neurons, stats, norms, ro) @ neurons.weight.to(a.device)
-    phi = (x*m).sum(1)/(m.sum(1) if ro.pool == 'mean' else 1.)
+    phi = (x*m).sum(1)/dict(mean=m.sum(1), sum=1.)[ro.pool]
     return phi - stats.slope*m.sum(1) if ro.length_free else phi
 
 def clipped_share(a, mask, neurons, stats, ro:ReadOut=ReadOut(), norms=None):
