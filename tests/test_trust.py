@@ -395,6 +395,26 @@ def test_data_behind_a_link_are_read_and_a_link_in_a_circle_ends(tmp_path):
     (real/'train.jsonl').write_text('2')
     assert folder_hash(data) != before
 
+def test_large_weights_are_read_once_and_a_swapped_file_again(tmp_path, monkeypatch):
+    "Size and date of the swapped file are those of the first"
+    from yfpo.lab import keys
+    read, model, now = [], tmp_path/'model', time.time_ns
+    def counted(path, hashed=keys.file_hash): read.append(path); return hashed(path)
+    def asked(): keys._hash_once.cache_clear(); return keys.input_hashes(dict(model=str(model)))
+    model.mkdir(); (model/'w.safetensors').write_bytes(b'abc'); (tmp_path/'nbs'/'paper').mkdir(parents=True)
+    monkeypatch.setenv('YFPO_ROOT', str(tmp_path)); monkeypatch.setattr(keys, 'LARGE', 3); monkeypatch.setattr(keys, 'file_hash', counted)
+    first = asked()
+    assert asked() == first and len(read) == 2, 'too young to be trusted'
+    monkeypatch.setattr(keys.time, 'time_ns', lambda: now() + 3_000_000_000)
+    assert asked() == asked() == first and len(read) == 3
+    times = (model/'w.safetensors').stat()
+    (model/'w.safetensors').write_bytes(b'abd'); os.utime(model/'w.safetensors', ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert asked() != first and len(read) == 4
+    for broken in ('', '[]', '{"stamp": 1}', json.dumps(dict(stamp=keys._stamp(model/'w.safetensors'), hash=None))):
+        for note in (tmp_path/'runs'/'.hashes').iterdir(): note.write_text(broken)
+        assert asked() != first
+    assert len(read) == 8 and not [f for f in (tmp_path/'runs'/'.hashes').iterdir() if f.suffix != '.json']
+
 def test_names_that_the_package_gives_away_are_the_code_behind_them():
     from yfpo.lab.keys import _imported
     assert {'trainer', 'lm.models'} <= {*_imported('from yfpo import YFPOTrainer, load_model')}
