@@ -401,7 +401,7 @@ def test_an_effect_by_hand(place, tiny):
     rows, n = found.rows.set_index(['phase', 'pair']), len(pairs)
     stats, phi = fit_stats(*tiny, pairs, neurons)
     for phase, net in (('before', tiny[0]), ('after', louder)):
-        logp = [x.sum().item() for x in response_logprobs(net, tiny[1], pair_items(pairs), eos=False)]
+        logp = [x.sum().item() for x in response_logprobs(net, tiny[1], pair_items(pairs), eos=True)]
         read = read_examples(net, encode(tiny[1], pair_items(pairs)), tiny[1].pad_token_id, neurons, stats)
         assert rows.loc[phase].logp_margin.tolist() == pytest.approx([a - b for a, b in zip(logp[:n], logp[n:])], abs=1e-4)
         assert rows.loc[phase].neuron_margin.tolist() == pytest.approx(((read[:n] - read[n:])/stats.scale).tolist(), abs=1e-4)

@@ -233,8 +233,9 @@ def test_yoked_loss_keeps_what_else_trl_computes(tiny, tmp_path):
     kw = dict(loss_type=['sigmoid', 'ipo', 'sft'], loss_weights=[1., 0.01, 0.5], objective='yoked')
     t = moved(make(tiny, tmp_path, neuron_weight=0.7, share_prompts=False, **kw))
     with torch.no_grad():
-        batch, t.args.neuron_weight = batch_of(t), 0.
-        plain, t.args.neuron_weight = t.compute_loss(t.model, batch).item(), 0.7
+        batch = batch_of(t)
+        t.set_weight(0.); plain = t.compute_loss(t.model, batch).item()
+        t.set_weight(0.7)
         with watched(t.model, t.ref_model, [t.neurons]) as (_, logps): full = t.compute_loss(t.model, batch).item()
         margin = torch.tensor([t._metrics['train' if t.model.training else 'eval'][f'neurons/{k}'][-1] for k in ('chosen', 'rejected')])
     assert full != pytest.approx(plain, abs=1e-4) and margin.abs().sum() > 0
@@ -255,7 +256,7 @@ def test_grad_to_reaches_one_side_only(tiny, tmp_path, side):
     h = t.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda m, x: (seen.append(x[0]), x[0].retain_grad())[0])
     batch = batch_of(t)
     full = t.compute_loss(t.model, batch)
-    t.args.neuron_weight = 0.
+    t.set_weight(0.)
     plain = t.compute_loss(t.model, batch)
     h.remove()
     full.backward(); plain.backward()

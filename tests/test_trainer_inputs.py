@@ -3,12 +3,13 @@ import copy, hashlib, json, shutil
 import pandas as pd, pytest, torch
 from datasets import Dataset, DatasetDict
 from transformers import LlamaModel
+from yfpo.beyond.dose import fit_dose
 from yfpo.lm.models import byte_tokenizer, load_model, save_model, tiny_model
 from yfpo.reward import RewardStats
 from yfpo.lm.rows import completion_dataset, preference_dataset
 from yfpo.trainer import YFPOConfig, YFPOTrainer, _began
 from yfpo.lm.training import BeganNote, complete_checkpoint, train_sft
-from test_trainer import PAIRS, config, equal_weights, make, run, some_neurons, tiny  # noqa: F401
+from test_trainer import PAIRS, batch_of, config, equal_weights, make, run, some_neurons, tiny  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
 TEXT = [dict(prompt=f'{a} + 1 = ', chosen=f'it is {a + 1}.', rejected=f'it is {a}, or so.') for a in range(5)]
@@ -284,6 +285,33 @@ def test_what_a_training_begins_with_names_all_of_the_term(tiny, tmp_path):
     BeganNote(began(label_smoothing=.1)).check(tmp_path)
     (tmp_path/'began.json').write_text(json.dumps(began(label_smoothing=.1)))
     with pytest.raises(ValueError, match='with other options'): BeganNote(began()).check(tmp_path)
+
+@pytest.mark.parametrize('objective', ['add-logistic', 'reweight'])
+def test_a_weight_set_later_is_the_weight_given(tiny, tmp_path, objective):
+    "In the loss, in what divides it, and in what checkpoints are compared by"
+    given, later = (make(tiny, tmp_path, neuron_weight=w, objective=objective) for w in (.7, .1))
+    assert later.began.note != given.began.note
+    later.set_weight(.7)
+    assert later.began.note == given.began.note and later.term.mean_weight == given.term.mean_weight
+    assert later.compute_loss(later.model, batch_of(later)).item() == given.compute_loss(given.model, batch_of(given)).item()
+
+def test_a_weight_that_cannot_be_set_leaves_the_old_one(tiny, tmp_path):
+    t = make(tiny, tmp_path, neuron_weight=.5)
+    noted = dict(t.began.note)
+    for wrong, said in ((-1., 'neuron_weight is -1.0'), (float('nan'), 'neuron_weight is nan'), ('much', "neuron_weight is 'much'")):
+        with pytest.raises(ValueError, match=said): t.set_weight(wrong)
+    assert t.args.neuron_weight == .5 and t.began.note == noted
+    with pytest.raises(ValueError, match='there is no neuron term'):
+        YFPOTrainer(copy.deepcopy(tiny[0]), args=config(tmp_path, neuron_weight=0.), train_dataset=PAIRS,
+                    processing_class=tiny[1]).set_weight(1.)
+
+def test_a_dose_leaves_weight_and_note(tiny, tmp_path):
+    t = make(tiny, tmp_path, neuron_weight=.5)
+    noted = dict(t.began.note)
+    weight = fit_dose(t, .5, 1).weight
+    assert t.args.neuron_weight == .5 and t.began.note == noted
+    t.set_weight(weight)
+    assert t.began.note['settings'] != noted['settings']
 
 def test_no_trained_weight_before_the_neurons_is_said(tiny, tmp_path):
     model = copy.deepcopy(tiny[0]).requires_grad_(False)

@@ -112,7 +112,6 @@ def pair_accuracy(model, tokenizer, pairs, arm:str='', seed:int=0, set:str='pair
     lps = shared_logprobs(model, ex, tokenizer.pad_token_id, how.batch_size)
     return pair_rows(pairs, lps[::2], lps[1::2], arm, seed, set)
 
-
 # %% ../nbs/07_evaluate.ipynb #16_evalu-052
 @takes(Scored)
 def text_rows(model, tokenizer, texts, arm:str='', seed:int=0, set:str='prose',
@@ -154,7 +153,6 @@ def repeats(text:str, n:int=8): # words
     words = text.split()
     runs = [tuple(words[i:i+n]) for i in range(len(words) - n + 1)]
     return len({*runs}) < len(runs)
-
 
 # %% ../nbs/07_evaluate.ipynb #16_evalu-019
 def proportion(hits:int, n:int, level:float=.95):
@@ -290,7 +288,7 @@ def _margins(model, pad_id, held, examples):
     return (phi[:n] - phi[n:]).numpy()/stats.scale, np.array([float(logps[i].sum()) for i in range(2*n)])
 
 def outcome(model, tokenizer, held): # a `HeldOut`
-    "What training has done, item by item: pairs ranked right, difference of log-probabilities, NLL of solutions and prose, neuron margin"
+    "What training has done, item by item: pairs ranked right, margin (no end of turn), NLL of solutions and prose, neuron margin"
     from yfpo.lm.responses import encode, response_logprobs, say_cut
     from yfpo.reward import pair_items
     n, size, most = len(held.pairs), held.batch_size, held.max_length

@@ -76,7 +76,8 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
         if mode == 'zero': return torch.zeros_like(a)
         if mode == 'scale': return a*how.alpha
         if mode == 'mean': return values[l, neurons.index[pos]].to(a).expand_as(a)
-        return values[(where.clamp(min=0)*7919 + how.seed*104729) % len(values)][..., pos].to(a)
+        drawn = (where.clamp(min=0)*7919 + how.seed*104729) % len(values)    # two primes: each position and seed has a row of its own
+        return values[drawn][..., pos].to(a)
     with _editing(model, neurons, new, how.spare_first, any_batch=True): yield model
 
 # %% ../nbs/06_interventions.ipynb #08_inter-008

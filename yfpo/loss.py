@@ -144,14 +144,14 @@ def offset(chosen:torch.Tensor, # r_w (B,)
 
 # %% ../nbs/04_loss.ipynb #10-loss-036
 def pair_weights(ref_delta:torch.Tensor, # scaled neuron margin of each pair on the frozen reference (B,)
-                 weight:float): # tau >= 0
+                 weight:float): # lambda >= 0
     "Weights of pairs before they are divided by their mean (B,), between 0 and 2"
     check_shapes(ref_delta=ref_delta)
     return 2*torch.sigmoid(check_number('weight', weight, 0)*ref_delta.detach())
 
 def reweight(loss:torch.Tensor, # preference loss of each pair (B,)
              ref_delta:torch.Tensor, # scaled neuron margin on the frozen reference (B,)
-             weight:float, # tau >= 0; 0 is `loss` itself
+             weight:float, # lambda >= 0; 0 is `loss` itself
              mean:float=1.): # of `pair_weights` over the training set
     "Y5: `loss` weighted by how far the reference's neurons agree (B,)"
     check_shapes(loss=loss, ref_delta=ref_delta)

@@ -49,13 +49,13 @@ def eligible(cap, gen, universal:float=Selection.universal):
     top[gen.flatten().topk(n).indices] = True
     return (cap > 0) & (cap > gen) & ~top.view_as(gen)
 
-def top_neurons(score, ok, k:int, per_layer:int):
-    "The `k` best eligible neurons with at most `per_layer` of one layer: (layer, index), best first"
+def top_neurons(score, ok, n:int, per_layer:int):
+    "The `n` best eligible neurons with at most `per_layer` of one layer: (layer, index), best first"
     left = torch.full((len(score),), per_layer)
     chosen = []
     for flat in score.masked_fill(~ok, -math.inf).flatten().argsort(descending=True, stable=True).tolist():
         l, i = divmod(flat, score.shape[1])
-        if len(chosen) == k or not ok[l, i]: break
+        if len(chosen) == n or not ok[l, i]: break
         if left[l] > 0: left[l] -= 1; chosen.append((l, i))
     return torch.tensor(chosen).reshape(-1, 2).unbind(1)
 
@@ -202,15 +202,15 @@ def split_half(cap, gen, model, # two `Relevance`s, and the model they came from
 # %% ../nbs/02_neurons.ipynb #06-neuro-038
 DIRECTIONS, WEIGHTS = ('random', 'copied', 'relevance'), ('shuffled', 'copied')      # of a control; the defaults first
 
-def _control(neurons, layer, index, selector, seed, g, how=()): # how: directions, weights and relevance, as `layer_matched` takes them
+def _control(neurons, layer, index, selector, seed, g, rules=()): # rules: directions, weights and relevance, as `layer_matched` takes them
     "A set on other neurons, with weights and directions as `layer_matched` describes them"
-    directions, weights, relevance = how or (DIRECTIONS[0], WEIGHTS[0], None)
+    directions, weights, relevance = rules or (DIRECTIONS[0], WEIGHTS[0], None)
     check_name('directions', directions, DIRECTIONS); check_name('weights', weights, WEIGHTS)
     coin, order = torch.randint(0, 2, (len(neurons),), generator=g).float()*2 - 1, torch.randperm(len(neurons), generator=g)
     d = coin if directions == 'random' else neurons.direction if directions == 'copied' else _signs(relevance, neurons, seed)[layer, index]
-    how = {} if (directions, weights) == (DIRECTIONS[0], WEIGHTS[0]) else dict(directions=directions, weights=weights)
+    noted = {} if (directions, weights) == (DIRECTIONS[0], WEIGHTS[0]) else dict(directions=directions, weights=weights)
     return NeuronSet(layer, index, neurons.weight if weights == 'copied' else neurons.weight[order], d,
-                     dict(_chosen_in(neurons), selector=selector, seed=seed, **how), neurons.home)
+                     dict(_chosen_in(neurons), selector=selector, seed=seed, **noted), neurons.home)
 
 def _signs(relevance, neurons, seed):
     "The sign of the activation that helps, of every neuron: the rule by which `set_from_scores` gives directions"
@@ -295,4 +295,3 @@ def control_sets(neurons, n:int=3, # sets of each kind
     draws = range(seed + 1, seed + 1 + n)
     return {**{f'layer-matched #{s}': layer_matched(neurons, s) for s in draws},
             **{f'random #{s}': random_neurons(neurons, s) for s in draws}}
-

@@ -13,7 +13,7 @@ __all__ = ['FACTORS', 'MULTIPLIERS', 'LRP_RULES', 'Attended', 'ALSO', 'SEEDS', '
 import math
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 import torch

@@ -282,9 +282,13 @@ def fit_moments(activations, # those of each response: (T_i, K)
     if not n: raise ValueError('there are no tokens to fit reward statistics on: give at least one text')
     mean = s1/n
     std = (s2/n - mean**2).clamp(min=0).sqrt()
-    fired = [x[x > 0] if x.any() else x for x in std.split(sizes or len(std))]             # an expert may be met by no token
-    std = torch.cat([x.clamp(min=max(torch.quantile(f, 0.05).item(), 1e-6)) for x, f in zip(std.split(sizes or len(std)), fired)])
+    std = torch.cat([_floored(x) for x in std.split(sizes or len(std))])
     return RewardStats(mean.float(), std.float(), norms.cpu())
+
+def _floored(std):
+    "The deviations of a set, none below the 5th percentile of those that are not zero"
+    fired = std[std > 0] if std.any() else std                 # an expert may be met by no token
+    return std.clamp(min=max(torch.quantile(fired, 0.05).item(), 1e-6))
 
 # %% ../nbs/03_reward.ipynb #10_rewar-023
 def checked_pairs(pairs, what='to fit reward statistics on', give='give at least one'):
@@ -377,7 +381,7 @@ def fit_and_read(model, examples, pad_id:int, neurons, sizes=None, # of the sets
         for j, a in _activations_of(model, [examples[i] for i in ix], pad_id, neurons, replace(how, logps=at)):
             if at: how.logps[ix[j]] = at[j]
             yield ix[j], a
-    fit = range(0, len(examples), max(1, -(-len(examples)//how.max_fit)))
+    fit = range(0, len(examples), max(1, math.ceil(len(examples)/how.max_fit)))
     rest = sorted(set(range(len(examples))) - set(fit))
     with NeuronReader(model, neurons) as reader: norms = reader.norms()
     kept = list(read(fit))
@@ -471,18 +475,18 @@ def set_readouts(model, examples, pad_id:int, sets, digits=None, # digit tokens,
     stats, _, read = fit_and_read(model, examples, pad_id, big, sizes, **how.fitting())
     out = {k: torch.zeros(len(sets), len(examples)) for k in KINDS_OF_READING if how.relevance or k != 'relevance'}
     def sums(x): return torch.stack([p.sum(-1) for p in x.split(sizes, -1)]).cpu()                     # (sets, ...)
-    w, digital = big.weight.to(model.device), digits is None
+    w, any_digit = big.weight.to(model.device), digits is None               # without digit tokens every token counts as one
     for i, a in read:                                          # a: (T, all members)
         e, c = examples[i], contributions(a, big, stats.wnorm)
         z = sums(standardise(a, big, stats, stats.wnorm)*w)                                   # (sets, T)
         on = torch.isin(torch.tensor(e.ids[e.start:]), digits.cpu()) if digits is not None else torch.ones(len(a), dtype=torch.bool)
-        digital, on = digital or bool(on.any()), on if on.any() else torch.ones_like(on)
+        any_digit, on = any_digit or bool(on.any()), on if on.any() else torch.ones_like(on)
         out['standardised'][:, i], out['sum'][:, i], out['last token'][:, i] = z.mean(1), z.sum(1), z[:, -1]
         out['digits only'][:, i], out['answer only'][:, i] = z[:, on].mean(1), z[:, _last_run(on)].mean(1)
         out['contribution'][:, i] = sums(c.mean(0)*w)
         for k in ('absolute', 'positive'): out[k][:, i] = sums(values(a, big, stats, stats.wnorm, ReadOut(k)).mean(0)*w)
         out['raw'][:, i] = sums(a.mean(0))/torch.tensor(sizes)
-    if not digital: out = {k: v for k, v in out.items() if k not in ('digits only', 'answer only')}      # no response holds a digit
+    if not any_digit: out = {k: v for k, v in out.items() if k not in ('digits only', 'answer only')}      # no response holds a digit
     if not how.relevance: return out
     with rule_scope(model, 'attnlrp'):
         for ix in track(batches(examples, how.batch_size), desc='relevance', unit='batches', disable=not how.progress):

@@ -321,7 +321,7 @@ class Rewarded:
     `term` is the `PairTerm`, `phi` (pairs, 2) are the reference's read-outs, and `start` both of them for the first set."""
     def __init__(self, settings, table, n:int, special):
         self.settings, self.table, self.n, self.special = settings, table, n, torch.tensor(sorted(special))
-        self.term = self.phi = self.start = None
+        self.term = self.phi = self.start = self.why = None
 
     def choose(self, neurons, stats=None): # statistics of an earlier run, else fitted on the reference and the training pairs
         "Reward `neurons` from now on: read the reference on all texts, fit statistics, draw the sample outside"
@@ -329,10 +329,15 @@ class Rewarded:
         read = self.table.phi(neurons, others, s.readout, RewardStats.given(stats, neurons, s.readout))
         if read.why and s.neuron_weight: raise ValueError(read.why)
         if read.why: warnings.warn(f'the neuron metrics mean nothing: {read.why}', stacklevel=3)
-        margin = -read.phi[:self.n].diff(dim=1)[:, 0]/read.stats.scale
-        mean_weight = pair_weights(margin, s.neuron_weight).mean().item()
-        self.phi, self.term = read.phi, PairTerm(s, neurons, others, read.stats, read.outside_stats, mean_weight)
+        self.why, self.phi, self.term = read.why, read.phi, PairTerm(s, neurons, others, read.stats, read.outside_stats)
+        self.reweigh()
         if self.start is None: self.start = Start(self.term, self.phi)
+
+    def reweigh(self):
+        "Take the weight that the settings have now"
+        if self.why and self.settings.neuron_weight: raise ValueError(self.why)
+        margin = -self.phi[:self.n].diff(dim=1)[:, 0]/self.term.stats.scale
+        self.term.mean_weight = pair_weights(margin, self.settings.neuron_weight).mean().item()
 
     @property
     def moved(self):
@@ -549,21 +554,36 @@ def set_neurons(self:YFPOTrainer, neurons, stats=None): # see `Rewarded.choose`
     self.neurons, self.term, self.start, self.ref_phi = neurons, self.rewarded.term, self.rewarded.start, self.rewarded.phi
     self.reward_stats = self.term.stats
 
+@patch
+def set_weight(self:YFPOTrainer, weight:float): # λ, at least 0
+    "Give the neuron term another weight from now on; before training, checkpoints are then of a training with it"
+    if self.term is None: raise ValueError('there is no neuron term whose weight could be set: give neurons=')
+    old, self.args.neuron_weight = self.args.neuron_weight, weight
+    try: check_yfpo(self.args); self.rewarded.reweigh()
+    except ValueError: self.args.neuron_weight = old; raise
+    if not self.state.global_step: self.began.note.update(_settings_note(self.args))
+
+def _short(x): return hashlib.sha256(repr(x).encode()).hexdigest()[:16]
+
 def _began(args, weights, neurons, pairs): # weights: fingerprint of the reference; pairs: what is read of them
     "What a training begins with, as hashes"
-    def short(x): return hashlib.sha256(repr(x).encode()).hexdigest()[:16]
     sets = [[getattr(neurons, k).tolist() for k in ('layer', 'index', 'weight', 'direction')]]
-    loss = [getattr(args, k) for k in ('objective', 'neuron_weight', 'readout', 'beta', 'loss_type', 'anchor_weight')]
+    return dict(weights=weights, neurons=_short(sets), pairs=_short(pairs), **_settings_note(args))
+
+def _settings_note(args):
+    "Its settings, as hashes; four digits of the weight, since a dose that is measured again may differ in later ones"
+    loss = [args.objective, float(f'{args.neuron_weight:.4g}'),
+            *(getattr(args, k) for k in ('readout', 'beta', 'loss_type', 'anchor_weight'))]
     more = {k: v for k in ('grad_to', 'neuron_kappa', 'neuron_margin', 'label_smoothing', 'loss_weights', 'ld_alpha')
             if (v := getattr(args, k)) != YFPOConfig.__dataclass_fields__[k].default}            # a new field changes no old note
-    return dict(weights=weights, neurons=short(sets), pairs=short(pairs), settings=short(loss), options=short(more))
+    return dict(settings=_short(loss), options=_short(more))
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-035
 def train_yfpo(model, tokenizer, pairs, # preference pairs
                neurons, # the set to reward
                output_dir, # for checkpoints and the reference's read-outs; the caller saves the trained model
                prepare=None, # function of the trainer, called before training, say to add callbacks
-               **settings): # fields of `YFPOConfig`
+               **settings): # fields of `YFPOConfig`; unless given, each step is logged, nothing saved or reported, and activations are kept
     "Train `model` in place; returns the trainer"
     args = settings_for(YFPOConfig, model, output_dir, None, settings)
     trainer = YFPOTrainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer, neurons=neurons)

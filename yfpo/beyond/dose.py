@@ -153,9 +153,10 @@ def _as_prepared(trainer):
 def _first_parts(trainer, batches):
     "`Parts` at weight 1 of the first training batches"
     args, model, found = trainer.args, trainer.model, []
-    before = args.neuron_weight, trainer.on_term
+    weight, on_term = args.neuron_weight, trainer.on_term
     mean = partial(trainer.accelerator.reduce, reduction='mean') if args.world_size > 1 else None
-    args.neuron_weight, trainer.on_term = 1., lambda *losses: found.append(gradient_parts(*losses, trained(model), mean))
+    trainer.set_weight(1.)
+    trainer.on_term = lambda *losses: found.append(gradient_parts(*losses, trained(model), mean))
     try:
         with torch.random.fork_rng(), evaluating(model), _as_prepared(trainer):
             model.train()
@@ -163,6 +164,7 @@ def _first_parts(trainer, batches):
             for batch, _ in zip(trainer.get_train_dataloader(), range(batches)):
                 trainer.compute_loss(model, trainer._prepare_inputs(batch))
     finally:
-        args.neuron_weight, trainer.on_term = before
+        trainer.set_weight(weight)
+        trainer.on_term = on_term
         trainer._metrics['train'].clear()
     return found

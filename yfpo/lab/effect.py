@@ -23,8 +23,8 @@ from ..reward import READOUTS, RewardStats, check_margins, checked_pairs, fit_ex
 
 # %% ../../nbs/lab/28_effect.ipynb #effect-011
 def _encoded(tokenizer, pairs, ro, max_length):
-    "The chosen, then the rejected responses of pairs as `Example`s"
-    examples, n = encode(tokenizer, pair_items(pairs), max_length), len(pairs)
+    "The chosen, then the rejected responses of pairs as `Example`s, each with its end of turn, as DPO has them"
+    examples, n = encode(tokenizer, pair_items(pairs), max_length, eos=True), len(pairs)
     say_cut(list(zip(examples[:n], examples[n:])), max_length)
     return divergent_examples(examples) if ro.over == 'divergent' else examples
 
@@ -67,7 +67,7 @@ def effect(before, # the model that training began from: a name, folder or hub i
     ro = READOUTS[check_name('read-out', how.readout or _trained_on(after), READOUTS)]
     net, tokenizer = _loaded(before, how.dtype)
     read = _encoded(tokenizer, pairs, ro, how.max_length), tokenizer.pad_token_id, neurons
-    def reading(logps): return dict(logps=logps, batch_size=how.batch_size, progress=how.progress)
+    def reading(logps): return dict(logps=logps, unread=1, batch_size=how.batch_size, progress=how.progress)
     with evaluating(net): stats, phi = fit_examples(net, *read, ro, **reading(logps := {}))
     check_margins(phi, stats, ro, read[0])
     rows = _rows(pairs, phi, stats.scale, logps, 'before')

@@ -737,9 +737,9 @@ def draw_specificity(found, # {where the margin is read: what `specificity` says
     for ax, (name, res) in zip(tops, found.items()):
         _margin_points(ax, res, scale)
         ax.set_title(f"{name}\nr = {res['r']:.2f}, {res['runs']} runs", fontsize=8)
-        ax.set_xlabel('margin of DPO (nats)')
+        ax.set_xlabel(f"DPO margin ({'β × nats' if name == 'training' else 'nats'})")
     for ax in tops[1:]: ax.sharey(tops[0]); ax.tick_params(labelleft=False)
-    tops[0].set_ylabel(f'{set_label(outcome[0])} {measure}')
+    tops[0].set_ylabel(f"{set_label(outcome[0])} {measure}\nminus the seed's mean")
     fig.legend(*tops[0].get_legend_handles_labels(), loc='outside upper center', ncols=2, columnspacing=1., handletextpad=.1)
     low = fig.add_subplot(grid[1, :])
     _left_rows(low, found, scale)

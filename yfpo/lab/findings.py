@@ -31,17 +31,24 @@ class Finding:
 
 GLOSSARY = {
     'arm': 'one way of training, run with every seed: DPO, YFPO, or YFPO on other neurons',
+    'gate': 'the search, on dev questions, for a DPO that does not fall below its warm start; a closed gate ends the recipe',
+    'likelihood term': "a second term of the loss, the preferred answer's negative log-likelihood, which keeps that answer likely",
+    'dose': "length of the neuron term's gradient divided by that of DPO's, before training; it fixes the weight λ",
     'SFT': 'supervised fine-tuning on gold solutions; the warm start of every arm, and the reference it is compared with',
     'NLL': 'negative log-likelihood of a text, in nats per token; lower is better',
     'read-out': 'the one number that a set of neurons gives a response',
-    'margin': 'preferred minus dispreferred response of a pair',
+    'margin': 'preferred minus dispreferred response of a pair, in read-outs (neuron margin), log-probabilities, or rewards of DPO',
     'spread': 'the standard deviation of the neuron margin over pairs before preference training; its unit',
-    'random neurons': 'layer-matched: as many in each layer as were selected, drawn anew for each seed',
+    'random neurons': 'layer-matched: as many in each layer as were selected, drawn anew for each seed; where a table has both, '
+                      'its *random* ones are drawn from the whole model',
     'held out': 'pairs of questions that no arm was trained on',
     'declared': 'named in the recipe or its plan; the first comparison named is the primary one',
     'Holm': "Holm's correction raises a p-value for the number of declared comparisons of its recipe",
+    'crossed test': "a t test over seeds and questions at once, with Satterthwaite's degrees of freedom",
     'detectable': 'the true difference that these seeds and questions show with 80 % power',
-    'exploratory': 'not declared before the run, and not corrected: some intervals leave zero out by chance'}
+    'exploratory': 'not declared before the run, and not corrected: some intervals leave zero out by chance',
+    'tolerance': 'how large a difference may be without mattering, in a test of equivalence',
+    '**bold**': 'in a table of differences: its interval leaves zero out'}
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-115
 def beats_a_coin(s): return s.low > .5                                # a row of audit.csv: better than a coin
@@ -150,7 +157,7 @@ def _capability_finding(rows):
     s, n = rows[rows.draw == 0].set_index('capability'), int(rows[rows.capability == 'agreement'].draw.max())
     def reached(name, c): return int((rows[(rows.capability == name) & (rows.draw > 0)][c] >= s.loc[name, c]).sum())
     a, m = s.loc['agreement'], s.loc['math']
-    def also(k, n): return f"{opening(k, n, 'random set', 'reaches', 'reach')} that effect on its own capability."
+    def also(k, n): return f"{opening(k, n, 'random set', 'costs', 'cost')} its own capability as much."
     said = [f'Removing the agreement neurons costs {number(a.preference_lost)} nats of preference for the right verb form, and '
             f'{number(a.math_nll)} nats per token on solutions.', also(reached('agreement', 'preference_lost'), n),
             f'Removing the math neurons costs {number(m.preference_lost)} and {number(m.math_nll)}.', also(reached('math', 'math_nll'), n)]
@@ -243,7 +250,7 @@ def _specificity_finding(answers, training, margins, contrasts):
     said = [f"Inside a seed, {set_label(outcome[0])} {measure} and DPO's margin on held-out pairs correlate at {number(held['r'])} over "
             f"{held['runs']} runs.", f"{contrast_label(first['contrast'])} is {whole} {unit}; at equal margin, {left} is left.",
             f"Its interval {'includes' if near else 'leaves out'} zero.",
-            'The slope comes from the same runs, so an effect of neurons that goes along with the margin would hide in it.']
+            'The slope comes from the same runs. If neurons act through the margin, equal margin removes their effect too.']
     return Finding('Beside the margin reached', said, *(dict(
         contrast=contrast_label(r['contrast']), outcome=f'{set_label(outcome[0])} {METRIC_WORDS.get(outcome[1], outcome[1])}',
         **{'margin read on': name, 'r': number(x['r']), 'difference': left_text(dict(r['whole'], value=r['whole']['delta']), outcome[1]),
@@ -295,8 +302,8 @@ def _too_weak(moved): return moved is not None and not (moved[1] > 0 and moved[0
 def _hold_finding(margins):
     if (moved := taken_hold(margins)) is None: return None
     so = 'So the reward does not take hold at this dose.' if _too_weak(moved) else 'So the reward takes hold.'
-    return Finding('Does the reward take hold?', [f"On held-out pairs, YFPO moves the margin of its neurons by {number(moved[0], 3, '+')} "
-                                                  'spreads more than DPO does.', so],
+    said = f"On held-out pairs, YFPO changes the margin of its neurons by {number(moved[0], 3, '+')} spreads relative to DPO."
+    return Finding('Does the reward take hold?', [said, so],
                    {'YFPO minus DPO (spreads)': interval(*moved, digits=3, sign='+'), 'needed': f'{HOLDS:g}',
                     'seeds': str(margins.seed.nunique())})
 
@@ -361,12 +368,14 @@ def _harm_part(own, probed, single, margins):
     seen = single[(single.set == set_) & (single.metric == metric)].groupby('contrast').delta.agg(lambda d: d.abs().max())
     able = own[[testable(r, margins) for r in own.itertuples()]]
     inside, same, few = int((able.p_equivalent < .05).sum()), int((seen[able.contrast] == 0).sum()), len(own) - len(able)
-    kept = f"{how_many(inside, len(able), 'testable difference', 'is', 'are')} shown to stay within the margin"
+    kept = f"{how_many(inside, len(able), 'testable difference', 'is', 'are')} shown to stay within the tolerance"
     said = [f"On {set_label(set_)}, {kept if len(able) else 'no difference is testable at this n'}.",
             'The others are not testable at this n.' if few and len(able) else '',
+            f"{contrast_label(worst.contrast)} is {interval(worst.delta, math.nan, math.nan, scale, digits, '+')}, beyond the tolerance."
+            if abs(worst.delta) > margins[metric] else '',
             f'In {same} of these, no seed differs at all: only the number of texts and seeds decides.' if same and len(able) else '']
     warm = interval(start.iloc[0], math.nan, math.nan, scale, digits, '+') if len(start) else ''
-    return said, {'probe': f'{set_label(set_)}, {METRIC_LABELS.get(metric, metric)}', 'margin': f'{scale*margins[metric]:g}',
+    return said, {'probe': f'{set_label(set_)}, {METRIC_LABELS.get(metric, metric)}', 'tolerance': f'{scale*margins[metric]:g}',
                   'within it': f'{inside} of {len(able)}', 'not testable at this n': str(few),
                   'largest difference [90 %]': f'{_narrow(worst)}, {contrast_label(worst.contrast)}',
                   'no seed differs': str(int((seen[own.contrast] == 0).sum())), 'SFT minus base': warm}
@@ -396,6 +405,9 @@ def _harm_finding(contrasts, manifest):
 def _milli(r, m='nll'): return interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], 1000, 1, '+')
 def _with_interval(r, m, digits=2): return interval(r[f'{m}_d'], r[f'{m}_low'], r[f'{m}_high'], 1, digits, '+')
 
+def _changed(before): # its row, whose difference is taken from DPO
+    return 'raises' if before.nll_high < 0 else 'lowers' if before.nll_low > 0 else 'is not shown to change'
+
 def _grid_finding(rows):
     own = rows[rows.weight > 0]
     def part(name, m, text):
@@ -407,7 +419,9 @@ def _grid_finding(rows):
     up, down, nll = part('NLL of solutions (thousandths of a nat per token)', 'nll', _milli)
     said = [f"{opening(phi_up, len(own), 'run', 'raises', 'raise')} the neuron margin above that of DPO on the same pairs.",
             f"{opening(down, len(own), 'run', 'lowers', 'lower')} the NLL of held-out solutions, and {count_word(up)} "
-            f"{'raises' if up == 1 else 'raise'} it.", 'These intervals are over items, uncorrected, and of one seed.']
+            f"{'raises' if up == 1 else 'raise'} it.",
+            f"DPO alone {_changed(rows[rows.objective == 'reference'].iloc[0])} it.",
+            'These intervals are over items, uncorrected, and of one seed.']
     return Finding('Objectives', said, phi, nll)
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-149
@@ -451,8 +465,8 @@ def _breakage_finding(rows):
         'solved (%)': percent(r.accuracy)} for a, r in top.iterrows()))
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-131
-ORIGINS = dict(dpo='none: DPO alone', static='chosen before', dynamic='follows the policy', random='swaps as many at random',
-               oracle='of a finished DPO model')
+ORIGINS = dict(dpo='none: DPO', static='static: chosen before', dynamic='dynamic: follows the policy',
+               random='dynamic, random: swaps as many', oracle='oracle: of a finished DPO model')
 
 def _dynamic_finding(rows, grid):
     rows, before = rows.set_index('arm'), _before(grid)
@@ -481,7 +495,7 @@ def _mediation_finding(rows):
     draws = rows[(rows.arm == 'all weights') & (rows.set != 'selected')].sufficient
     def share(arm): return percent(selected.loc[arm].sufficient)
     said = ['The trained activations of the selected neurons alone, put into the old model, give '
-            f'{share("all weights")} % of the change in pair margin after YFPO.',
+            f'{share("all weights")} % of the change in pair margin after YFPO on all weights.',
             f'After DPO, which never saw these neurons, they give {share("dpo")} %.',
             f'Those of random neurons give at most {percent(draws.max())} % after YFPO.' if len(draws) else '']
     return Finding('Mediation', said, *mediation_table(rows).to_dict('records'))
@@ -491,13 +505,15 @@ def _hacks_finding(rows):
     gain = rows.set_index(['readout', 'trick', 'model']).sort_index().gain
     def best(trick, when): return gain.xs((trick, when), level=('trick', 'model')).drop('paper-literal').max()
     before, after = (gain['standardised', 'calculation repeated', m] for m in ('reference', 'trained'))
-    moved = gain.xs('weights rescaled', level='trick')
+    moved, repeated = gain.xs('weights rescaled', level='trick'), gain.xs('calculation repeated', level='trick').drop('paper-literal')
+    most = repeated.idxmax()
     said = ['Repeating a calculation gains a text '
             f'{number(before, 2, "+")} spreads under the default read-out before preference training, and {number(after, 2, "+")} after.',
-            f'Shuffled digits gain at most {number(best("digits shuffled", "reference"), 2, "+")} before and '
+            f'The read-out that it gains most is `{most[0]}`, with {number(repeated[most], 2, "+")} spreads.',
+            f'Shuffling digits changes a text by at most {number(best("digits shuffled", "reference"), 2, "+")} before and '
             f'{number(best("digits shuffled", "trained"), 2, "+")} after, under all read-outs but the literal one.',
-            f'Rescaled weights move the literal read-out by {number(moved["paper-literal"].abs().max())}, and the others by '
-            f'{number(moved.drop("paper-literal").abs().max())}.']
+            f'Rescaled weights move the literal read-out by at most {number(moved["paper-literal"].abs().max())}, and the others by at '
+            f'most {number(moved.drop("paper-literal").abs().max())}.']
     return Finding('Hacks', said, *hacks_table(rows).to_dict('records'))
 
 STUDIES = dict(grid=_grid_finding, overoptimisation=_overoptimisation_finding, breakage=_breakage_finding,

@@ -83,7 +83,7 @@ def _dosed(trainer, arm, seed, run, how):
     if not (how.dose and own.takes_dose(how.train)): return
     found = fit_dose(trainer, how.dose, how.dose_batches)
     if own.diluted: trainer.args.learning_rate *= found.kept
-    else: trainer.args.neuron_weight = found.weight
+    else: trainer.set_weight(found.weight)
     noted = dict(asdict(found), arm=arm, seed=seed, learning_rate=trainer.args.learning_rate, neuron_weight=trainer.args.neuron_weight)
     if not trainer.is_world_process_zero(): return
     with atomic_write(run/'results'/'dose'/f'{arm}-seed{seed}.json') as tmp: tmp.write_text(json.dumps(noted, indent=1) + '\n')

@@ -185,7 +185,7 @@ def family_table(folders): # of results
     import pandas as pd
     rows = []
     for folder in folders:
-        df = read_results(folder, 'contrasts')
+        df = simulated(folder, read_results(folder, 'contrasts'))
         for r in sorted(counting(df[df.family]).itertuples(), key=lambda r: not r.primary):
             n = df[(df.contrast == r.contrast) & (df.seed.astype(str) != 'all')].seed.nunique()
             rows.append({'recipe': Path(folder).name, 'contrast': contrast_label(r.contrast) + (' (primary)' if r.primary else ''),

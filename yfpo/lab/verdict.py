@@ -56,7 +56,7 @@ def _unseen(rows): # rows of contrasts.csv
         return f"{opening(len(rows), len(rows), 'declared difference', 'holds', 'hold')} after correction for their number."
     if not open_: return 'How large a difference these runs could miss is not known.'
     nats, points = ([r.mde for r in open_ if (r.metric in NATS) == side] for side in (True, False))
-    said = [f'{number(max(nats))} nats per token'] if nats else []
+    said = [f'{number(max(nats), 2 if max(nats) >= .01 else 4)} nats per token'] if nats else []
     if points: said.append(f'{interval(max(points), math.nan, math.nan, 100, 1)} points of accuracy')
     what = 'That does not show them equal' if len(null) == len(rows) else 'The other differences are not shown to be zero'
     return f"{what}: true differences below {' or '.join(said)} would often be missed."
@@ -94,8 +94,8 @@ def _removed(folders):
 def _judged(folders):
     rows = {f: a[(a.kind == 'selected') & (a.readout == 'standardised')].iloc[0] for f in folders for a in [read_results(f, 'audit')]}
     able = [f'`{recipe_name(f)}`' for f, s in rows.items() if beats_a_coin(s)]
-    fail = how_many(len(rows) - len(able), len(rows), 'audit', 'does not show', 'do not show')
-    said = [f'Before training, {fail} the margin to be better '
+    shows = how_many(len(able), len(rows), 'audit', 'shows', 'show')
+    said = [f'Before training, {shows} the margin to be better '
             'than a coin at picking the preferred response.', f'In {listed(able)} it is better.' if able else '']
     return Finding('Their margin as a judge', said, *({'recipe': recipe_name(f), 'preferred response (%)':
                    interval(s.auc, s.low, s.high, 100, 0), 'pairs': str(s.n)} for f, s in rows.items()))
@@ -103,11 +103,12 @@ def _judged(folders):
 # %% ../../nbs/lab/16_verdict.ipynb #17_repor-161
 def _trained(compared):
     every = _declared_rows(compared)
-    sure, old = [(f, r) for f, r in every if r.p_holm < .05], [r for _, r in every if getattr(r, 'test', 'over_seeds') != 'crossed']
+    sure = [(f, r) for f, r in every if r.p_holm < .05]
+    old = [*dict.fromkeys(f for f, r in every if getattr(r, 'test', 'over_seeds') != 'crossed')]
     boot = [r for _, r in every if getattr(r, 'boot_low', 0) > 0 or getattr(r, 'boot_high', 0) < 0]
     said = [opening(len(sure), len(every), 'declared difference', 'is', 'are') + " significant after Holm's correction.",
             *(f'In `{recipe_name(f)}`, {contrast_label(r.contrast)} is {amount_text(r)}.' for f, r in sure),
-            'These t intervals err on the wide side.' if old else '',
+            f"The t intervals of {listed([f'`{recipe_name(f)}`' for f in old])} err on the wide side." if old else '',
             'By the bootstrap over seeds and questions, '
             f"{how_many(len(boot), len(every), 'difference', 'leaves', 'leave')} zero out."]
     table = family_table(compared).to_dict('records') if all((f/'contrasts.csv').exists() for f in compared) else []
@@ -145,7 +146,7 @@ def _beside(folders):
     return Finding('Beside the margin reached', [
         f"Inside a seed, outcome and DPO's margin on held-out pairs correlate at {span([float(r['r']) for r in first])}.",
         f"At equal margin, {how_many(left, len(rows), 'difference', 'leaves', 'leave')} zero out, uncorrected.",
-        'An effect of neurons that goes along with the margin would hide in the slope.'],
+        'If neurons act through the margin, equal margin removes their effect too.', 'All differences here have the crossed test.'],
         *({'recipe': recipe_name(f), **r} for f, t in tables.items() for r in t.to_dict('records')))
 
 def together(folders): # of results
