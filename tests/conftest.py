@@ -1,5 +1,5 @@
 "Shared by all tests: the repository's folder, data where there is some, and quiet libraries."
-import gzip, json, os
+import gc, gzip, json, os
 from pathlib import Path
 import pytest
 
@@ -15,6 +15,11 @@ def answers_in(folder, name='*'):
     files = sorted(folder.glob(f'{name}.jsonl*'))
     assert files, f'{folder} has no {name}'
     return [json.loads(l) for f in files for l in (gzip.open if f.suffix == '.gz' else open)(f, 'rt', encoding='utf-8')]
+
+@pytest.fixture(scope='module', autouse=True)
+def little_to_collect():
+    "accelerate and statsmodels collect garbage in each call, which takes long among all that a test process holds"
+    gc.collect(); gc.freeze()
 
 @pytest.fixture(scope='session')
 def root(): return ROOT

@@ -1,5 +1,5 @@
 "Differences against hand-made tables, independent formulas and simulated truths."
-import gc, math
+import math
 import numpy as np
 import pytest
 from scipy import stats
@@ -7,13 +7,6 @@ from test_evaluate import row, rows
 from yfpo.evaluate import summarise
 from yfpo.lab.statistics import (check_declared, compare, contrasts, detectable_difference, detectable_mean, equivalent, holm, mcnemar,
                                  over_seeds, paired_bootstrap, paired_interval)
-
-@pytest.fixture(scope='module', autouse=True)
-def little_to_collect():
-    "statsmodels collects garbage in each correction, which takes a second among all that a test process holds"
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 def test_mcnemar_by_counting():
     a, b = [1]*10 + [1]*9 + [0]*2 + [0]*5, [1]*10 + [0]*9 + [1]*2 + [0]*5
