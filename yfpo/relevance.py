@@ -26,7 +26,7 @@ from .data.files import atomic_write
 from .lm.averages import Tally, accumulate
 from .lm.families import activation_of, blocks_of, down_projs, family_of, head_weights, mlps_of, width
 from .lm.mixers import delta_rule, valued
-from .lm.models import evaluating, logit_scale, own_attention, unwrap
+from .lm.models import cache_in, evaluating, logit_scale, own_attention, unwrap
 from .lm.responses import TextReading, hidden_states, split_prompt, states_behind_prompt
 
 # %% ../nbs/01_relevance.ipynb #04-relev-007
@@ -174,11 +174,11 @@ def _mixed(m, scope, x, conv, state):
 def _delta_nets(base, scope):
     "Layers with the delta rule run once as they are, and once with the rules; in the other layers the gate of attention is a constant"
     def ruled(m, plain):
-        def forward(hidden_states, cache_params=None, attention_mask=None, **kwargs):
-            c, i = cache_params, m.layer_idx
+        def forward(hidden_states, attention_mask=None, **kwargs):
+            c, i = cache_in(kwargs), m.layer_idx
             past = (None, None) if c is None else (c.get_conv_state(i), c.get_recurrent_state(i))
             past = [None if t is None else t.clone() for t in past]        # the pass as it is overwrites them
-            with torch.no_grad(): out = plain(hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs)
+            with torch.no_grad(): out = plain(hidden_states, attention_mask=attention_mask, **kwargs)
             if not torch.is_grad_enabled(): return out
             x = hidden_states if attention_mask is None else hidden_states*attention_mask[:, :, None].to(hidden_states)
             return valued(_mixed(m, scope, x, *past), out)

@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 from transformers import Cache, DynamicCache, DynamicLayer, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 from ..data.extras import needs
 from .machine import decode_batch
-from .models import check_model, check_tokenizer, evaluating, head_logits, own_attention, save_model, unwrap
+from .models import cache_name, check_model, check_tokenizer, evaluating, head_logits, own_attention, save_model, unwrap
 from .sampling import Decoding
 from ..data.checks import as_list, check_count, check_text, taken, takes
 
@@ -132,7 +132,7 @@ def read_beginning(model, ids):
     "The `Beginning` of `ids`, from one pass over them"
     if not ids: return Beginning([], [])
     base, cache = unwrap(model).base_model, DynamicCache()
-    base(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    base(input_ids=torch.tensor([ids], device=model.device), use_cache=True, **{cache_name(base): cache})
     return Beginning(list(ids), [(l.keys[0], l.values[0]) for l in cache.layers])
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-016
@@ -176,8 +176,9 @@ def alike(lengths, # own tokens of each row
 
 def _step(model, ids, mask, positions, cache):
     "Last hidden state of each row (B, D), after `ids` went through the model and into the cache"
-    return unwrap(model).base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                                    use_cache=True).last_hidden_state[:, -1]
+    base = unwrap(model).base_model
+    return base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True,
+                **{cache_name(base): cache}).last_hidden_state[:, -1]
 
 def _roomy_cache(model, room): return Cache(layers=[RoomyLayer(room) for _ in range(model.config.get_text_config().num_hidden_layers)])
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 from .decoding import UNWRITTEN, Chat, adds_space, check_tokens, completions, edited, odd_attention, pair_ids, text_ids, turn_end
-from .models import check_model, check_tokenizer, fingerprint, head_logits, unwrap
+from .models import cache_name, check_model, check_tokenizer, fingerprint, head_logits, unwrap
 from .sampling import Decoding, Sampling
 from ..data.checks import as_list, as_path, check_count, check_text, documented, odd_text, settings_in, taken, takes
 from ..data.problems import INSTRUCTION, prompt_messages
@@ -219,13 +219,12 @@ def states_behind_prompt(model, batch):
     "Hidden states that predict each response token, (B, Q, D), for a batch from `split_prompt`: the prompt is read once, without a graph"
     base, P, mask = unwrap(model).base_model, batch['prompt_ids'].shape[1], batch['attention_mask']
     pos, cache = (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache(**(dict(config=base.config) if odd_attention(model) else {}))
+    kept = {cache_name(base): cache, 'use_cache': True}
     with torch.no_grad():
-        last = base(input_ids=batch['prompt_ids'], attention_mask=mask[:, :P], position_ids=pos[:, :P], past_key_values=cache,
-                    use_cache=True).last_hidden_state[:, -1:]
+        last = base(input_ids=batch['prompt_ids'], attention_mask=mask[:, :P], position_ids=pos[:, :P], **kept).last_hidden_state[:, -1:]
     for layer in cache.layers:                                 # else the next pass overwrites a state that its gradient needs
         if hasattr(layer, 'recurrent_states'): layer.is_recurrent_states_initialized = dict.fromkeys(layer.recurrent_states, False)
-    h = base(input_ids=batch['input_ids'], attention_mask=mask, position_ids=pos[:, P:], past_key_values=cache,
-             use_cache=True).last_hidden_state
+    h = base(input_ids=batch['input_ids'], attention_mask=mask, position_ids=pos[:, P:], **kept).last_hidden_state
     return torch.cat([last, h[:, :-1]], 1)
 
 # %% ../../nbs/lm/04_responses.ipynb #responses-044
