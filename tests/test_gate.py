@@ -71,9 +71,10 @@ def test_the_stage_writes_what_the_arms_train_with(stage):
                                                                                    for r in log) < chosen['clip']*1.5
 
 def test_the_neuron_term_has_room_before_clipping():
-    "Two gradients at a right angle: the limit grows to the hypotenuse, and a recipe's own fields give way to the gate's"
-    got = gated_settings(dict(num_train_epochs=2., learning_rate=1., max_grad_norm=1.), tried(.5).chosen(), dose=.75)
+    "Two gradients at a right angle: the limit grows to the hypotenuse. A recipe's rate gives way to the gate's, its own limit does not"
+    got = gated_settings(dict(num_train_epochs=2., learning_rate=1.), tried(.5).chosen(), dose=.75)
     assert got == dict(num_train_epochs=2., learning_rate=1e-5, beta=.1, max_grad_norm=1.25)
+    assert gated_settings(dict(max_grad_norm=1e3), tried(.5).chosen(), dose=.75)['max_grad_norm'] == 1e3
     with pytest.raises(ValueError, match='is of another version: run the recipe again with `--until gate`'):
         gated_settings({}, dict(learning_rate=1e-5, max_grad_norm=1.25))
 

@@ -187,6 +187,19 @@ def test_the_dose_of_gsm8k_follows_from_its_rule():
     assert all(x < .25 for x in above.values()) and read_recipe('gsm8k').shared['dose'] == 2.
     assert 'by {:.3f} spreads at dose 0.5, by {:.3f} at dose 2 and by {:.3f} at dose 8'.format(*above.values()) in plan
 
+def test_the_pilot_of_the_second_follow_up():
+    "Its dev accuracies and changes of held-out margins are those that plan.md tells"
+    plan, logs = (ROOT/'nbs'/'paper'/'plan.md').read_text(), ROOT/'nbs'/'paper'/'pilots'
+    gate = {r['learning_rate']: r for r in json.loads((logs/'hold.json').read_text())['gate']}
+    assert (f"DPO answers {100*gate[3e-5]['accuracy']:.1f} % of the dev questions at 3e-5, the warm start {100*gate[0]['accuracy']:.1f} %, "
+            f"and {100*gate[1e-4]['accuracy']:.1f} % at 1e-4") in plan
+    assert f"rises from {gate[0]['nll']:.3f} to {gate[3e-5]['nll']:.3f} at 3e-5" in plan
+    by = pd.read_csv(logs/'hold-effect.csv').pivot_table(index=['run', 'pair'], columns='phase', values='neuron_margin')
+    moved = (by.after - by.before).groupby('run').mean()
+    assert len(by) == 2*101 and f"by {moved['yfpo-2']:.2f} spreads and DPO by {moved['dpo']:.2f}".replace('-', '\u2212') in plan
+    clipped = {a: (pd.read_csv(logs/f'hold-{a}.csv').grad_norm > 23.8).mean() for a in ('yfpo-2', 'dpo')}
+    assert abs(clipped['yfpo-2'] - 1/3) < .02 and abs(clipped['dpo'] - 1/30) < .02
+
 def test_the_studies_are_whole():
     "Every arm of every study is there, measured on the same items as its base, and the figures' files are finite"
     folder = ROOT/'nbs'/'paper'/'results'/'what-training-does'

@@ -56,7 +56,9 @@ def clip_norm(norms, # gradient norms of DPO's steps, unclipped
 def gated_settings(train, # fields of `YFPOConfig` from a recipe
                    chosen, # what the gate left, see `Tried.chosen`
                    dose:float=0.): # of the neuron term that is added
-    "Fields of `YFPOConfig` behind the gate, with room for a neuron gradient at a right angle to DPO's"
+    """Fields of `YFPOConfig` behind the gate, with room for a neuron gradient at a right angle to DPO's
+
+    A `max_grad_norm` in `train` stays as it is."""
     if 'clip' not in chosen: raise ValueError('gate/chosen.json is of another version: run the recipe again with `--until gate`')
     fields = {k: v for k, v in chosen.items() if k != 'clip'}
-    return {**train, **fields, 'max_grad_norm': chosen['clip']*math.hypot(1., dose)}
+    return {'max_grad_norm': chosen['clip']*math.hypot(1., dose), **train, **fields}

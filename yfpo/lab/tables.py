@@ -262,7 +262,7 @@ def gradient_limit(manifest, gate=None): # frame of gate.csv, where the gate cho
     "The gradient norm beyond which a recipe's steps are clipped"
     params = next(m['params'] for label, m in manifest['stages'].items() if label.startswith('train'))
     if gate is None or not params.get('gated'): return params['train'].get('max_grad_norm', 1.)
-    return gated_settings({}, dict(clip=gate.loc[gate.chosen == 1, 'clip'].iloc[0]), params['dose'])['max_grad_norm']
+    return gated_settings(params['train'], dict(clip=gate.loc[gate.chosen == 1, 'clip'].iloc[0]), params['dose'])['max_grad_norm']
 
 def dose_table(dose, # frame of dose/*.json
                training, # frame of training/*.csv
