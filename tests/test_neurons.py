@@ -332,6 +332,7 @@ def test_training_in_place_is_no_other_model_and_old_sets_still_load(neurons, tm
 
 def test_a_set_is_at_home_beside_the_weights_that_were_trained_on_it(neurons, tiny, tmp_path):
     "Saved as a trainer saves: no warning there, one anywhere else, and strict means strict"
+    from yfpo.beyond.cards import neuron_cards
     from yfpo.trainer import save_beside
     stats = SimpleNamespace(save=lambda folder: folder.mkdir())
     for name, seed in (('a', 11), ('b', 12)):
@@ -343,6 +344,7 @@ def test_a_set_is_at_home_beside_the_weights_that_were_trained_on_it(neurons, ti
         for own in (NeuronSet.load(tmp_path/'a'/'neurons'), NeuronSet.from_pretrained(tmp_path/'a')):
             assert own.check(a) == neurons
             for make in (layer_matched, random_neurons, outside): make(own).check(a)
+            assert neuron_cards(a, tiny[1], own, ['1 + 1 = 2'], top=2, n_effect=0)
     with pytest.warns(UserWarning, match='are others'): own.check(b)
     with pytest.raises(ValueError, match='are others'): own.check(a, strict=True)
     with pytest.warns(UserWarning, match='are others'): NeuronSet.load(own.save(tmp_path/'else')).check(a)

@@ -7,7 +7,7 @@ __all__ = ['promoted', 'Search', 'neuron_cards', 'cards_html', 'save_cards', 'st
 
 # %% ../../nbs/beyond/03_cards.ipynb #08-cards-002
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 from ..data.checks import documented, taken, takes
@@ -93,7 +93,7 @@ def neuron_cards(model, tokenizer, neurons, # a set; its first `top` members by 
     how = taken(neuron_cards, kwargs)
     ex = encode(tokenizer, items, max_length=how.max_length)
     pick = neurons.weight.argsort(descending=True)[:top]
-    own = type(neurons)(*(getattr(neurons, k)[pick] for k in ('layer', 'index', 'weight', 'direction')), neurons.meta)
+    own = replace(neurons, **{k: getattr(neurons, k)[pick] for k in ('layer', 'index', 'weight', 'direction')})
     found = _contexts(model, tokenizer, ex, own.layer, own.index, how)
     up, down = promoted(model, tokenizer, own)
     effects = [None]*len(own)
