@@ -228,7 +228,7 @@ def clipped_share(a, mask, neurons, stats, ro:ReadOut=ReadOut(), norms=None):
     return (z.abs() >= ro.clip)[mask.bool()].float().mean()
 
 def relative_margin(delta, ref_delta, stats, ro:ReadOut=ReadOut()):
-    "The neuron margin that enters the loss: relative to the reference and scaled, or unchanged"
+    "What enters the loss, of neuron margins or of the read-outs they are made of: relative to the reference and scaled, or unchanged"
     return (delta - ref_delta)/stats.scale if ro.ref_relative else delta
 
 # %% ../nbs/03_reward.ipynb #10_rewar-019

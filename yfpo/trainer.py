@@ -25,6 +25,7 @@ from .lm.machine import keep_memory
 from .lm.models import base_fingerprint, keep_base, load_model
 from .lm.packing import packed_states, packs
 from .lm.responses import hidden_states
+from .lm.sets import MEMBER
 from .lm.rows import ReadCollator, divergent, each_set, special_ids, spoken_lengths, spoken_mask, trl_inputs
 from .lm.tables import PairTable
 from .lm.training import (BeganNote, FiniteSteps, PairRows, Resumed, SharedPrompts, StepBar, as_loaded, check_loaded, check_made,
@@ -270,7 +271,7 @@ def _stats_in(kept, part):
 def _about(readout, neurons, outside, stats):
     "What the read-outs depend on, apart from the texts"
     yield readout
-    for s in (neurons, outside): yield [getattr(s, k).tolist() for k in ('layer', 'index', 'weight', 'direction')]
+    for s in (neurons, outside): yield [getattr(s, k).tolist() for k in MEMBER]
     if stats is not None: yield [stats.scale, stats.slope, *(x.tolist() for x in (stats.mean, stats.std, stats.wnorm))]
 
 def _unusable(kept, stats, ro, examples):
@@ -567,7 +568,7 @@ def _short(x): return hashlib.sha256(repr(x).encode()).hexdigest()[:16]
 
 def _began(args, weights, neurons, pairs): # weights: fingerprint of the reference; pairs: what is read of them
     "What a training begins with, as hashes"
-    sets = [[getattr(neurons, k).tolist() for k in ('layer', 'index', 'weight', 'direction')]]
+    sets = [[getattr(neurons, k).tolist() for k in MEMBER]]
     return dict(weights=weights, neurons=_short(sets), pairs=_short(pairs), **_settings_note(args))
 
 def _settings_note(args):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from ..data.checks import documented, taken, takes
 from ..interventions import single_effects
+from ..lm.sets import MEMBER
 from ..neurons import as_set
 from ..data.files import atomic_write
 from ..data.pages import fragment, page, part
@@ -93,7 +94,7 @@ def neuron_cards(model, tokenizer, neurons, # a set; its first `top` members by 
     how = taken(neuron_cards, kwargs)
     ex = encode(tokenizer, items, max_length=how.max_length)
     pick = neurons.weight.argsort(descending=True)[:top]
-    own = replace(neurons, **{k: getattr(neurons, k)[pick] for k in ('layer', 'index', 'weight', 'direction')})
+    own = replace(neurons, **{k: getattr(neurons, k)[pick] for k in MEMBER})
     found = _contexts(model, tokenizer, ex, own.layer, own.index, how)
     up, down = promoted(model, tokenizer, own)
     effects = [None]*len(own)

@@ -132,7 +132,7 @@ def as_set(neurons, name='neurons'):
 def __eq__(self:NeuronSet, other):
     "Equal members, weights, directions and model"
     return isinstance(other, NeuronSet) and self.meta.get('model') == other.meta.get('model') and len(self) == len(other) and all(
-        torch.equal(getattr(self, k), getattr(other, k)) for k in ('layer', 'index', 'weight', 'direction'))
+        torch.equal(getattr(self, k), getattr(other, k)) for k in MEMBER)
 
 @patch
 def by_layer(self:NeuronSet):
@@ -168,7 +168,7 @@ def save(self:NeuronSet,
     folder, text = as_path(folder, 'a folder'), _meta_text(self.meta)
     if folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder} is a file: give a folder')
     with atomic_write(folder/'neurons.safetensors') as tmp:
-        save_file({k: getattr(self, k).contiguous() for k in ('layer', 'index', 'weight', 'direction')}, str(tmp))
+        save_file({k: getattr(self, k).contiguous() for k in MEMBER}, str(tmp))
     with atomic_write(folder/'neurons.json') as tmp: Path(tmp).write_text(text, encoding='utf-8')
     return folder
 
