@@ -194,6 +194,9 @@ def test_the_pilot_of_the_second_follow_up():
     assert (f"DPO answers {100*gate[3e-5]['accuracy']:.1f} % of the dev questions at 3e-5, the warm start {100*gate[0]['accuracy']:.1f} %, "
             f"and {100*gate[1e-4]['accuracy']:.1f} % at 1e-4") in plan
     assert f"rises from {gate[0]['nll']:.3f} to {gate[3e-5]['nll']:.3f} at 3e-5" in plan
+    shut = {r['learning_rate']: r for r in json.loads((logs/'hold.json').read_text())['shut gate']['rows']}
+    assert (f"DPO at 3e-5 answers {100*shut[3e-5]['accuracy']:.1f} % of the dev questions and the warm start "
+            f"{100*shut[0]['accuracy']:.1f} %") in plan
     by = pd.read_csv(logs/'hold-effect.csv').pivot_table(index=['run', 'pair'], columns='phase', values='neuron_margin')
     moved = (by.after - by.before).groupby('run').mean()
     assert len(by) == 2*101 and f"by {moved['yfpo-2']:.2f} spreads and DPO by {moved['dpo']:.2f}".replace('-', '\u2212') in plan
