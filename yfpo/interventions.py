@@ -64,7 +64,8 @@ def ablate(model, neurons, # a `NeuronSet` of this model, or None for no ablatio
     model: a causal LM; it comes back as it was, also after an error
     neurons: a `NeuronSet` of K members of this model, or None for no ablation
 
-    A ValueError says that a mode is unknown, that it lacks `values`, or that set, bank and model do not fit."""
+    A ValueError says that a mode is unknown, that it lacks `values`, or that set, bank and model do not fit.
+    With gradient checkpointing, run each forward's backward before the next forward."""
     how = taken(ablate, dict(kwargs, mode=mode, values=values))
     if neurons is None: yield model; return
     as_set(neurons).check(model)
@@ -132,6 +133,15 @@ def patch(model, neurons, activations, # (B, T, K), from `record` on a batch of 
     with _editing(model, neurons, new, spare_first): yield model
 
 # %% ../nbs/06_interventions.ipynb #06-inter-070
+def _twin(cache, other):
+    "`other`; from now on what changes the rows or the length of `cache` changes those of `other` too, as beam search does"
+    for name in ('reorder_cache', 'crop', 'batch_repeat_interleave', 'batch_select_indices'):
+        def both(*args, own=getattr(cache, name), theirs=getattr(other, name), **kwargs):
+            theirs(*args, **kwargs)
+            return own(*args, **kwargs)
+        setattr(cache, name, both)
+    return other
+
 @contextmanager
 def patch_from(model, donor, neurons, spare_first:bool=True):
     "Inside this scope the neurons of `model` take their values in `donor` on the same text, also while generating"
@@ -144,7 +154,9 @@ def patch_from(model, donor, neurons, spare_first:bool=True):
     def before(args, kwargs):
         theirs, mine = {k: v for k, v in kwargs.items() if k not in CACHES}, cache_in(kwargs)
         if mine is not None:
-            if mine.get_seq_length() == 0: state['cache'] = DynamicCache(config=base.config)
+            if mine.get_seq_length() == 0: state['cache'] = _twin(mine, DynamicCache(config=base.config))
+            if 'cache' not in state:
+                raise ValueError('the cache was begun outside `patch_from`, and the donor has none: begin the text inside')
             theirs[cache_name(base)] = state['cache']
         hooks = [down_projs(donor)[l].register_forward_pre_hook(keep(l)) for l in neurons.by_layer()]
         try:

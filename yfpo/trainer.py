@@ -22,7 +22,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 from .data.checks import check_count, check_name, check_number, says, tell_fields
 from .lm.machine import keep_memory
-from .lm.models import base_fingerprint, keep_base, load_model
+from .lm.models import base_fingerprint, fingerprint, keep_base, load_model
 from .lm.packing import packed_states, packs
 from .lm.responses import hidden_states
 from .lm.sets import MEMBER
@@ -498,8 +498,16 @@ def check_given(model, ref_model, args, neurons, kwargs): # kwargs: what else th
     _check_neurons(model, args, neurons)
     if ref_model is not None: check_loaded(ref_model, 'ref_model')
     for m, what in ((model, 'model'), (ref_model, 'ref_model')): finite_weights(m, what)
+    if ref_model is None: _check_bias(model, kwargs.get('peft_config'))
     if kwargs.get('processing_class') is None: raise ValueError('there is no processing_class: give the tokenizer of the model')
     if kwargs.get('peft_config') is None: check_trainable(model)
+
+def _check_bias(model, given): # given: a peft_config, or None
+    "Refuse adapters that train biases of the base, which stay when the adapter is off: the reference would move"
+    for c in (given, *(getattr(model, 'peft_config', None) or {}).values()):
+        if getattr(c, 'bias', 'none') != 'none':
+            raise ValueError(f"the adapter trains biases of the base (bias={c.bias!r}), so the reference would change: give bias='none', "
+                             'or a ref_model')
 
 def _check_neurons(model, args, neurons):
     "Refuse a set that cannot be rewarded in `model`, and weights without a set"
@@ -535,7 +543,8 @@ def reference(self:YFPOTrainer):
 def _read_reference(self:YFPOTrainer):
     "Number the pairs of all datasets, and read the reference on them"
     args, tok, (model, scope) = self.args, self._tokenizer, self.reference()
-    folder, weights = args.reference_dir or Path(args.output_dir)/'_reference', base_fingerprint(model)
+    folder, kept = args.reference_dir or Path(args.output_dir)/'_reference', 'ref' in getattr(model, 'peft_config', {})
+    weights = (fingerprint if kept else base_fingerprint)(model)         # a trained adapter is its own reference, in a copy called 'ref'
     self.table = ReferenceTable(model, scope, self.accelerator, folder, tok.pad_token_id, 2*args.per_device_train_batch_size)
     def add(data, name): return self.table.add(name, data, args.max_length, READOUTS[args.readout].over)
     self.train_dataset = add(self.train_dataset, 'train_dataset')

@@ -352,7 +352,7 @@ def pair_ids(tokenizer, prompt:str, response:str, joint=None) -> tuple: # whethe
 
 def check_tokens(model, rows): # lists of token ids
     "Refuse tokens that the model does not have"
-    n = getattr(model.get_input_embeddings(), 'num_embeddings', float('inf'))
+    n = len(model.get_input_embeddings().weight)
     top = max((max(r, default=0) for r in rows), default=0)
     if top >= n: raise ValueError(f'a text has the token {top}, and the model knows those below {n}: give the tokenizer of this model')
 
@@ -360,7 +360,7 @@ def check_tokens(model, rows): # lists of token ids
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-027
 def _ending(model, tokenizer, stop):
     "Function of the tokens so far that says whether a response has ended"
-    ends, reach = set(stop_ids(model, tokenizer)), max(map(len, stop), default=0) + 2
+    ends, reach = set(stop_ids(model, tokenizer)), max((len(s.encode()) for s in stop), default=0) + 4     # a token holds a byte or more
     def over(ids):
         if ids[-1] in ends: return True
         return bool(stop) and any(s in tokenizer.decode(ids[-reach:]) for s in stop)

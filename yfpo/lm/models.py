@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['chatml', 'EMBEDDED', 'GEMMA', 'TINY', 'NAMED', 'plain_chat', 'FLOATS', 'TOKENIZERS', 'CACHES', 'UNREAD', 'SYSTEM',
            'SAVED', 'byte_tokenizer', 'tiny_model', 'embedded_gguf', 'gemma_parts', 'joined', 'from_gguf',
-           'check_model', 'check_tokenizer', 'load_model', 'unwrap', 'cache_name', 'cache_in', 'evaluating',
-           'logit_scale', 'head_logits', 'own_attention', 'fingerprint', 'base_fingerprint', 'atomic_folder',
-           'save_model', 'keep_base']
+           'check_model', 'odd_adapter', 'active_adapters', 'check_tokenizer', 'load_model', 'unwrap', 'cache_name',
+           'cache_in', 'evaluating', 'logit_scale', 'head_logits', 'own_attention', 'fingerprint', 'base_fingerprint',
+           'atomic_folder', 'save_model', 'keep_base']
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-002
 import difflib, errno, fnmatch, functools, hashlib, importlib.util, inspect, json, math, os, re, shutil, sys, tempfile
@@ -165,7 +165,19 @@ def check_model(model, what:str='model'): # what it is, for the error
     if getattr(model, 'get_output_embeddings', lambda: None)() is None:
         raise ValueError(f'the {what} is a {type(model).__name__} and no model that writes text: give the first of what `load_model` '
                          'returns')
+    if odd := odd_adapter(model): raise ValueError(f'the {what} has a {odd}, which adds to the text that is read: use LoRA')
     return model
+
+def odd_adapter(model):
+    "The kind of an adapter that works outside the weights, such as prefixes, or ''"
+    for c in (getattr(model, 'peft_config', None) or {}).values():
+        if getattr(c, 'is_prompt_learning', False) or getattr(c, 'alora_invocation_tokens', None): return type(c).__name__
+    return ''
+
+def active_adapters(model):
+    "Names of the adapters that are on"
+    now = getattr(model, 'active_adapters', [])
+    return list(now() if callable(now) else now)               # PEFT has a property, transformers a method
 
 def check_tokenizer(tokenizer):
     "`tokenizer`; a ValueError if it is not one"
@@ -466,8 +478,8 @@ def _base_weights(model):
     base, res = unwrap(model), {}
     prefix = getattr(model.base_model, 'prefix', None)         # 'lora_' for LoRA
     for k, v in base.state_dict().items():
-        if (prefix and f'.{prefix}' in k) or '.modules_to_save.' in k: continue
-        res[k.replace('.base_layer.', '.').replace('.original_module.', '.')] = v
+        if (prefix and f'.{prefix}' in k) or '.modules_to_save.' in k or '.trainable_tokens_' in k: continue
+        res[k.replace('.token_adapter.', '.').replace('.base_layer.', '.').replace('.original_module.', '.')] = v
     return res
 
 
@@ -533,6 +545,8 @@ def _check_place(folder):
 def save_model(model, tokenizer, folder):
     "Write model (safetensors) and tokenizer into `folder`, completely or not at all, over an earlier model; returns the folder"
     check_model(model); check_tokenizer(tokenizer); _check_place(folder)
+    if getattr(model, 'peft_config', None) and (on := active_adapters(model)) != ['default']:
+        raise ValueError(f"the adapters {', '.join(on)} are on, and a folder holds one called 'default' alone: rename or merge it")
     with atomic_folder(folder) as tmp: model.save_pretrained(tmp); tokenizer.save_pretrained(tmp); keep_base(model, tokenizer, tmp)
     return Path(folder).expanduser()
 

@@ -24,8 +24,8 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.utils import create_model_from_path
 from ..data.checks import check_count, check_number, known_settings, refuse_name
 from .machine import keep_memory, number_format
-from .models import (EMBEDDED, TINY, _differs, _first_line, _is_adapter, _place_of, _source, _unknown, atomic_folder,
-                            load_model)
+from .models import (EMBEDDED, TINY, _differs, _first_line, _is_adapter, _place_of, _source, _unknown, active_adapters,
+                            atomic_folder, check_model, load_model)
 from .packing import PackedForward, packs
 from ..data.files import atomic_write
 from .progress import track
@@ -143,7 +143,7 @@ class FiniteSteps:
 # %% ../../nbs/lm/07_training.ipynb #31-training-013
 def check_ids(model, data, name, columns=('prompt_ids', 'chosen_ids', 'rejected_ids')):
     "Refuse a tokenizer that writes tokens which the model does not have"
-    n, top = model.get_input_embeddings().num_embeddings, max(max(ids, default=0) for k in columns for ids in data[k])
+    n, top = len(model.get_input_embeddings().weight), max(max(ids, default=0) for k in columns for ids in data[k])
     if top >= n: raise ValueError(f'the tokenizer writes token {top} in {name}, and the model has {n}: give the tokenizer of this model')
 
 def check_trainable(model):
@@ -168,6 +168,10 @@ def check_loaded(model, what):
         raise ValueError(f'{what} is a {type(model).__name__} and no model that writes text: give the first of what `load_model` returns')
     if is_adapted(model) and 'default' not in model.peft_config:
         raise ValueError(f"{what} has no adapter called 'default', which TRL trains, but {', '.join(model.peft_config)}: name it so")
+    if is_adapted(model) and (on := active_adapters(model)) != ['default']:
+        raise ValueError(f"of the adapters of {what}, {' and '.join(on) or 'none'} is on, and TRL trains 'default': call "
+                         "`set_adapter('default')`")
+    check_model(model, what)
 
 # %% ../../nbs/lm/07_training.ipynb #31-training-015
 def shared_rows(data, args, name):
