@@ -333,3 +333,16 @@ def test_the_answer_by_the_rules_of_the_plan(kw, gain, said):
                for a in ('yfpo', 'yfpo-random') for s in range(2) for i in range(4)]
     text = answer_text(score_answers(answers), rows, margins_of(gain))
     assert text == said
+
+@pytest.mark.parametrize('folder', [f for f in FOLDERS if (f/'contrasts.csv').exists()], ids=lambda f: f.name)
+def test_what_a_training_gives_and_takes(folder):
+    "A row a training, from the warm start first; every cell is that of contrasts.csv, bold where its interval leaves zero out"
+    from yfpo.lab.tables import METRIC_LABELS, balance_table, counting, whole_sets
+    df, table = whole_sets(counting(pd.read_csv(folder/'contrasts.csv'))), balance_table(pd.read_csv(folder/'contrasts.csv'))
+    asked = df[df.metric.isin([*METRIC_LABELS]) & df.contrast.str.endswith((' - sft', ' - dpo'))]
+    assert len(table) == asked.contrast.nunique() and table.contrast.iloc[0].endswith('minus SFT')
+    cells = [c for _, row in table.drop(columns='contrast').iterrows() for c in row if c]
+    assert len(cells) == len(asked) and sum('**' in c for c in cells) == ((asked.low > 0) | (asked.high < 0)).sum()
+    told = sorted(float(re.match(r'\**([+-][\d.]+)', c)[1]) for c in cells)
+    scale = [1 if m.startswith('nll') else 100 for m in asked.metric]
+    assert told == pytest.approx(sorted(k*d for k, d in zip(scale, asked.delta)), abs=.06)

@@ -197,6 +197,9 @@ def test_the_pilot_of_the_second_follow_up():
     shut = {r['learning_rate']: r for r in json.loads((logs/'hold.json').read_text())['shut gate']['rows']}
     assert (f"DPO at 3e-5 answers {100*shut[3e-5]['accuracy']:.1f} % of the dev questions and the warm start "
             f"{100*shut[0]['accuracy']:.1f} %") in plan
+    low = {r['learning_rate']: r for r in json.loads((logs/'hold.json').read_text())['second gate']['rows']}
+    assert (f"DPO answers {100*low[1e-5]['accuracy']:.1f} % of the dev questions at 1e-5 and {100*low[2e-5]['accuracy']:.1f} % at 2e-5, "
+            f"the warm start {100*low[0]['accuracy']:.1f} %") in plan
     by = pd.read_csv(logs/'hold-effect.csv').pivot_table(index=['run', 'pair'], columns='phase', values='neuron_margin')
     moved = (by.after - by.before).groupby('run').mean()
     assert len(by) == 2*101 and f"by {moved['yfpo-2']:.2f} spreads and DPO by {moved['dpo']:.2f}".replace('-', '\u2212') in plan

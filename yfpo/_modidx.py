@@ -1066,6 +1066,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'yfpo.lab.tables._sides': ('lab/tables.html#_sides', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables._tex': ('lab/tables.html#_tex', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables.audit_table': ('lab/tables.html#audit_table', 'yfpo/lab/tables.py'),
+                                 'yfpo.lab.tables.balance_table': ('lab/tables.html#balance_table', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables.beside_draws_table': ('lab/tables.html#beside_draws_table', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables.beside_margins': ('lab/tables.html#beside_margins', 'yfpo/lab/tables.py'),
                                  'yfpo.lab.tables.boot_text': ('lab/tables.html#boot_text', 'yfpo/lab/tables.py'),

@@ -6,10 +6,10 @@
 __all__ = ['METRIC_LABELS', 'HARM', 'SELECTORS', 'STUDY_MEASURES', 'STUDY_NAMES', 'latex_table', 'markdown_table', 'write_table',
            'level_text', 'pivot', 'whole_sets', 'main_table', 'bracket_note', 'sizes_note', 'difficulty_table',
            'rates_table', 'sampled_table', 'counting', 'delta_text', 'boot_text', 'contrast_table', 'family_table',
-           'harm_margins', 'testable', 'harm_table', 'margins_reached', 'declared_outcome', 'beside_margins',
-           'left_text', 'specificity_table', 'gradient_limit', 'dose_table', 'designs', 'power_table', 'simulated',
-           'sensitivity_table', 'selector_table', 'beside_draws_table', 'capability_table', 'permutation_p',
-           'audit_table', 'study_table', 'mediation_table', 'hacks_table']
+           'harm_margins', 'testable', 'harm_table', 'balance_table', 'margins_reached', 'declared_outcome',
+           'beside_margins', 'left_text', 'specificity_table', 'gradient_limit', 'dose_table', 'designs', 'power_table',
+           'simulated', 'sensitivity_table', 'selector_table', 'beside_draws_table', 'capability_table',
+           'permutation_p', 'audit_table', 'study_table', 'mediation_table', 'hacks_table']
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-002
 import math, re
@@ -216,6 +216,16 @@ def harm_table(contrasts, margins): # frame of contrasts.csv, what `harm_margins
                           'difference': interval(r.delta, r.low, r.high, *delta_unit(r.metric), '+', bold=r.low > 0 or r.high < 0),
                           'p of equivalence': p_text(r.p_equivalent) if testable(r, margins) else 'not testable at this n',
                           'n': str(r.n)} for r in df.itertuples()])
+
+def balance_table(contrasts): # frame of contrasts.csv
+    "What a training gives and takes: its differences from the warm start, and from DPO, in all that was measured, in one row"
+    import pandas as pd
+    known = whole_sets(counting(contrasts[contrasts.metric.isin([*METRIC_LABELS])]))
+    known = pd.concat([known[known.contrast.str.endswith(f' - {base}')] for base in ('sft', 'dpo')])
+    def cell(r): return interval(r.delta, r.low, r.high, *delta_unit(r.metric), '+', bold=r.low > 0 or r.high < 0)
+    def head(r): return f"{set_label(r.set)} {METRIC_LABELS[r.metric].replace('pair accuracy', 'ranked right')}"
+    return pd.DataFrame([{'contrast': contrast_label(c), **{head(r): cell(r) for r in own.itertuples()}}
+                         for c, own in known.groupby('contrast', sort=False)]).fillna('')
 
 # %% ../../nbs/lab/13_tables.ipynb #tables-spec-01
 def margins_reached(training, margins): # frames of training/*.csv and margins/*.csv
