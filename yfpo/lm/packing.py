@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from .decoding import any_batch, check_tokens, hooks_within, odd_attention
 from ..data.checks import check_count
-from .models import check_model, evaluating, head_logits, own_attention, unwrap
+from .models import check_model, evaluating, head_logits, odd_adapter, own_attention, unwrap
 from .responses import example_logprobs, hidden_states
 from .progress import track
 
@@ -182,10 +182,8 @@ def _window(model):
 
 def _known_trouble(model):
     "What in its configuration rules out packing, in words, or ''"
-    for peft in getattr(model, 'peft_config', {}).values():
-        if getattr(peft, 'is_prompt_learning', False) or getattr(peft, 'alora_invocation_tokens', None):
-            return f'its {type(peft).__name__} counts positions by column'
-    return odd_attention(model)
+    odd = odd_adapter(model)
+    return f'its {odd} counts positions by column' if odd else odd_attention(model)
 
 @torch.no_grad()
 def why_plain(model, forward=hidden_states):
