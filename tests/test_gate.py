@@ -1,10 +1,12 @@
 "The gate: which setting of DPO wins, when there is none, and where clipping begins."
-import json, math
+import json, math, shutil
 from dataclasses import asdict
+from pathlib import Path
 import pandas as pd, pytest
 from hypothesis import given, strategies as st
 from conftest import ROOT
 from test_launch import ready                                  # noqa: F401, a fixture
+from yfpo import trainer
 from yfpo.data.files import write_jsonl
 from yfpo.data.templates import make_problems
 from yfpo.lab.gate import Tried, best_setting, clip_norm, gated_settings, why_closed
@@ -93,6 +95,21 @@ def test_a_closed_gate_ends_with_a_sentence(stage, monkeypatch):
         go(likelihoods=[0.])
     assert not (run/'gate'/'chosen.json').exists() and len((run/'results'/'gate.csv').read_text().splitlines()) == 3
     assert '60.0%' in why_closed([tried(.5)], tried(.6))
+
+def test_answers_of_two_warm_starts_count_together(stage, monkeypatch):
+    "One start is spoilt and the other mended: open together, closed by the first alone; each has its pairs and an order of its own"
+    run, go = stage
+    for x in ('sft', 'pairs'): shutil.copytree(run/x, run/'warm1'/x)
+    rows, seeds, train = iter([1., 0., 0., 1.]), [], trainer.train_yfpo
+    monkeypatch.setattr('yfpo.evaluate.evaluate_model', lambda *a, **k: [dict(correct_numeric=next(rows), nll_gold=.1)])
+    monkeypatch.setattr(trainer, 'train_yfpo', lambda *a, seed, **k: seeds.append((seed, Path(a[4]).parent.name)) or train(*a, seed=seed, **k))
+    names = go(likelihoods=[0.], starts=2, seed=3)
+    assert names['best'].accuracy == .5 == names['start'].accuracy
+    assert seeds == [(3, '0.0001-0.1-0.0'), (4, '0.0001-0.1-0.0-warm1')]
+    assert pd.read_csv(run/'results'/'gate.csv').n.tolist() == [8, 8]
+    rows = iter([1., 0.])
+    with pytest.raises(ValueError, match='the gate is closed'): go(likelihoods=[0.], seed=3)
+    with pytest.raises(FileNotFoundError, match='warm2/sft/model is missing'): go(likelihoods=[0.], starts=3)
 
 def test_steps_are_clipped_beyond_the_default_of_the_trainer():
     "Where a recipe says nothing of it, the table of doses takes the same limit"

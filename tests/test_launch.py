@@ -262,3 +262,23 @@ def test_the_full_recipe_on_the_tiny_model(tmp_path):
     assert log.exists() and (tmp_path/'run'/'results'/'moves'/'yfpo-dynamic-seed0.csv').exists()
     assert 'pass@2' in (tmp_path/'run'/'results'/'tables'/'sampled.md').read_text()
     assert {'pass_1', 'pass_2', 'majority_2'} <= {l.split(',')[4] for l in (tmp_path/'run'/'results'/'main.csv').read_text().splitlines()}
+
+def test_the_recipe_for_a_gpu_on_the_tiny_model(tmp_path):
+    "which-neurons-large with 2 training pairs and 2 steps an arm: every stage and arm of it, first of all the checks of the device"
+    r = read_recipe('which-neurons-large').model_dump(exclude_none=True, exclude={'extends', 'without'})
+    few = dict(n_select=12, n_sft=16, n_questions=12, n_pairs=12, n_dev=4, n_test=4, n_samples=2, max_train=2, max_dev=2, k=.1, per_layer=.2,
+               n_general=12, n_draws=3, dose_batches=1, n_prose=3, n_choices=4, steps=2, rounds=2, reward_rounds=2, shapes=[[20, 8]],
+               shape_pairs=2, learning_rates=[1e-3], likelihoods=[0., 1.], learning_rate=1e-3, batch_size=4)
+    for stage, given in r['stages'].items(): given.update({k: few[k] for k in given if k in few})
+    r['stages']['gate']['by'] = 'nll'                          # a random model answers nothing
+    r['stages']['pairs']['pair_source'] = 'both'
+    r['shared'] |= dict(model='tiny', max_new_tokens=8, train=dict(num_train_epochs=1., per_device_train_batch_size=1))
+    f = tmp_path/'scaled.yaml'
+    f.write_text(json.dumps(dict(r, name='scaled', seeds=[0, 1, 2], jobs=2)))
+    done = subprocess.run([Path(sys.executable).parent/'yfpo', 'run', str(f), '--run-dir', str(tmp_path/'run')], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-800:] + done.stderr
+    results = tmp_path/'run'/'results'
+    logs = [pd.read_csv(results/'training'/f'{a}-seed{s}.csv') for a in r['arms'] for s in (0, 1, 2)]
+    assert len(logs) == 21 and {len(log) for log in logs} == {2}
+    assert (pd.read_csv(results/'device.csv').holds == 1).all() and (results/'bench_step.csv').exists()
+    assert {'YFPO - YFPO (random neurons)', 'YFPO - DPO'} <= {c.replace('−', '-') for c in pd.read_csv(results/'contrasts.csv').contrast}

@@ -22,6 +22,7 @@ from .lm.sets import MEMBER
 from .neurons import NeuronSet, as_set
 from .data.files import atomic_write, saved_json, saved_tensors
 from .lm.families import down_projs, write_matrix
+from .lm.models import gathered
 from .relevance import digit_ids, relevance_sums, rule_scope
 from .lm.packing import pack_examples, packed_logprobs, packed_states, packs, shared_batches
 from .lm.responses import Reading, TextReading, batches, collate, encode, hidden_states, odd_item, say_cut, token_logprobs
@@ -250,7 +251,7 @@ def _activations_of(model, examples, pad_id, neurons, how): # a `NeuronReading`
     logps = how.logps
     check_tokens(model, [e.ids for e in examples])
     shared = bool(examples) and packs(model, max(len(e.ids) for e in examples))
-    with NeuronReader(model, neurons) as reader, torch.no_grad():
+    with NeuronReader(model, neurons) as reader, gathered(model), torch.no_grad():
         chosen = (shared_batches if shared else batches)(examples, how.batch_size)
         for ix in track(chosen, desc='reading neurons', unit='batches', disable=not how.progress):
             reader.clear()

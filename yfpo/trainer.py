@@ -8,7 +8,7 @@ __all__ = ['Seen', 'Read', 'Start', 'YFPOConfig', 'check_yfpo', 'watched', 'seen
            'card_text', 'save_beside']
 
 # %% ../nbs/05_trainer.ipynb #13-trainer-002
-import contextlib, copy, hashlib, warnings
+import contextlib, copy, hashlib, os, warnings
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 from .data.checks import check_count, check_name, check_number, says, tell_fields
 from .lm.machine import keep_memory
-from .lm.models import base_fingerprint, fingerprint, keep_base, load_model
+from .lm.models import base_fingerprint, fingerprint, gathered, keep_base, load_model, sharded
 from .lm.packing import packed_states, packs
 from .lm.responses import hidden_states
 from .lm.sets import MEMBER
@@ -119,7 +119,7 @@ def watched(model, ref_model, sets):
 @torch.no_grad()
 def seen_of(model, sets, inputs, packed=None):
     "What is seen of `sets` in one more forward pass: a `Seen`, in the layout of the padded batch"
-    with NeuronReader(model, join(sets)) as reader:
+    with NeuronReader(model, join(sets)) as reader, gathered(model):
         hidden_states(model, inputs) if packed is None else packed_states(model, packed.packed)
     a = reader.activations()
     return Seen(a if packed is None else packed.unpack(a), reader.norms())
@@ -255,7 +255,7 @@ class ReferenceTable(PairTable):
         out, ro = [], READOUTS[readout]
         for name, ex in self.texts.items():                    # the training pairs first
             make = partial(self._read_out, ex, neurons, stats, ro) if out else partial(self._fit, ex, neurons, outside, stats, ro)
-            with self.scope(), self.accelerator.main_process_first():
+            with self.reading():
                 kept = self.kept(('phi', name, ex, *_about(readout, neurons, outside, stats)), make)
             if not out:
                 own, others = (_stats_in(kept, k) for k in ('set', 'outside'))
@@ -285,22 +285,20 @@ def _unusable(kept, stats, ro, examples):
 @patch
 def _read_out(self:ReferenceTable, examples, neurons, stats, ro):
     "Read-outs alone"
-    with torch.random.fork_rng(), self.accelerator.autocast():
-        phi = read_examples(self.model, examples, self.pad_id, neurons, stats, ro, batch_size=self.batch_size)
+    phi = read_examples(self.model, examples, self.pad_id, neurons, stats, ro, batch_size=self.batch_size)
     return dict(phi=phi.view(2, -1).T.contiguous())
 
 @patch
 def _fit(self:ReferenceTable, examples, neurons, outside, given, ro):
     "Read-outs, and the statistics of the set and of the outside sample, from one pass over the texts"
     both, K = join([neurons, outside]), len(neurons)
-    with torch.random.fork_rng(), self.accelerator.autocast():
-        stats, norms, read = fit_and_read(self.model, examples, self.pad_id, both, [K, len(outside)], batch_size=self.batch_size)
-        own = given or RewardStats(stats.mean[:K], stats.std[:K], stats.wnorm[:K])
-        phi, clipped = torch.zeros(len(examples)), []
-        for i, a in read:
-            on, a = torch.ones(1, len(a), dtype=torch.bool, device=a.device), a[None, :, :K]
-            phi[i] = readout(a, on, neurons, own, ro, norms[:K]).item()
-            if given is not None: clipped.append(clipped_share(a, on, neurons, own, ro, norms[:K]).item())
+    stats, norms, read = fit_and_read(self.model, examples, self.pad_id, both, [K, len(outside)], batch_size=self.batch_size)
+    own = given or RewardStats(stats.mean[:K], stats.std[:K], stats.wnorm[:K])
+    phi, clipped = torch.zeros(len(examples)), []
+    for i, a in read:
+        on, a = torch.ones(1, len(a), dtype=torch.bool, device=a.device), a[None, :, :K]
+        phi[i] = readout(a, on, neurons, own, ro, norms[:K]).item()
+        if given is not None: clipped.append(clipped_share(a, on, neurons, own, ro, norms[:K]).item())
     ro = ro if given is None else READOUTS['standardised']     # given statistics have their slope in `phi`
     phi, scale, slope = fit_margins(phi.view(2, -1).T, spoken_lengths(examples), ro)
     res = {f'{k}_{x}': getattr(stats, x)[part].contiguous() for k, part in (('set', slice(K)), ('outside', slice(K, None)))
@@ -419,6 +417,7 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
         kwargs.update(datasets_of(args, kwargs))
         with as_loaded(args, named): super().__init__(model, reference_for(model, ref_model, args, kwargs), args, **kwargs)
         check_made(self.train_dataset, self.eval_dataset, args, model)
+        _check_shards(self)
         if self.aux_loss_enabled and not hasattr(model.config.get_text_config(), 'num_experts'):
             raise ValueError(f"TRL has no loss for the router of {model.config.model_type!r} models: set router_aux_loss_coef=0")
         if model.device.type == 'cpu': keep_memory()
@@ -441,7 +440,8 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
         folder = Path(output_dir or self.args.output_dir).expanduser()
         if folder.is_file(): raise FileExistsError(f'{folder} is a file: give a folder')
         super().save_model(str(folder), *args, **kwargs)
-        if self.args.should_save: save_beside(folder, self.accelerator.unwrap_model(self.model), self.processing_class, self.term)
+        net, writes = self.accelerator.unwrap_model(self.model), self.args.should_save
+        if writes or sharded(net): save_beside(folder, net, self.processing_class, self.term, writes)
 
     def create_model_card(self, *args, **kwargs):
         "TRL's model card, followed by the sections of `card_text`"
@@ -519,12 +519,23 @@ def _check_neurons(model, args, neurons):
         raise ValueError(f'neuron_weight is {args.neuron_weight} but there are no neurons: give neurons=, or neuron_weight=0 for plain DPO')
     elif args.anchor_weight: raise ValueError('anchor_weight is set but there are no neurons: give neurons=, whose complement is anchored')
 
+def _check_shards(trainer):
+    "Refuse weights that are sharded so that neurons cannot be read; with FSDP2 prompts are not shared, since each batch runs whole layers"
+    state, args = trainer.accelerator.state, trainer.args
+    if trainer.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3:
+        raise ValueError('ZeRO 3 hides the weights of the neurons: use ZeRO 2 (zero2.yaml) or FSDP2 (fsdp2.yaml)')
+    if not trainer.is_fsdp_enabled: return
+    if state.fsdp_plugin.fsdp_version != 2: raise ValueError('FSDP 1 hides the weights of the neurons: use FSDP2 (fsdp2.yaml)')
+    if args.share_prompts: warnings.warn('prompts are not shared: the weights are sharded (FSDP2)', stacklevel=3)
+    args.share_prompts = False
+
 def reference_for(model, given, args, kwargs):
     "A copy of `model`, since TRL would load the reference by a hub name; None where an adapter is off instead, or it is asked beforehand"
     adapted = is_adapted(model) or kwargs.get('peft_config') is not None
+    shards = os.environ.get('ACCELERATE_USE_FSDP') == 'true' or bool(args.fsdp)            # there TRL asks a reference all the same
     if args.anchor_weight and args.precompute_ref_log_probs and given is None and not adapted:
         raise ValueError('anchor_weight needs the reference beside the policy: set precompute_ref_log_probs=False, or give ref_model')
-    if given is not None or args.precompute_ref_log_probs or adapted: return given
+    if given is not None or adapted or args.precompute_ref_log_probs and not shards: return given
     if len({*getattr(model, 'hf_device_map', {}).values()}) > 1:           # accelerate's hooks of a copy would run the policy
         raise ValueError('the model lies on several devices, where it cannot be copied as the reference: give ref_model or a peft_config, '
                          'or start with `accelerate launch`')
@@ -619,11 +630,11 @@ def card_text(term, sections): # the `PairTerm`; {heading: Markdown} of the call
     for title, body in sections.items(): text += ['', f'## {title}', '', str(body).strip()]
     return '\n'.join(text) + '\n'
 
-def save_beside(folder, model, tokenizer, term): # a `PairTerm`, or None
+def save_beside(folder, model, tokenizer, term, writes:bool=True): # term: a `PairTerm`, or None; writes: see `keep_base`
     "What a saved model needs beside its weights: what an adapter belongs to, and the neurons and statistics it was trained with"
-    clear_folder(folder, is_adapted(model), () if term is not None else ('neurons', 'reward'))
-    keep_base(model, tokenizer, folder)
-    if term is not None: term.neurons.save(folder/'neurons'); term.stats.save(folder/'reward')
+    if writes: clear_folder(folder, is_adapted(model), () if term is not None else ('neurons', 'reward'))
+    keep_base(model, tokenizer, folder, writes)
+    if writes and term is not None: term.neurons.save(folder/'neurons'); term.stats.save(folder/'reward')
 
 @patch(cls_method=True)
 def from_folder(cls:YFPOTrainer, folder, # written by `save_model`: plain weights, `neurons/` and `reward/`

@@ -105,6 +105,8 @@ class DynamicSelection(TrainerCallback):
                  **kwargs): # fields of `Moves`
         self.how = Moves(**known_settings(Moves, kwargs))
         if trainer.neurons is None: raise ValueError('the trainer rewards no neurons: give it neurons= before selecting them again')
+        if trainer.is_fsdp_enabled:
+            raise ValueError('neurons are not selected anew where weights are sharded (FSDP): share the pairs instead (DDP)')
         if trainer.ref_model is None and not hasattr(trainer.model, 'peft_config'):
             raise ValueError('new members need the reference beside the policy: set precompute_ref_log_probs=False')
         self.trainer, self.tokenizer, self.texts = trainer, tokenizer, (capability, general)

@@ -102,6 +102,8 @@ class Monitor(TrainerCallback):
     def __init__(self, trainer, tokenizer, problems, # dev `Problem`s to sample answers to
                  prose=(), # plain texts whose loss is watched
                  **kwargs): # fields of `Looks`
+        if trainer.is_fsdp_enabled:
+            raise ValueError('a Monitor writes no answers where weights are sharded (FSDP): share the pairs instead (DDP)')
         self.trainer, self.tokenizer, self.problems, self.prose = trainer, tokenizer, _problems(problems), _prose(prose)
         self.how = Looks(**known_settings(Looks, kwargs))
         if self.how.stop is not None: self._check_stop()

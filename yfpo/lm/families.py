@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Callable
 import torch
 from .experts import expert_neurons
-from .models import evaluating, unwrap
+from .models import evaluating, unwrap, whole
 
 # %% ../../nbs/lm/13_families.ipynb #fml-004
 def _split(mlp, x): return mlp.gate_proj(x), mlp.up_proj(x)
@@ -144,7 +144,7 @@ def _low_rank(m):
     if off != merged: return []                                # one of them alone: the weights stand as they are
     names, rest = ([k for k in m.active_adapters if k in d] for d in (getattr(m, 'lora_A', {}), getattr(m, 'lora_variant', {})))
     if off or not hasattr(m, 'lora_A') or rest or any(getattr(m, 'use_dora', {}).get(k) for k in names): return None
-    return [(m.lora_B[k].weight, m.lora_A[k].weight, m.scaling[k]) for k in names]
+    return [(whole(m.lora_B[k].weight), whole(m.lora_A[k].weight), m.scaling[k]) for k in names]
 
 def _said(m, x):
     "What a module makes of `x`, without dropout and without its own hooks"
@@ -153,11 +153,14 @@ def _said(m, x):
 def write_matrix(down, index=slice(None)): # of the neurons that are wanted
     "The weights of a linear module as (hidden, neurons): column i is what neuron i writes; an adapter counts, without a gradient"
     own, outer = _inside(down)
-    W = own.weight.t() if type(own).__name__ == 'Conv1D' else own.weight
+    W = whole(own.weight)
+    if type(own).__name__ == 'Conv1D': W = W.t()
     if outer is None: return W[:, index]
     with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
         parts = _low_rank(outer)
         if parts is not None: return sum(((b@a[:, index]*s).float() for b, a, s in parts), W[:, index].float())
+        if hasattr(own.weight, 'full_tensor'):
+            raise ValueError('where weights are sharded (FSDP2), no adapter but plain LoRA can be read: train with that')
         at = torch.arange(W.shape[1], device=W.device)[index]
         x = W.new_zeros(len(at), W.shape[1]).index_put((torch.arange(len(at), device=W.device), at), W.new_ones(()))     # one neuron a row
         return (_said(outer, x[None]) - _said(outer, torch.zeros_like(x[:1])[None]))[0].float().t()

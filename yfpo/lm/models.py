@@ -7,7 +7,7 @@ __all__ = ['chatml', 'EMBEDDED', 'GEMMA', 'TINY', 'NAMED', 'plain_chat', 'FLOATS
            'SAVED', 'byte_tokenizer', 'tiny_model', 'embedded_gguf', 'gemma_parts', 'joined', 'from_gguf',
            'check_model', 'odd_adapter', 'active_adapters', 'check_tokenizer', 'load_model', 'unwrap', 'cache_name',
            'cache_in', 'evaluating', 'logit_scale', 'head_logits', 'own_attention', 'fingerprint', 'base_fingerprint',
-           'atomic_folder', 'save_model', 'keep_base']
+           'sharded', 'whole', 'gathered', 'atomic_folder', 'save_model', 'keep_base']
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-002
 import difflib, errno, fnmatch, functools, hashlib, importlib.util, inspect, json, math, os, re, shutil, sys, tempfile
@@ -448,11 +448,18 @@ def fingerprint(model,
     "Short hash of a model: its settings, and the name, format, shape and bytes of parameters and saved buffers, tied ones once"
     on = [(n, m.disable_adapters, m.active_adapters, getattr(m, 'scaling', None)) for n, m in model.named_modules()
           if hasattr(m, 'get_base_layer')]                     # which adapters are active, and their scale
-    return _hash_of(model.state_dict(), dtype, _settings(model) + (repr(on) if on else ''))
+    return _hash_of(model.state_dict(), dtype, _settings(model) + (repr(on) if on else ''), _tied(model) if sharded(model) else None)
+
+def _tied(model):
+    "{name of a parameter: the first name that it has}"
+    first = {}
+    return {n: first.setdefault(id(p), n) for n, p in model.named_parameters(remove_duplicate=False)}
 
 def base_fingerprint(model, dtype=None):
     "The `fingerprint` that the model inside a PEFT wrapper had before it was wrapped"
-    return _hash_of(_base_weights(model), dtype, _settings(model)) if hasattr(model, 'peft_config') else fingerprint(model, dtype)
+    if not hasattr(model, 'peft_config'): return fingerprint(model, dtype)
+    tied = {_unwrapped_name(k): _unwrapped_name(v) for k, v in _tied(unwrap(model)).items()} if sharded(model) else None
+    return _hash_of(_base_weights(model), dtype, _settings(model), tied)
 
 UNREAD = re.compile('_name_or_path|architectures|transformers_version|(torch_)?dtype|use_cache|.*_token_id|id2label|label2id|return_dict|'
                     'output_.*|problem_type|initializer_.*|tie_.*|quantization_config')        # of a config, by a forward pass
@@ -462,11 +469,29 @@ def _settings(model):
     known = unwrap(model).config.get_text_config().to_dict()
     return json.dumps({k: v for k, v in known.items() if not UNREAD.fullmatch(k)}, sort_keys=True, default=str)
 
-def _hash_of(state, dtype=None, start=''):
+def sharded(model):
+    "Whether its weights lie in parts on several processes (FSDP2)"
+    return hasattr(model, 'unshard')
+
+def whole(t):
+    "A weight, gathered if it lies in parts: then all processes must ask for it together"
+    return t.full_tensor() if hasattr(t, 'full_tensor') else t
+
+@contextmanager
+def gathered(model):
+    "In this scope the modules of a sharded model may be called by themselves, by all processes together"
+    if sharded(model): model.unshard()                         # what the layers do not hold; they gather their own
+    try: yield
+    finally:
+        if sharded(model): model.reshard()
+
+def _hash_of(state, dtype=None, start='', tied=None): # tied: see `_tied`; default: by where the weights lie
     h, seen = hashlib.sha256(start.encode()), {}
     for name, t in state.items():
         if not isinstance(t, torch.Tensor): h.update(repr((name, t)).encode()); continue
-        first = seen.setdefault((t.data_ptr(), t.dtype, t.shape, t.stride()), name) if t.numel() else name
+        t = whole(t)
+        if tied is not None or not t.numel(): first = (tied or {}).get(name, name)
+        else: first = seen.setdefault((t.data_ptr(), t.dtype, t.shape, t.stride()), name)
         kind = dtype if dtype and t.is_floating_point() else t.dtype
         h.update(repr((name, str(kind), tuple(t.shape), first)).encode())
         parts = t.detach().contiguous().view(-1).split(2**20) if first == name else ()    # small enough that a cast reuses its memory
@@ -479,8 +504,10 @@ def _base_weights(model):
     prefix = getattr(model.base_model, 'prefix', None)         # 'lora_' for LoRA
     for k, v in base.state_dict().items():
         if (prefix and f'.{prefix}' in k) or '.modules_to_save.' in k or '.trainable_tokens_' in k: continue
-        res[k.replace('.token_adapter.', '.').replace('.base_layer.', '.').replace('.original_module.', '.')] = v
+        res[_unwrapped_name(k)] = v
     return res
+
+def _unwrapped_name(k): return k.replace('.token_adapter.', '.').replace('.base_layer.', '.').replace('.original_module.', '.')
 
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-023
@@ -552,15 +579,17 @@ def save_model(model, tokenizer, folder):
 
 
 # %% ../../nbs/lm/02_models.ipynb #01-model-046
-def keep_base(model, tokenizer, folder):
+def keep_base(model, tokenizer, folder, # of the adapter
+              writes:bool=True): # whether this process does; all must call it for a sharded model
     "Write beside PEFT's adapter in `folder`: the base's name and the hash of its weights, or the base itself"
     if not hasattr(model, 'peft_config'): return
     base, name, now = unwrap(model), getattr(unwrap(model), 'source', None), base_fingerprint(model)
     if not name or _weights_called(name, base.dtype) != now:
         name = None
-        base.save_pretrained(Path(folder)/'base', state_dict={k: v.contiguous() for k, v in _base_weights(model).items()})
-        tokenizer.save_pretrained(Path(folder)/'base')
-    else: shutil.rmtree(Path(folder)/'base', ignore_errors=True)         # of an earlier adapter here
+        weights = {k: whole(v).contiguous() for k, v in _base_weights(model).items()}
+        if writes: base.save_pretrained(Path(folder)/'base', state_dict=weights); tokenizer.save_pretrained(Path(folder)/'base')
+    elif writes: shutil.rmtree(Path(folder)/'base', ignore_errors=True)         # of an earlier adapter here
+    if not writes: return
     note = dict(name=name, dtype=str(base.dtype).removeprefix('torch.'), weights=now)
     (Path(folder)/'base.json').write_text(json.dumps(note, indent=1) + '\n', encoding='utf-8')
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from .decoding import any_batch, check_tokens, hooks_within, odd_attention
 from ..data.checks import check_count
-from .models import check_model, evaluating, head_logits, odd_adapter, own_attention, unwrap
+from .models import check_model, evaluating, head_logits, odd_adapter, own_attention, sharded, unwrap
 from .responses import example_logprobs, hidden_states
 from .progress import track
 
@@ -352,7 +352,7 @@ PACKS = WeakKeyDictionary()                                    # model -> {(atte
 
 def packs(model, longest:int): # tokens of the longest sequence
     "Whether `model` can run a packed batch; tried once, with one warning if it cannot"
-    if longest > _window(model) or not any_batch(model): return False
+    if sharded(model) or longest > _window(model) or not any_batch(model): return False
     key = (model.config._attn_implementation, str(model.dtype))
     tried = PACKS.setdefault(model, {})
     if key not in tried:

@@ -6,15 +6,16 @@
 __all__ = ['PairTable']
 
 # %% ../../nbs/lm/09_tables.ipynb #tables-002
-import hashlib
+import contextlib, hashlib
 from functools import partial
 from pathlib import Path
 import torch
+from accelerate.utils import gather_object
 from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from ..data.files import atomic_write
-from .models import evaluating, fingerprint
+from .models import evaluating, fingerprint, sharded
 from .packing import packs, shared_logprobs
 from .responses import Example
 from .rows import divergent_examples, spoken_example
@@ -51,13 +52,24 @@ class PairTable:
         "What `make()` returns, or a file with it from the same weights and question; a broken file is made again"
         known = ('in eval mode', fingerprint(self.model), str(self.accelerator.mixed_precision), *about)
         path = self.folder/f'{hashlib.sha256(repr(known).encode()).hexdigest()[:24]}.safetensors'
-        try: return load_file(path)
-        except (FileNotFoundError, SafetensorError):
-            with evaluating(self.model): res = make()
+        try: res = load_file(path)
+        except (FileNotFoundError, SafetensorError): res = None
+        if self._all(res is not None): return res
+        with evaluating(self.model): res = make()
         if self.accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as tmp: save_file(res, str(tmp))
         return res
+
+    def _all(self, found):
+        "Whether all processes that read together have `found` a file; without one, none may skip the reading"
+        return all(gather_object([found])) if sharded(self.model) else found
+
+    @contextlib.contextmanager
+    def reading(self):
+        "The scope to read in: the first process before the others, or all at once where each holds a part of the model"
+        turn = contextlib.nullcontext() if sharded(self.model) else self.accelerator.main_process_first()
+        with self.scope(), turn, torch.random.fork_rng(), self.accelerator.autocast(): yield
 
 # %% ../../nbs/lm/09_tables.ipynb #13-trainer-019
 @patch
@@ -69,8 +81,7 @@ def logps(self:PairTable):
         return dict(logps=torch.stack(sums).view(2, -1).T.contiguous())
     out = []
     for ex in self.whole.values():
-        with self.scope(), self.accelerator.main_process_first(), torch.random.fork_rng(), self.accelerator.autocast():
-            out.append(self.kept(('logps', ex), partial(read, ex))['logps'])
+        with self.reading(): out.append(self.kept(('logps', ex), partial(read, ex))['logps'])
     if not all(x.isfinite().all() for x in out):
         raise NotFiniteError('log-probabilities of the reference model are not finite: look at its weights, or load it anew')
     return torch.cat(out)
