@@ -1,13 +1,14 @@
 "Faults that users of TRL, PEFT and interpretability tools have reported, tried here: adapters, caches, stops."
 import copy
+from contextlib import nullcontext
 import pytest, torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from test_trainer import PAIRS, config, make, run, tiny  # noqa: F401
 from yfpo.beyond.families import random_model
 from yfpo.interventions import patch_from
-from yfpo.lm.decoding import _ending
+from yfpo.lm.decoding import _ending, completions
 from yfpo.lm.models import byte_tokenizer, load_model, save_model
-from yfpo.neurons import NeuronSet, model_signature
+from yfpo.neurons import NeuronSet, capability_relevance, model_signature
 from yfpo.trainer import YFPOTrainer
 
 pytestmark = pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::UserWarning')
@@ -97,6 +98,30 @@ def test_a_cache_begun_outside_a_patch_is_refused():
     begun = m(ids, use_cache=True).past_key_values
     with patch_from(m, donor, first_neurons(m)), pytest.raises(ValueError, match='begun outside `patch_from`'):
         m(ids[:, :1], past_key_values=begun)
+
+def test_a_static_cache_is_refused_under_a_donor():
+    m = random_model('llama', vocab_size=259)
+    with patch_from(m, copy.deepcopy(m), first_neurons(m)), pytest.raises(ValueError, match='generate without a static one'):
+        m.generate(torch.arange(3, 11)[None], do_sample=False, max_new_tokens=4, cache_implementation='static', disable_compile=True)
+
+@pytest.mark.parametrize('family, full', [('gpt2', True), ('llama', False)])
+def test_learned_positions_have_an_end(tiny, family, full):
+    "GPT-2 stops with an IndexError past its last position; where positions are computed, writing goes on"
+    m, tok = random_model(family, vocab_size=len(tiny[0].get_input_embeddings().weight), max_position_embeddings=16), tiny[1]
+    def written(new): return [x for _, some in completions(m, tok, ['2 + 2 ='], max_new_tokens=new) for x in some]
+    n = len(tok('2 + 2 =').input_ids)
+    assert len(written(17 - n)) == 1
+    with pytest.raises(ValueError, match=f'{n} tokens and max_new_tokens={18 - n} need 17 positions') if full else nullcontext():
+        assert len(written(18 - n)) == 1
+
+def test_relevance_says_that_it_needs_gradients(tiny):
+    with torch.inference_mode(), pytest.raises(ValueError, match='leave torch.inference_mode'):
+        capability_relevance(*tiny, [('2 + 2 =', ' 4')], [('The sea', ' is calm')])
+
+def test_predict_says_what_it_takes(tiny, tmp_path):
+    t = make(tiny, tmp_path, neuron_weight=.5, trainer_kw=dict(eval_dataset=PAIRS[:4]))
+    with pytest.raises(ValueError, match='for pairs there are `evaluate` and `effect`'): t.predict(PAIRS[:4])
+    assert t.predict(t.eval_dataset).metrics['test_loss'] == pytest.approx(t.evaluate()['eval_loss'])
 
 @pytest.mark.parametrize('stop', ['😀', '答案：', 'ab'])
 def test_a_stop_of_many_bytes_is_seen(tiny, stop):

@@ -153,6 +153,7 @@ def patch_from(model, donor, neurons, spare_first:bool=True):
         return hook
     def before(args, kwargs):
         theirs, mine = {k: v for k, v in kwargs.items() if k not in CACHES}, cache_in(kwargs)
+        if getattr(mine, 'is_compileable', False): raise ValueError('patch_from needs a cache that grows: generate without a static one')
         if mine is not None:
             if mine.get_seq_length() == 0: state['cache'] = _twin(mine, DynamicCache(config=base.config))
             if 'cache' not in state:

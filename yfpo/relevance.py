@@ -339,6 +339,7 @@ def explained(model, batch, seed:str='centred', digits=None):
 
 def explain(model, batch, modules, rule, read, seed='centred', digits=None):
     "One forward and one backward: `read(i, activation, gradient)` sees the input of each of `modules`; returns the explained numbers (B,)"
+    if torch.is_inference_mode_enabled(): raise ValueError('relevance needs gradients: leave torch.inference_mode() before it')
     longest = getattr(unwrap(model).config, 'max_position_embeddings', None)
     longest_text = int(batch['attention_mask'].sum(1).max())
     if longest and longest_text > longest:

@@ -6,7 +6,7 @@
 __all__ = ['UNWRITTEN', 'WRAPPERS', 'DECODES', 'GumbelNoise', 'turn_end', 'stop_ids', 'left_padded', 'plain_decode', 'RoomyLayer',
            'common_beginning', 'Beginning', 'read_beginning', 'shared_attention', 'alike', 'decode', 'odd_attention',
            'why_plain_decoding', 'Edit', 'hooks_within', 'any_batch', 'edited', 'decodes', 'Chat', 'text_ids',
-           'adds_space', 'first_token', 'pair_ids', 'check_tokens', 'completions', 'vllm_decode']
+           'adds_space', 'first_token', 'pair_ids', 'check_tokens', 'check_places', 'completions', 'vllm_decode']
 
 # %% ../../nbs/lm/03_decoding.ipynb #02-decod-002
 import hashlib, tempfile, warnings
@@ -394,6 +394,15 @@ def _prompt_ids(model, tokenizer, prompts):
     check_tokens(model, ids)
     return ids
 
+def check_places(model, prompt:int, new:int): # tokens of the longest prompt, and of what follows it
+    "Refuse a text that is longer than the positions that a model has learned, as GPT-2 has"
+    n = getattr(model.config.get_text_config(), 'max_position_embeddings', None) or 0
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not model.get_input_embeddings()]
+    need = prompt + new - 1                                    # the last token is not read again
+    if need <= n or not any(n <= t.num_embeddings <= n + 2 for t in tables): return
+    raise ValueError(f'a prompt of {prompt} tokens and max_new_tokens={new} need {need} positions, and this model has learned {n}: '
+                     'give less of one of them')
+
 @takes(Decoding)
 def completions(model, tokenizer, prompts, # texts
                 keys=None, # one a prompt, seeds of its noise; needed where `temperature` is above 0
@@ -401,6 +410,7 @@ def completions(model, tokenizer, prompts, # texts
     "Yields batches (places in `prompts`, their (text, tokens, finished, token ids)), longest prompts first"
     how = taken(completions, kwargs)
     ids = _prompt_ids(model, tokenizer, prompts)
+    check_places(model, max(map(len, ids)), how.max_new_tokens)
     if how.temperature > 0 and (not isinstance(keys, (list, tuple)) or len(keys) != len(ids)):
         raise ValueError(f'keys are {keys!r:.60}: sampling needs a list with one text for each of the {len(ids)} prompts')
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))

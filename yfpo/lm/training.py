@@ -206,6 +206,12 @@ class PairRows:
         "TRL's `evaluate`, which here also takes lists of dicts"
         return super().evaluate(asked_of(eval_dataset, self.eval_dataset), *args, **kwargs)
 
+    def predict(self, test_dataset, *args, **kwargs):
+        "The trainer's own `predict`, on rows that are tokenised already"
+        if 'prompt_ids' not in (getattr(test_dataset, 'column_names', None) or ()):
+            raise ValueError('predict takes tokenised rows, such as trainer.eval_dataset: for pairs there are `evaluate` and `effect`')
+        return super().predict(test_dataset, *args, **kwargs)
+
 # %% ../../nbs/lm/07_training.ipynb #31-training-062
 def datasets_of(args, given):
     "`train_dataset` and `eval_dataset` as datasets of pairs, from the arguments of a trainer"
