@@ -102,7 +102,8 @@ def test_answers_of_two_warm_starts_count_together(stage, monkeypatch):
     for x in ('sft', 'pairs'): shutil.copytree(run/x, run/'warm1'/x)
     rows, seeds, train = iter([1., 0., 0., 1.]), [], trainer.train_yfpo
     monkeypatch.setattr('yfpo.evaluate.evaluate_model', lambda *a, **k: [dict(correct_numeric=next(rows), nll_gold=.1)])
-    monkeypatch.setattr(trainer, 'train_yfpo', lambda *a, seed, **k: seeds.append((seed, Path(a[4]).parent.name)) or train(*a, seed=seed, **k))
+    def noted(*args, seed, **kw): seeds.append((seed, Path(args[4]).parent.name)); return train(*args, seed=seed, **kw)
+    monkeypatch.setattr(trainer, 'train_yfpo', noted)
     names = go(likelihoods=[0.], starts=2, seed=3)
     assert names['best'].accuracy == .5 == names['start'].accuracy
     assert seeds == [(3, '0.0001-0.1-0.0'), (4, '0.0001-0.1-0.0-warm1')]

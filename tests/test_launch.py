@@ -266,19 +266,36 @@ def test_the_full_recipe_on_the_tiny_model(tmp_path):
 def test_the_recipe_for_a_gpu_on_the_tiny_model(tmp_path):
     "which-neurons-large with 2 training pairs and 2 steps an arm: every stage and arm of it, first of all the checks of the device"
     r = read_recipe('which-neurons-large').model_dump(exclude_none=True, exclude={'extends', 'without'})
-    few = dict(n_select=12, n_sft=16, n_questions=12, n_pairs=12, n_dev=4, n_test=4, n_samples=2, max_train=2, max_dev=2, k=.1, per_layer=.2,
-               n_general=12, n_draws=3, dose_batches=1, n_prose=3, n_choices=4, steps=2, rounds=2, reward_rounds=2, shapes=[[20, 8]],
-               shape_pairs=2, learning_rates=[1e-3], likelihoods=[0., 1.], learning_rate=1e-3, batch_size=4)
+    few = dict(n_select=12, n_sft=16, n_questions=12, n_pairs=12, n_dev=4, n_test=4, n_samples=2, max_train=2, max_dev=2, k=.1,
+               per_layer=.2, n_general=12, n_draws=3, dose_batches=1, n_prose=3, n_choices=4, steps=2, rounds=2, reward_rounds=2,
+               shapes=[[20, 8]], shape_pairs=2, learning_rates=[1e-3], likelihoods=[0., 1.], learning_rate=1e-3, batch_size=4)
     for stage, given in r['stages'].items(): given.update({k: few[k] for k in given if k in few})
     r['stages']['gate']['by'] = 'nll'                          # a random model answers nothing
     r['stages']['pairs']['pair_source'] = 'both'
     r['shared'] |= dict(model='tiny', max_new_tokens=8, train=dict(num_train_epochs=1., per_device_train_batch_size=1))
     f = tmp_path/'scaled.yaml'
     f.write_text(json.dumps(dict(r, name='scaled', seeds=[0, 1, 2], jobs=2)))
-    done = subprocess.run([Path(sys.executable).parent/'yfpo', 'run', str(f), '--run-dir', str(tmp_path/'run')], capture_output=True, text=True)
+    command = [Path(sys.executable).parent/'yfpo', 'run', str(f), '--run-dir', str(tmp_path/'run')]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-800:] + done.stderr
     results = tmp_path/'run'/'results'
     logs = [pd.read_csv(results/'training'/f'{a}-seed{s}.csv') for a in r['arms'] for s in (0, 1, 2)]
     assert len(logs) == 21 and {len(log) for log in logs} == {2}
     assert (pd.read_csv(results/'device.csv').holds == 1).all() and (results/'bench_step.csv').exists()
-    assert {'YFPO - YFPO (random neurons)', 'YFPO - DPO'} <= {c.replace('−', '-') for c in pd.read_csv(results/'contrasts.csv').contrast}
+    said = set(pd.read_csv(results/'contrasts.csv').contrast)
+    assert {'yfpo - yfpo-random', 'yfpo - dpo-diluted', 'yfpo - yfpo-reversed', 'yfpo - dpo'} <= said
+
+def test_the_benchmark_runs_under_the_engine(tmp_path):
+    "Every stage of bench but lm-evaluation-harness's, on the tiny model: what each writes is what it declares"
+    how = dict(bench_step=dict(rounds=1, reward_rounds=1, dtypes=['float32'], rejected=['other'], shapes=[[20, 8]]),
+               bench_relevance=dict(dtypes=['float32']), bench_losses=dict(steps=2, shapes=[[20, 8]]),
+               bench_scaling=dict(responses=[6], sizes=[.1], widths=[32], processes=[1]))
+    assert {f'bench_{k}' for k in ('generation', 'summary')} | how.keys() == read_recipe('bench').stages.keys()
+    f = tmp_path/'scaled.yaml'
+    f.write_text(json.dumps(dict(name='scaled', shared=dict(model='tiny', data_dir=''), stages=how)))
+    command = [Path(sys.executable).parent/'yfpo', 'run', str(f), '--run-dir', str(tmp_path/'run')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-800:] + done.stderr
+    assert {f.stem for f in (tmp_path/'run'/'results').glob('bench_*.csv')} == how.keys()
+    times = pd.read_csv(tmp_path/'run'/'results'/'bench_scaling.csv')
+    assert times[times.axis == 'pairs'].x.tolist() == [1, 2] and (times.seconds > 0).all()

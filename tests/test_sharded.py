@@ -34,7 +34,8 @@ said = t.evaluate()
 t.save_model(str(folder/'model'))
 if t.is_world_process_zero():
     kind = [t.accelerator.num_processes, t.is_fsdp_enabled, type(next(t.model_wrapped.parameters())).__name__]
-    (folder/'log.json').write_text(json.dumps([kind, said['eval_loss'], *(column(t, k) for k in ('loss', 'neurons/margins', 'rewards/margins'))]))
+    logged = [column(t, k) for k in ('loss', 'neurons/margins', 'rewards/margins')]
+    (folder/'log.json').write_text(json.dumps([kind, said['eval_loss'], *logged]))
 '''
 KEYS = 'loss', 'neurons/margins', 'rewards/margins'
 
@@ -91,7 +92,8 @@ def test_what_shards_cannot_do_is_refused(tiny, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='no answers where weights are sharded'):
         Monitor(t, tiny[1], [Problem('a', 'x', '1', '1', 'x', {})])
 
-@pytest.mark.parametrize('stage, version, words', [(3, None, 'ZeRO 3 hides the weights'), (2, None, ''), (None, 1, 'FSDP 1 hides'), (None, 2, '')])
+@pytest.mark.parametrize('stage, version, words', [(3, None, 'ZeRO 3 hides the weights'), (2, None, ''), (None, 1, 'FSDP 1 hides'),
+                                                   (None, 2, '')])
 def test_kinds_of_shards(stage, version, words):
     state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage), fsdp_plugin=SimpleNamespace(fsdp_version=version))
     args = SimpleNamespace(share_prompts=True)
