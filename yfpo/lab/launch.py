@@ -180,7 +180,7 @@ runpy.run_module(sys.argv.pop(1), run_name='__main__')
 """
 
 def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
-               options=(), # of `accelerate launch`, such as ['--config_file', 'fsdp.yaml']
+               options=(), # of `accelerate launch`, such as ['--config_file', 'fsdp2.yaml']
                **params): # fields of `Training`
     "`train_arm` in several processes, through `accelerate launch`; returns the log"
     import pandas as pd
