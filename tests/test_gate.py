@@ -2,13 +2,14 @@
 import json, math, shutil
 from dataclasses import asdict
 from pathlib import Path
-import pandas as pd, pytest
+import numpy as np, pandas as pd, pytest
 from hypothesis import given, strategies as st
 from conftest import ROOT
 from test_launch import ready                                  # noqa: F401, a fixture
 from yfpo import trainer
 from yfpo.data.files import write_jsonl
 from yfpo.data.templates import make_problems
+from yfpo.lab.figures import FIGURE_OF, draw_gate
 from yfpo.lab.gate import Tried, best_setting, clip_norm, gated_settings, why_closed
 from yfpo.lab.publish import run_here
 from yfpo.lab.tables import gradient_limit
@@ -121,3 +122,16 @@ def test_behind_a_gate_the_limit_is_that_of_the_chosen_setting():
     "The norm that a tenth of DPO's steps exceed, and room for the neuron term at a right angle"
     said = dict(stages={'train-dpo-seed0': dict(params=dict(train={}, gated=True, dose=.75))})
     assert gradient_limit(said, pd.DataFrame(dict(clip=[8., 4.], chosen=[0, 1]))) == 4*1.25
+
+def test_questions_that_several_warm_starts_answer_count_once(tmp_path):
+    "The bars of the figure are those of 200 questions, and not of 600 answers"
+    rows = pd.DataFrame(dict(learning_rate=[0, 1e-5], beta=[0, .1], likelihood=0., n=600, accuracy=[.6, .62], nll=.05, clip=0., chosen=[0, 1]))
+    def bar(fig): return np.ptp(fig.axes[0].containers[0].lines[2][0].get_segments()[0][:, 1])
+    one = bar(draw_gate(rows.assign(n=200)))
+    assert bar(draw_gate(rows, starts=3)) == one > 1.5*bar(draw_gate(rows))
+    known = json.loads((ROOT/'nbs'/'paper'/'results'/'which-neurons'/'manifest.json').read_text())
+    for starts in (1, 3):
+        known['stages']['gate']['params'] = dict(starts=starts) if starts > 1 else {}
+        (tmp_path/'manifest.json').write_text(json.dumps(known))
+        rows.assign(n=200*starts).to_csv(tmp_path/'gate.csv', index=False)
+        assert bar(FIGURE_OF['gate'][0](tmp_path)) == one

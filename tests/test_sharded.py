@@ -4,9 +4,11 @@ from types import SimpleNamespace
 import pytest, torch, yaml
 from safetensors.torch import load_file
 from conftest import ROOT
-from test_trainer import column, make, run
-from yfpo.lm.models import fingerprint, gathered, load_model, sharded, whole
-from yfpo.trainer import _check_shards
+from test_trainer import PAIRS, column, config, make, run
+from yfpo.lm.models import fingerprint, gathered, load_model, sharded, unwrap, whole
+from yfpo.lab.launch import launch_arm
+from yfpo.lm.training import whole_checkpoint
+from yfpo.trainer import YFPOTrainer, _check_shards
 
 FSDP2 = ROOT/'nbs'/'paper'/'profiles'/'accelerate'/'fsdp2.yaml'
 # accelerate shards on accelerators only: here a group of CPU processes is taken for one of them
@@ -22,18 +24,25 @@ def init(self, *args, **kwargs):
 S.PartialState.__init__ = init
 sys.path.insert(0, {tests!r})
 from test_trainer import column, make, load_model, torch, PAIRS
+from transformers import TrainerCallback
 torch.set_num_threads(1)
 kw, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
-resume, more = kw.pop('resume', None), dict(eval_dataset=PAIRS[:4])
+resume, changed, more = kw.pop('resume', None), kw.pop('changed', False), dict(eval_dataset=PAIRS[:4])
+net, tok = load_model('tiny')
+if changed: net.model.layers[0].mlp.down_proj.weight.data += .25           # no longer what its name stands for
 if kw.pop('lora', False):
     from peft import LoraConfig
     more['peft_config'] = LoraConfig(r=4, target_modules=['down_proj', 'q_proj'], task_type='CAUSAL_LM')
-t = make(load_model('tiny'), folder, per_device_train_batch_size=1, use_cpu=True, trainer_kw=more, **kw)
+t = make((net, tok), folder, per_device_train_batch_size=1, use_cpu=True, trainer_kw=more, **kw)
+taken = []
+class Count(TrainerCallback):
+    def on_step_end(self, *args, **kwargs): taken.append(1)
+t.add_callback(Count())
 t.train(resume_from_checkpoint=resume)
 said = t.evaluate()
 t.save_model(str(folder/'model'))
 if t.is_world_process_zero():
-    kind = [t.accelerator.num_processes, t.is_fsdp_enabled, type(next(t.model_wrapped.parameters())).__name__]
+    kind = [t.accelerator.num_processes, t.is_fsdp_enabled, type(next(t.model_wrapped.parameters())).__name__, len(taken)]
     logged = [column(t, k) for k in ('loss', 'neurons/margins', 'rewards/margins')]
     (folder/'log.json').write_text(json.dumps([kind, said['eval_loss'], *logged]))
 '''
@@ -53,7 +62,7 @@ def test_shards_give_the_losses_and_the_model_of_one_process(tiny, tmp_path, kw)
     r, found = sharded_run(tmp_path, tmp_path/'two', **kw)
     assert r.returncode == 0, r.stderr[-2000:]
     kind, loss, *two = found
-    assert kind == [2, True, 'DTensor'] and 'prompts are not shared' in r.stderr
+    assert kind == [2, True, 'DTensor', 3] and 'prompts are not shared' in r.stderr
     more = dict(eval_dataset=None)
     if kw.pop('lora', False):
         from peft import LoraConfig
@@ -77,11 +86,22 @@ def test_a_sharded_training_goes_on_from_its_checkpoint(tmp_path, lora):
     weights = load_file(next((tmp_path/'a'/'model').glob('*.safetensors')))
     r, again = sharded_run(tmp_path, tmp_path/'a', resume=str(tmp_path/'a'/'checkpoint-2'), **kw)
     assert r.returncode == 0, r.stderr[-2000:]
-    assert again == whole_run
+    assert again[1:] == whole_run[1:] and (again[0][-1], whole_run[0][-1]) == (1, 3)
     found = load_file(next((tmp_path/'a'/'model').glob('*.safetensors')))
     assert all(torch.equal(weights[k], found[k]) for k in weights)
 
+def test_the_base_of_an_adapter_is_saved_whole(tiny, tmp_path):
+    "It is not the model of its name, so it lies beside the adapter, gathered from both processes"
+    r, _ = sharded_run(tmp_path, tmp_path/'a', neuron_weight=0.5, max_steps=1, lora=True, changed=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    base, own = load_file(tmp_path/'a'/'model'/'base'/'model.safetensors'), dict(tiny[0].named_parameters())
+    at = 'model.layers.0.mlp.down_proj.weight'
+    assert own.keys() == base.keys() and torch.equal(base[at], own[at] + .25)
+    assert all(torch.equal(base[k], own[k]) for k in base if k != at)
+    assert unwrap(load_model(str(tmp_path/'a'/'model'))[0]).model.layers[0].mlp.down_proj.base_layer.weight.equal(base[at])
+
 def test_what_shards_cannot_do_is_refused(tiny, tmp_path, monkeypatch):
+    from yfpo.beyond.dose import fit_dose
     from yfpo.beyond.dynamic import DynamicSelection
     from yfpo.beyond.monitors import Monitor
     from yfpo.data.problems import Problem
@@ -91,16 +111,42 @@ def test_what_shards_cannot_do_is_refused(tiny, tmp_path, monkeypatch):
         DynamicSelection(t, tiny[1], [('', 'a')], [('', 'b')])
     with pytest.raises(ValueError, match='no answers where weights are sharded'):
         Monitor(t, tiny[1], [Problem('a', 'x', '1', '1', 'x', {})])
+    with pytest.raises(ValueError, match='a dose is not measured on sharded weights'): fit_dose(t, .5)
 
-@pytest.mark.parametrize('stage, version, words', [(3, None, 'ZeRO 3 hides the weights'), (2, None, ''), (None, 1, 'FSDP 1 hides'),
-                                                   (None, 2, '')])
-def test_kinds_of_shards(stage, version, words):
-    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage), fsdp_plugin=SimpleNamespace(fsdp_version=version))
+@pytest.mark.parametrize('version, kind, reads, words', [
+    (1, 'FULL_STATE_DICT', True, 'FSDP 1 hides'), (1, 'FULL_STATE_DICT', False, ''), (2, 'FULL_STATE_DICT', True, ''),
+    (2, 'SHARDED_STATE_DICT', True, 'is no folder of weights: set fsdp_state_dict_type')])
+def test_kinds_of_fsdp(version, kind, reads, words):
     args = SimpleNamespace(share_prompts=True)
-    t = SimpleNamespace(accelerator=SimpleNamespace(state=state), args=args, is_deepspeed_enabled=stage is not None,
-                        is_fsdp_enabled=version is not None)
-    with pytest.raises(ValueError, match=words) if words else warnings.catch_warnings(record=True): _check_shards(t)
-    if not words: assert args.share_prompts == (version is None)
+    with pytest.raises(ValueError, match=words) if words else warnings.catch_warnings(record=True):
+        _check_shards(SimpleNamespace(fsdp_version=version, state_dict_type=kind), args, reads)
+    assert args.share_prompts == bool(words)
+
+def test_zero_3_is_refused_before_a_model_is_loaded(tiny, tmp_path):
+    neurons, args = make(tiny, tmp_path).neurons, config(tmp_path)
+    for stage in (2, 3):
+        args.deepspeed_plugin = SimpleNamespace(zero_stage=stage)
+        with pytest.raises((ValueError, OSError), match='ZeRO 3 hides the weights' if stage == 3 else 'no-such-model'):
+            YFPOTrainer('no-such-model', args=args, train_dataset=PAIRS, neurons=neurons)
+
+@pytest.mark.parametrize('files, whole', [(['optimizer.bin', 'scheduler.pt'], True), (['optimizer.bin'], False), (['global_step4/x'], True),
+                                          (['optimizer.pt', 'scheduler.pt'], True), (['optimizer.pt'], False)])
+def test_what_a_whole_checkpoint_has(tmp_path, files, whole):
+    "As FSDP, DeepSpeed (whose own scheduler is in its folder) and a plain training write it"
+    for f in ('rng_state_0.pth', 'rng_state_1.pth', *files):
+        (tmp_path/f).parent.mkdir(exist_ok=True)
+        torch.save({}, tmp_path/f)
+    assert not whole_checkpoint(tmp_path, 2, True), 'trainer_state.json is written last'
+    (tmp_path/'trainer_state.json').write_text('{}')
+    assert whole_checkpoint(tmp_path, 2, True) == whole
+
+@pytest.mark.parametrize('options, many', [((), True), (('--config_file', 'fsdp2.yaml'), False)])
+def test_a_configuration_says_itself_how_processes_share(tmp_path, monkeypatch, options, many):
+    "With --multi_gpu beside it, accelerate forgets FSDP"
+    def ran(command, **kw): seen.extend(command); return SimpleNamespace(returncode=1, stderr='', stdout='')
+    seen, _ = [], monkeypatch.setattr(subprocess, 'run', ran)
+    with pytest.raises(ValueError, match='ended with code 1'): launch_arm(2, tmp_path, 'smoke', 'yfpo', 0, options=options)
+    assert ('--multi_gpu' in seen) == many and all(o in seen for o in options)
 
 def test_a_whole_model_is_left_as_it_is(tiny):
     net, before = tiny[0], fingerprint(tiny[0])

@@ -408,6 +408,7 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
     def __init__(self, model=None, *, args:YFPOConfig=None, neurons=None, reward_stats=None, card_sections=None, **kwargs):
         "Check what is given, tokenise the pairs, and read the reference on them; the parameters are described in the class"
         args, named = args or YFPOConfig('yfpo-out'), isinstance(model, (str, Path))
+        if neurons is not None: _check_zero(args)
         model, neurons = load_named(model, neurons, args, kwargs)
         self.neurons, self.reward_stats, self.reads = neurons, reward_stats, neurons is not None
         self.card_sections, ref_model = dict(card_sections or {}), kwargs.pop('ref_model', None)
@@ -417,7 +418,7 @@ class YFPOTrainer(PairRows, SharedPrompts, Resumed, FiniteSteps, DPOTrainer):
         kwargs.update(datasets_of(args, kwargs))
         with as_loaded(args, named): super().__init__(model, reference_for(model, ref_model, args, kwargs), args, **kwargs)
         check_made(self.train_dataset, self.eval_dataset, args, model)
-        _check_shards(self)
+        if self.is_fsdp_enabled: _check_shards(self.accelerator.state.fsdp_plugin, args, self.reads)
         if self.aux_loss_enabled and not hasattr(model.config.get_text_config(), 'num_experts'):
             raise ValueError(f"TRL has no loss for the router of {model.config.model_type!r} models: set router_aux_loss_coef=0")
         if model.device.type == 'cpu': keep_memory()
@@ -519,20 +520,25 @@ def _check_neurons(model, args, neurons):
         raise ValueError(f'neuron_weight is {args.neuron_weight} but there are no neurons: give neurons=, or neuron_weight=0 for plain DPO')
     elif args.anchor_weight: raise ValueError('anchor_weight is set but there are no neurons: give neurons=, whose complement is anchored')
 
-def _check_shards(trainer):
-    "Refuse weights that are sharded so that neurons cannot be read; with FSDP2 prompts are not shared, since each batch runs whole layers"
-    state, args = trainer.accelerator.state, trainer.args
-    if trainer.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3:
+def _check_zero(args):
+    "Refuse DeepSpeed's stage 3, before a model is loaded in parts"
+    plugin = getattr(args, 'deepspeed_plugin', None)
+    if plugin is not None and plugin.zero_stage == 3:
         raise ValueError('ZeRO 3 hides the weights of the neurons: use ZeRO 2 (zero2.yaml) or FSDP2 (fsdp2.yaml)')
-    if not trainer.is_fsdp_enabled: return
-    if state.fsdp_plugin.fsdp_version != 2: raise ValueError('FSDP 1 hides the weights of the neurons: use FSDP2 (fsdp2.yaml)')
+
+def _check_shards(plugin, args, reads): # of FSDP
+    "Refuse shards in which neurons cannot be read or saved; prompts are not shared, since each batch runs whole layers"
+    kind = str(plugin.state_dict_type)
+    if reads and plugin.fsdp_version != 2: raise ValueError('FSDP 1 hides the weights of the neurons: use FSDP2 (fsdp2.yaml)')
+    if 'FULL' not in kind.upper():
+        raise ValueError(f'a model saved as {kind} is no folder of weights: set fsdp_state_dict_type: FULL_STATE_DICT, as fsdp2.yaml does')
     if args.share_prompts: warnings.warn('prompts are not shared: the weights are sharded (FSDP2)', stacklevel=3)
     args.share_prompts = False
 
 def reference_for(model, given, args, kwargs):
     "A copy of `model`, since TRL would load the reference by a hub name; None where an adapter is off instead, or it is asked beforehand"
     adapted = is_adapted(model) or kwargs.get('peft_config') is not None
-    shards = os.environ.get('ACCELERATE_USE_FSDP') == 'true' or bool(args.fsdp)            # there TRL asks a reference all the same
+    shards = os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true' or bool(args.fsdp)  # TRL asks a reference all the same
     if args.anchor_weight and args.precompute_ref_log_probs and given is None and not adapted:
         raise ValueError('anchor_weight needs the reference beside the policy: set precompute_ref_log_probs=False, or give ref_model')
     if given is not None or adapted or args.precompute_ref_log_probs and not shards: return given

@@ -522,7 +522,8 @@ def draw_breakage(rows, # frame of breakage.csv
 
 # %% ../../nbs/lab/18_figures.ipynb #figures-gate-1
 @styled
-def draw_gate(rows): # frame of gate.csv
+def draw_gate(rows, # frame of gate.csv
+              starts:int=1): # warm starts that answered each question
     "DPO at every setting that was tried, beside the warm start: accuracy and loss on dev questions; a ring marks the chosen one"
     fig, axs = panels(1, 2, size=(6.6, 2.9))
     start, tried = rows[rows.learning_rate == 0].iloc[0], rows[rows.learning_rate > 0]
@@ -530,7 +531,7 @@ def draw_gate(rows): # frame of gate.csv
         ax.axhline(scale*start[y], color=arm_color('sft'), lw=1.2, ls=(0, (4, 2)), label=arm_label('sft'), zorder=0)
         for k, ((beta, term), own) in enumerate(tried.groupby(['beta', 'likelihood'])):
             own, color = own.sort_values('learning_rate'), (BLUE, ORANGE, GREEN, PURPLE, INK, RED)[k % 6]
-            err = _wilson(own[y], int(own.n.iloc[0]), scale) if y == 'accuracy' else None
+            err = _wilson(own[y], int(own.n.iloc[0])//starts, scale) if y == 'accuracy' else None
             name = (f'likelihood term {term:g}' if term else 'no likelihood term') + (f', β {beta:g}' if tried.beta.nunique() > 1 else '')
             ax.errorbar(own.learning_rate*(1 + .06*k), scale*own[y], yerr=err, fmt='o-', color=color, ms=4, mec='white', mew=.5, lw=.9,
                         label=name)
@@ -837,6 +838,11 @@ def _solved(folder, stage):
     "Number of questions that a stage asked"
     return read_results(folder, 'manifest')['stages'][stage]['params'].get('n_questions')
 
+def _gate(folder):
+    "The figure, with intervals of as many questions as there are: those that several warm starts answer count once"
+    params = read_results(folder, 'manifest')['stages'].get('gate', {}).get('params', {})
+    return draw_gate(read_results(folder, 'gate'), params.get('starts', 1))
+
 def _specificity(folder):
     "The figure, or nothing where a single seed has no slope"
     answers, training, margins, contrasts = (read_results(folder, k) for k in ('answers', 'training', 'margins', 'contrasts'))
@@ -871,7 +877,7 @@ def _worked_problems(folder):
 FIGURE_OF = dict(                                              # of a recipe: how it is drawn, and the kinds of results that it reads
     method=_drawn_from(draw_method), declared=_drawn_from(draw_declared, 'contrasts'),
     contrasts=_drawn_from(draw_contrasts, 'contrasts'),
-    specificity=(_specificity, 'answers', 'training', 'margins', 'contrasts'), gate=_drawn_from(draw_gate, 'gate'),
+    specificity=(_specificity, 'answers', 'training', 'margins', 'contrasts'), gate=(_gate, 'gate', 'manifest'),
     training=_drawn_from(draw_training, 'training'),
     margins=_drawn_from(draw_margins, 'margins'), ablation=_drawn_from(draw_ablation, 'ablation'),
     neurons=_drawn_from(draw_neurons, 'neurons', 'selection'), selectors=_drawn_from(draw_selectors, 'selectors', 'selector_curves'),

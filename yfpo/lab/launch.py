@@ -189,7 +189,8 @@ def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
     note.unlink(missing_ok=True)
     with atomic_write(folder/'launch.json') as tmp:
         tmp.write_text(json.dumps(dict(run=str(run), recipe=recipe, arm=arm, seed=seed, **params), indent=1) + '\n')
-    many = ['--multi_gpu', '--num_machines', '1'] if processes > 1 else []                   # on CPUs too, or accelerate starts one process
+    own = '--config_file' in options                           # which says how they share the work
+    many = ['--multi_gpu', '--num_machines', '1'] if processes > 1 and not own else []       # on CPUs too, or accelerate starts one process
     command = [sys.executable, '-P', '-c', _LAUNCHER, str(os.getpid()), 'accelerate.commands.launch', *many,
                '--num_processes', str(processes), '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', *options,
                '--module', 'yfpo.lab.launch', '--spec', str(folder/'launch.json')]

@@ -458,8 +458,7 @@ def _tied(model):
 def base_fingerprint(model, dtype=None):
     "The `fingerprint` that the model inside a PEFT wrapper had before it was wrapped"
     if not hasattr(model, 'peft_config'): return fingerprint(model, dtype)
-    tied = {_unwrapped_name(k): _unwrapped_name(v) for k, v in _tied(unwrap(model)).items()} if sharded(model) else None
-    return _hash_of(_base_weights(model), dtype, _settings(model), tied)
+    return _hash_of(_base_weights(model), dtype, _settings(model), _tied_base(model) if sharded(model) else None)
 
 UNREAD = re.compile('_name_or_path|architectures|transformers_version|(torch_)?dtype|use_cache|.*_token_id|id2label|label2id|return_dict|'
                     'output_.*|problem_type|initializer_.*|tie_.*|quantization_config')        # of a config, by a forward pass
@@ -471,7 +470,7 @@ def _settings(model):
 
 def sharded(model):
     "Whether its weights lie in parts on several processes (FSDP2)"
-    return hasattr(model, 'unshard')
+    return hasattr(model, 'unshard') or any(hasattr(p, 'full_tensor') for p in model.parameters())
 
 def whole(t):
     "A weight, gathered if it lies in parts: then all processes must ask for it together"
@@ -480,10 +479,11 @@ def whole(t):
 @contextmanager
 def gathered(model):
     "In this scope the modules of a sharded model may be called by themselves, by all processes together"
-    if sharded(model): model.unshard()                         # what the layers do not hold; they gather their own
+    parted = hasattr(model, 'unshard')
+    if parted: model.unshard()                                 # what the layers do not hold; they gather their own
     try: yield
     finally:
-        if sharded(model): model.reshard()
+        if parted: model.reshard()
 
 def _hash_of(state, dtype=None, start='', tied=None): # tied: see `_tied`; default: by where the weights lie
     h, seen = hashlib.sha256(start.encode()), {}
@@ -507,6 +507,7 @@ def _base_weights(model):
         res[_unwrapped_name(k)] = v
     return res
 
+def _tied_base(model): return {_unwrapped_name(k): _unwrapped_name(v) for k, v in _tied(unwrap(model)).items()}
 def _unwrapped_name(k): return k.replace('.token_adapter.', '.').replace('.base_layer.', '.').replace('.original_module.', '.')
 
 
@@ -584,9 +585,15 @@ def keep_base(model, tokenizer, folder, # of the adapter
     "Write beside PEFT's adapter in `folder`: the base's name and the hash of its weights, or the base itself"
     if not hasattr(model, 'peft_config'): return
     base, name, now = unwrap(model), getattr(unwrap(model), 'source', None), base_fingerprint(model)
-    if not name or _weights_called(name, base.dtype) != now:
+    same = [bool(name) and writes and _weights_called(name, base.dtype) == now]
+    if sharded(model):                                         # one process judges for all, since all must gather, or none
+        from accelerate.utils import broadcast_object_list
+        broadcast_object_list(same)
+    if not same[0]:
         name = None
-        weights = {k: whole(v).contiguous() for k, v in _base_weights(model).items()}
+        weights, tied = {}, _tied_base(model)                  # a tied weight stays one tensor, which is written once
+        for k, v in _base_weights(model).items():
+            weights[k] = weights[tied[k]] if tied.get(k) in weights else whole(v).contiguous()
         if writes: base.save_pretrained(Path(folder)/'base', state_dict=weights); tokenizer.save_pretrained(Path(folder)/'base')
     elif writes: shutil.rmtree(Path(folder)/'base', ignore_errors=True)         # of an earlier adapter here
     if not writes: return

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ..data.checks import as_path
 from ..data.files import atomic_write, first_words, parse_json, saved_json, saved_tensors
 from .families import down_projs, width
-from .models import base_fingerprint, check_model, unwrap
+from .models import base_fingerprint, check_model, sharded, unwrap
 
 # %% ../../nbs/lm/14_sets.ipynb #sets-005
 MEMBER = ('layer', 'index', 'weight', 'direction')                 # what a set holds of each member
@@ -97,7 +97,7 @@ def _weights_of(model, fresh=False):
     base = unwrap(model)
     state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in base.parameters())
     last, known = _seen.get(base, (None, []))
-    if fresh or last != state:                                 # fused optimisers change weights unnoticed
+    if fresh or last != state or sharded(base):                                # fused optimisers change weights unnoticed
         now = base_fingerprint(model, torch.bfloat16)
         known = [h for h in known if h != now] + [now]
         _seen[base] = state, known

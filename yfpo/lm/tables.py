@@ -69,7 +69,17 @@ class PairTable:
     def reading(self):
         "The scope to read in: the first process before the others, or all at once where each holds a part of the model"
         turn = contextlib.nullcontext() if sharded(self.model) else self.accelerator.main_process_first()
-        with self.scope(), turn, torch.random.fork_rng(), self.accelerator.autocast(): yield
+        with self._placed(), self.scope(), turn, torch.random.fork_rng(), self.accelerator.autocast(): yield
+
+    @contextlib.contextmanager
+    def _placed(self):
+        "With FSDP a model that is not sharded yet waits on the CPU: in this scope it is where it can be read fast"
+        home, here = self.model.device, self.accelerator.device
+        moves = self.accelerator.distributed_type == 'FSDP' and not sharded(self.model) and home != here
+        if moves: self.model.to(here)
+        try: yield
+        finally:
+            if moves: self.model.to(home)
 
 # %% ../../nbs/lm/09_tables.ipynb #13-trainer-019
 @patch

@@ -41,8 +41,9 @@ def whole_checkpoint(folder, processes, optimizer):
             with safe_open(f, 'pt'): pass
     except (OSError, ValueError, SafetensorError): return False
     if not all(zipfile.is_zipfile(f) for end in ('pt', 'pth') for f in folder.glob(f'*.{end}')): return False
-    sharded = any(f for x in ('optimizer_*', 'optimizer.bin', 'global_step*') for f in folder.glob(x))   # as FSDP and DeepSpeed write it
-    own = ['scheduler.pt'] if sharded else ['optimizer.pt', 'scheduler.pt']
+    def some(*names): return any(f for x in names for f in folder.glob(x))
+    fsdp, deepspeed = some('optimizer_*', 'optimizer.bin'), some('global_step*')
+    own = [] if deepspeed else ['scheduler.pt'] if fsdp else ['optimizer.pt', 'scheduler.pt']
     return not optimizer or all((folder/f).exists() for f in (*rng, *own))
 
 def complete_checkpoint(folder, processes:int=1, optimizer:bool=True):
