@@ -325,8 +325,9 @@ def answer_text(answers, # rows of samples/*.jsonl
                 f'{contrast_label(r.contrast)} is {delta_text(r)} {METRIC_WORDS[r.metric].rstrip(")").split(" (")[1]}{apart}.')
     if r.metric in NATS or max(abs(r.low), abs(r.high)) > EXCLUDED: return 'There is no answer at this size.'
     gain = next(rows[(rows.contrast == 'dpo - sft') & (rows.set == r.set) & (rows.metric == r.metric)].itertuples())
+    one, other = contrast_label(r.contrast).split(' minus ')
     return (f'A choice of neurons that matters by more than {100*EXCLUDED:g} points is excluded here, where DPO minus SFT is '
-            f'{amount_text(gain)}{apart}.')
+            f'{amount_text(gain)}. {one} and {other} differ on {percent(_apart(answers, r))} % of the questions.')
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-145
 def _own_margin_finding(training):
