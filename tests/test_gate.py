@@ -125,7 +125,8 @@ def test_behind_a_gate_the_limit_is_that_of_the_chosen_setting():
 
 def test_questions_that_several_warm_starts_answer_count_once(tmp_path):
     "The bars of the figure are those of 200 questions, and not of 600 answers"
-    rows = pd.DataFrame(dict(learning_rate=[0, 1e-5], beta=[0, .1], likelihood=0., n=600, accuracy=[.6, .62], nll=.05, clip=0., chosen=[0, 1]))
+    rows = pd.DataFrame(dict(learning_rate=[0, 1e-5], beta=[0, .1], likelihood=0., n=600, accuracy=[.6, .62], nll=.05, clip=0.,
+                             chosen=[0, 1]))
     def bar(fig): return np.ptp(fig.axes[0].containers[0].lines[2][0].get_segments()[0][:, 1])
     one = bar(draw_gate(rows.assign(n=200)))
     assert bar(draw_gate(rows, starts=3)) == one > 1.5*bar(draw_gate(rows))
