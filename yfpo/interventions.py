@@ -256,18 +256,21 @@ def draw_rank(value, draws):
 @takes(Trial)
 def score_card(model, tokenizer, neurons, controls, # a set, and matched random draws of it
                math, general, # items to score, used for no selection
-               **kwargs): # fields of `Trial`; its `base` is a dict here, with the keys math and general, from an earlier card
+               chat=None, # a third kind of text, say chat answers without mathematics
+               **kwargs): # fields of `Trial`; its `base` is a dict here, with a key for each kind of text, from an earlier card
     "What ablating a set does, as one row"
     how = taken(score_card, kwargs)
-    base = how.base or {name: how.nll(model, tokenizer, t) for name, t in (('math', math), ('general', general))}
-    def rise(s, name, items): return delta_nll(model, tokenizer, items, s, **dict(vars(how), base=base[name]))
-    m, g = rise(neurons, 'math', math), rise(neurons, 'general', general)
+    texts = dict(math=math, general=general, **(dict(chat=chat) if chat else {}))
+    base = how.base or {name: how.nll(model, tokenizer, t) for name, t in texts.items()}
+    def rise(s, name): return delta_nll(model, tokenizer, texts[name], s, **dict(vars(how), base=base[name]))
+    found = {name: rise(neurons, name) for name in texts}
+    m, g = found['math'], found['general']
     value, low, high = selectivity(m, g)
-    draws = [rise(c, 'math', math).mean().item() for c in controls]
+    draws = [rise(c, 'math').mean().item() for c in controls]
     reached, n, p = draw_rank(m.mean().item(), draws)
     return dict(selector=neurons.meta.get('selector', ''), k=len(neurons), mode=how.mode,
-                math=m.mean().item(), math_se=(m.std()/len(m)**.5).item(),
-                general=g.mean().item(), general_se=(g.std()/len(g)**.5).item(), selectivity=value, low=low, high=high,
+                **{k: v for t, x in found.items() for k, v in ((t, x.mean().item()), (f'{t}_se', (x.std()/len(x)**.5).item()))},
+                selectivity=value, low=low, high=high,
                 control=torch.tensor(draws).median().item() if draws else None, reached=reached, draws=n, p=p)
 
 # %% ../nbs/06_interventions.ipynb #08_inter-035

@@ -137,6 +137,7 @@ def fit_dose(trainer, # a `YFPOTrainer` that has not trained yet, with a set of 
     at = [Parts(p.preference, weight*p.neurons, p.cosine) for p in found]
     return Dose(weight, dose, pref, neur, sum(p.cosine for p in found)/len(found), sum(p.kept for p in at)/len(at), len(found))
 
+# %% ../../nbs/beyond/08_dose.ipynb #dose-015-b
 @contextmanager
 def _as_prepared(trainer):
     "The model as accelerate wraps it for training, with autocast within its forward pass alone"

@@ -102,6 +102,7 @@ def _data(self:NeuronTerm, kwargs):
     if kwargs.get('train_dataset') is not None: sets['train_dataset'] = self.checked(kwargs['train_dataset'], 'train_dataset')
     return {**kwargs, **sets}
 
+# %% ../../nbs/beyond/06_methods.ipynb #15_metho-006-b
 @patch
 def _examples(self:NeuronTerm, inputs, check=False): # check: refuse rows with more than is read
     "The rows of a batch as `Example`s without padding, and their masks and signs"
@@ -127,6 +128,7 @@ def _one_turn(self:NeuronTerm, ids, whole, mask):
         if more: raise ValueError(f'a response goes on behind its first special token, with {more[:40]!r}: {type(self).__name__} reads '
                                   'answers of one turn, from a template with a generation prompt; YFPOTrainer reads all turns')
 
+# %% ../../nbs/beyond/06_methods.ipynb #15_metho-006-c
 @patch
 def _read(self:NeuronTerm, model, data):
     "Read-outs of the present model on `data`; the first time, also the statistics"

@@ -138,6 +138,7 @@ def _check_stop(self:Monitor):
     if self.trainer.neurons is not None: kept += 'phi_policy phi_ref norm_set norm_outside'.split()
     check_name('metric of the stop rule', self.how.stop.metric, kept)
 
+# %% ../../nbs/beyond/05_monitors.ipynb #14_monit-015-b
 @patch
 def look(self:Monitor, step):
     "One row of measurements: on sampled answers, on prose, on weights"

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NUM', 'ERRORS', 'EQUATION', 'clean_response', 'response_text', 'is_degenerate', 'why_no_pair', 'make_pair',
            'refuse_test_solutions', 'check_no_test_overlap', 'filter_pairs', 'words_difference', 'seeded_order',
-           'balance_lengths', 'PairSettings', 'pairs_from_samples', 'Num', 'Step', 'Chain', 'read_chain', 'Mistake',
-           'write_like', 'recompute', 'render', 'slips', 'operator_swaps', 'operand_swaps', 'dropped_steps',
-           'wrong_copies', 'corrupt', 'false_equations', 'consistent', 'pairs_from_corruption', 'save_pairs',
-           'load_pairs', 'pair_card']
+           'balance_lengths', 'PairSettings', 'pairs_from_samples', 'yields_pair', 'best_temperature', 'Num', 'Step',
+           'Chain', 'read_chain', 'Mistake', 'write_like', 'recompute', 'render', 'slips', 'operator_swaps',
+           'operand_swaps', 'dropped_steps', 'wrong_copies', 'corrupt', 'false_equations', 'consistent',
+           'pairs_from_corruption', 'save_pairs', 'load_pairs', 'pair_card']
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-002
 import random, re, statistics
@@ -217,6 +217,25 @@ def _finish(rows, counts, cap, how):
         n[r['id']] += 1
         if n[r['id']] > 1: r['id'] += f'-{n[r["id"]]}'
     return matched,{k: v for k,v in counts.items() if v}
+
+# %% ../../nbs/data/06_pairs.ipynb #pairs-heat
+def yields_pair(texts, answer) -> bool: # sampled answers to one question, and its gold answer
+    "Whether a right and a wrong one are among them"
+    return {is_correct(t, answer) for t in texts} == {True, False}
+
+def best_temperature(tried, # (temperature, rows with id and text) of each candidate
+                     problems): # the dev questions that were asked
+    "(the temperature at which most questions have a right and a wrong answer, what each gave); the lower of two equal ones"
+    answer, rows = {p.id: p.answer for p in problems}, []
+    if not tried or not answer: raise ValueError('no temperature was tried: give candidates, and dev questions')
+    for t, said in tried:
+        texts = {i: [r['text'] for r in said if r['id'] == i] for i in answer}
+        right = [is_correct(x, answer[i]) for i, own in texts.items() for x in own]
+        rows.append(dict(temperature=float(t), questions=len(texts), responses=len(right), right=sum(right)/max(len(right), 1),
+                         with_both=sum(yields_pair(x, answer[i]) for i, x in texts.items())))
+    best = max(rows, key=lambda r: (r['with_both'], -r['temperature']))['temperature']
+    return best, dict(temperature=best, tried=rows)
+
 
 # %% ../../nbs/data/06_pairs.ipynb #03-pairs-032
 NUM = re.compile(r'(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?!\d|st\b|nd\b|rd\b|th\b)|(?<![\w.])\.\d+')

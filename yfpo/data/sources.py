@@ -159,6 +159,7 @@ OTHER_SETS = {
     'gsm-symbolic-p2': _symbolic_set('GSM_p2', 'p2'),
     'math-500': OtherSet(('math-500/test.jsonl',), ('HuggingFaceH4/MATH-500', None, 'test'), 'MIT', _math_row)}
 
+# %% ../../nbs/data/05_sources.ipynb #00-probl-086-b
 def _other_rows(path):
     "Rows of one official file"
     if path.suffix != '.xml': return read_jsonl(path)
@@ -188,6 +189,7 @@ def _read_other(r, name, rule, where):
         if not good[k]: raise ValueError(f'{where}: the {k} is {x!r:.40}; fetch the official file again')
     return question, solution, stated, meta
 
+# %% ../../nbs/data/05_sources.ipynb #00-probl-086-c
 def load_other(name:str, # a key of `OTHER_SETS`
                data_dir:str|Path=None, # folder with the official files; None or '' for the hub
                revision:str=None, # commit of the hub data set; None for the newest

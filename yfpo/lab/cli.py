@@ -330,6 +330,7 @@ def _check(recipe, run_dir, save):
     if save: print(save_agreement(name, results))
     if not same: sys.exit(1)
 
+# %% ../../nbs/lab/24_cli.ipynb #cli-007-b
 def _of_the_system(e):
     "What the system says of a file, as a sentence; our own sentences stay as they are"
     if not e.errno: return str(e)

@@ -37,6 +37,7 @@ def _rows(pairs, phi, scale, logps, phase): # read-outs (n, 2) and {index: log-p
     if bad: raise ValueError(f'the margins {phase} training are not finite on {len(bad)} pairs, {bad[0]} the first: look at that model')
     return rows
 
+# %% ../../nbs/lab/28_effect.ipynb #effect-011-b
 def _loaded(model, dtype): return load_model(model, dtype=dtype) if isinstance(model, (str, Path)) else model
 
 def _trained_on(after):
@@ -76,6 +77,7 @@ def effect(before, # the model that training began from: a name, folder or hub i
     with evaluating(net): phi = read_examples(net, *read, stats, ro, **reading(logps := {})).view(2, -1).T
     return Effect(rows + _rows(pairs, phi, stats.scale, logps, 'after'), stats.readout, how.seed)
 
+# %% ../../nbs/lab/28_effect.ipynb #effect-011-c
 class Effect:
     """What training did on held-out pairs
 

@@ -148,6 +148,7 @@ def _hash_once(path, stamp): return _hash_noted(path) if stamp[0] >= LARGE else 
 
 def _content(path): return _hash_once(Path(path), tuple(_stamp(path)))
 
+# %% ../../nbs/lab/03_keys.ipynb #keys-012-b
 def _files_in(folder):
     "Files under a folder that are not hidden, those behind links to folders too; a folder that a link leads back to is entered once"
     entered = set()
@@ -164,6 +165,7 @@ def folder_hash(folder):
         h.update(f'{f.relative_to(folder)}\0{_content(f)}\n'.encode('utf-8', 'surrogateescape'))
     return h.hexdigest()
 
+# %% ../../nbs/lab/03_keys.ipynb #keys-012-c
 def inputs(params):
     "{parameter: path} of what a step reads from outside the run: its data folder, and a model that is a folder or a file"
     given = {k: params[k] for k in ('data_dir', 'model') if params.get(k) and isinstance(params[k], str)}

@@ -154,6 +154,7 @@ def _is_made(r): # relative to the run
     return (len(r.parts) > 1 and r.parts[0] not in ASIDE and 'trainer' not in r.parts and r.name != 'manifest.json'
             and not any(x.startswith('.') for x in r.parts))
 
+# %% ../../nbs/lab/05_step.ipynb #step-013-b
 def refuse_added(run, steps): # all steps of the recipe
     "A sentence where a folder that a step reads holds a file that no step wrote: a model's settings, or samples of another run"
     records = [m for s in steps if (m := finished(run, s))]
@@ -177,6 +178,7 @@ def _check_written(run, step, files):
     lost = [w for w in step['writes'] if not (run/w).exists() or Path(w).parts[0] == 'results' and not any(overlap(f, w) for f in files)]
     if lost: raise ValueError(f"{step['label']} did not write {lost[0]}, which the `writes` of its notebook names")
 
+# %% ../../nbs/lab/05_step.ipynb #step-013-c
 def own_files(run, label): return {k: run/'notebooks'/f'{label}.{k}' for k in ('log', 'writes', 'notes', 'progress', 'state')}
 
 def _ever_made(run, label):

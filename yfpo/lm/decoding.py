@@ -274,6 +274,7 @@ def why_plain_decoding(model):
     off = ((own - torch.stack(ref).float()).norm()/torch.stack(ref).float().norm()).item()
     return '' if off < (1e-3 if model.dtype == torch.float32 else 2e-2) else f'its hidden states differ by {off:.1g}'
 
+# %% ../../nbs/lm/03_decoding.ipynb #02-decod-024-b
 class Edit:
     "A hook on a model's forward pass that says whether it works on our own kind of batch"
     def __init__(self, hook, any_batch:bool=False): self.hook, self.any_batch = hook, any_batch
@@ -403,6 +404,7 @@ def check_places(model, prompt:int, new:int): # tokens of the longest prompt, an
     raise ValueError(f'a prompt of {prompt} tokens and max_new_tokens={new} need {need} positions, and this model has learned {n}: '
                      'give less of one of them')
 
+# %% ../../nbs/lm/03_decoding.ipynb #02-decod-027-b
 @takes(Decoding)
 def completions(model, tokenizer, prompts, # texts
                 keys=None, # one a prompt, seeds of its noise; needed where `temperature` is above 0

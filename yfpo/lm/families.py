@@ -128,6 +128,7 @@ def branch_scale(model):
     "What a block multiplies the MLP's output by before adding it: Granite's `residual_multiplier`, else 1"
     return getattr(unwrap(model).config, 'residual_multiplier', 1.)
 
+# %% ../../nbs/lm/13_families.ipynb #fml-012-b
 def _inside(m):
     "The linear module within PEFT's wrappers, and the outermost wrapper that changes what it does, or None"
     outer = None
@@ -173,6 +174,7 @@ def head_weights(model):
     W = write_matrix(head)
     with torch.no_grad(), torch.autocast(W.device.type, enabled=False): return W, _said(outer, own.weight.new_zeros(1, W.shape[1]))[0]
 
+# %% ../../nbs/lm/13_families.ipynb #fml-012-c
 def width(model):
     "Neurons per layer"
     down = down_projs(model)[0]

