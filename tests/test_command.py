@@ -578,6 +578,21 @@ def test_a_row_of_the_table_becomes_an_option(name):
     for o in own.options: assert o.name.replace('/', ' / ') in shown and o.help in shown, o
     assert own.help in shown and own.example in shown
 
+def test_names_complete_in_a_shell():
+    "What the line in `yfpo --help` sets up: commands, options, and recipes where one is asked for"
+    yfpo = Path(sys.executable).parent/'yfpo'
+    def offered(*words):
+        env = {**os.environ, '_YFPO_COMPLETE': 'bash_complete', 'COMP_WORDS': ' '.join(words), 'COMP_CWORD': str(len(words) - 1)}
+        return {l.partition(',')[2] for l in subprocess.run([yfpo], env=env, capture_output=True, text=True).stdout.splitlines()}
+    assert 'publish' in offered('yfpo', 'pu') and {'which-neurons', 'which-share'} <= offered('yfpo', 'run', 'which')
+    assert '--profile' in offered('yfpo', 'run', 'smoke', '--pro')
+
+def test_every_command_that_takes_a_recipe_shows_an_example():
+    from yfpo.lab.cli import _app
+    app = _app()
+    for name, c in app.commands.items():
+        if any(p.name == 'recipe' for p in c.params): assert c.epilog and f'yfpo {name}' in c.epilog, name
+
 # --- help that can be read ---
 
 def test_the_short_help_of_train_and_the_whole(capsys):

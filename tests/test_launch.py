@@ -232,6 +232,21 @@ def test_the_configurations_of_accelerate(ready, name, processes):
     r = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'})
     assert ('3 pairs, which 2 processes cannot share' in r.stderr) == (processes == 2), r.stderr[-1500:]
 
+def test_a_configuration_of_accelerate_in_a_recipe(ready, monkeypatch):
+    "The stage hands it on, and its content is in the step's key"
+    from yfpo.lab.keys import input_hashes
+    from yfpo.lab.publish import run_here
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true'); monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    nb = ROOT/'nbs'/'paper'/'stages'/'train.ipynb'
+    how = dict(run_dir=str(ready), recipe='smoke', arm='yfpo', seed=0, train=TRAIN)
+    one = run_here(nb, **how)['log']
+    given = dict(processes=2, accelerate='nbs/paper/profiles/accelerate/several-gpus.yaml')
+    two = run_here(nb, **how, **given)['log']
+    assert [r['loss'] for r in two] == pytest.approx([r['loss'] for r in one], abs=2e-4)
+    assert '--config_file' not in str(input_hashes(given)) and len(input_hashes(given)['accelerate']) == 64
+    with pytest.raises(FileNotFoundError, match='accelerate is nosuch.yaml, which is no file: give a configuration, such as'):
+        run_here(nb, **how, processes=2, accelerate='nosuch.yaml')
+
 def test_uneven_shares_are_refused(ready, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
     with pytest.raises(ValueError, match='4 processes cannot share'): train_arm(ready, 'smoke', 'dpo', 0,

@@ -751,7 +751,7 @@ def test_publishing_that_is_killed_half_way_loses_nothing(again, monkeypatch):
     to = again/'nbs/paper/results/toy'
     before = {f.relative_to(to): f.read_bytes() for f in to.rglob('*') if f.is_file()}
     with monkeypatch.context() as m:
-        m.setattr(shutil, 'copytree', mock.Mock(side_effect=OSError(28, 'No space left on device')))
+        m.setattr(shutil, 'copy2', mock.Mock(side_effect=OSError(28, 'No space left on device')))
         assert said('publish', 'toy') == 'yfpo: No space left on device'
     assert {f.relative_to(to): f.read_bytes() for f in to.rglob('*') if f.is_file()} == before
     main(['publish', 'toy'])

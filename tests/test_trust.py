@@ -325,6 +325,19 @@ def test_a_planted_part_runs_no_code(tmp_path, monkeypatch):
     pickles = re.compile(r'^\s*(import|from) .*\b(pickle|joblib|dill)\b', re.M)
     assert not [f for f in (Path(__file__).parent.parent/'yfpo').rglob('*.py') if pickles.search(f.read_text())]
 
+def test_a_planted_checkpoint_runs_no_code(tmp_path, tiny):
+    "What a killed training keeps is torch's: its optimizer, scheduler and random states are read as tensors alone"
+    from test_trainer import make as trainer
+    trainer(tiny, tmp_path/'t', save_strategy='steps', save_steps=2, max_steps=4).train()
+    evil = Evil(); evil.path = tmp_path/'ran'
+    for name in ('optimizer.pt', 'scheduler.pt', 'rng_state.pth'):
+        there = tmp_path/'t'/'checkpoint-2'/name
+        was = there.read_bytes()
+        there.write_bytes(pickle.dumps(evil))
+        with pytest.raises(Exception): trainer(tiny, tmp_path/'t', max_steps=4).train(resume_from_checkpoint=str(there.parent))
+        there.write_bytes(was)
+    assert not (tmp_path/'ran').exists()
+
 # --- killed ---
 
 @pytest.mark.skipif(not Path('/proc').exists(), reason='looks at /proc')
@@ -480,13 +493,13 @@ def test_a_link_in_a_run_leads_no_removal_out_of_it(tmp_path, keys_stay):
 def test_as_many_steps_beside_each_other_as_asked_for(tmp_path):
     "Rules have one lane each here, and Snakemake has as many lanes as --jobs; a cluster is asked for memory and minutes"
     from yfpo.lab.forecast import resources_of
-    from yfpo.lab.workflow import _arguments, rule_of
+    from yfpo.lab.workflow import Elsewhere, _arguments, rule_of
     step = dict(label='a', key='k', waits=[], threads=1, priority=1, run=str(tmp_path), stage='sft', params={})
     asks = resources_of(SimpleNamespace(name='toy', cost=None), step)
     assert rule_of(step)['resources'] == dict(lane=1) and rule_of(step, asks)['resources'] == asks == dict(mem_mb=8192, runtime=24*60)
     here = ' '.join(_arguments(tmp_path, 8, 2, ''))
     assert '--cores 8 --resources lane=2' in here and '--profile none --workflow-profile none' in here
-    assert 'lane' not in ' '.join(_arguments(tmp_path, 8, 2, 'slurm'))
+    assert 'lane' not in ' '.join(_arguments(tmp_path, 8, 2, Elsewhere('slurm')))
 
 def test_threads_on_a_cluster_do_not_follow_from_the_login_node(monkeypatch, tmp_path):
     from yfpo.lab import workflow
@@ -536,3 +549,119 @@ def test_what_a_trial_added_goes_with_it(tmp_path, keys_stay):
 def test_force_all_with_only_leaves_what_comes_before(again):
     assert yfpo(again, 'run', 'toy', '--only', 'train', '--force', 'all').returncode == 0
     assert '] sft ... up to date' in yfpo(again, 'run', 'toy').stdout
+
+# --- found by reading the runner as an opponent would ---
+
+def test_a_step_whose_runner_is_gone_runs_nothing(toy):
+    "A runner that was killed takes its template along; the step that asks for it must not start one of its own"
+    run = toy/'runs'/'toy'
+    yfpo(toy, 'run', 'toy', '--until', 'sft')
+    (run/'done'/'sft.json').unlink(); (run/'sft'/'model.txt').unlink()
+    r = subprocess.run([sys.executable, '-P', '-m', 'yfpo.lab.step', str(run), 'sft'], capture_output=True, text=True, cwd=run,
+                       env={**os.environ, 'YFPO_ROOT': str(toy), 'YFPO_TEMPLATE': '/tmp/yfpo-gone/door|/tmp/yfpo-gone'})
+    assert r.returncode == 1 and not (run/'done'/'sft.json').exists() and not (run/'sft'/'model.txt').exists()
+    assert 'the process that starts the notebooks is gone' in json.loads((run/'notebooks'/'sft.state').read_text())['text']
+
+def test_only_the_folders_that_a_module_opens_are_in_the_key(tmp_path, monkeypatch):
+    from yfpo.lab import keys
+    for f in ('data/texts/a.txt', 'data/assets/page.css'):
+        (tmp_path/f).parent.mkdir(parents=True, exist_ok=True); (tmp_path/f).write_text('1')
+    monkeypatch.setattr(keys, 'package', lambda: tmp_path)
+    texts, page = dict(m="files('yfpo.data').joinpath('texts', name)"), dict(m="files('yfpo.data').joinpath('assets', name)")
+    whole = dict(m="files('yfpo.data')")
+    before = [keys._texts(x) for x in (texts, page, whole)]
+    (tmp_path/'data'/'assets'/'page.css').write_text('2')
+    assert [keys._texts(x) == b for x, b in zip((texts, page, whole), before)] == [True, False, False]
+    (tmp_path/'data'/'texts'/'a.txt').write_text('2')
+    assert keys._texts(texts) != before[0] and keys._texts({}) == ''
+
+def test_a_file_whose_date_was_set_back_is_noticed(tmp_path):
+    from yfpo.lab.step import mark, unchanged
+    f = tmp_path/'weights'
+    f.write_bytes(bytes(100)); known, s = mark(f), f.stat()
+    time.sleep(.02)
+    f.write_bytes(bytes(99) + b'x'); os.utime(f, ns=(s.st_atime_ns, s.st_mtime_ns))
+    assert f.stat().st_mtime_ns == s.st_mtime_ns and not unchanged(f, known)
+    f.write_bytes(bytes(100))
+    assert unchanged(f, known), 'the same content again'
+
+def test_a_profile_keeps_its_own_settings(tmp_path, monkeypatch):
+    from yfpo.lab.workflow import Elsewhere, _arguments
+    folder = tmp_path/'mine'
+    folder.mkdir(); (folder/'config.yaml').write_text('executor: slurm\njobs: 5\n')
+    assert Elsewhere(str(folder)).lanes() == 5 and Elsewhere(str(folder), 3).lanes() == 3 and Elsewhere('nosuch').lanes() == 1
+    own, asked = (_arguments(tmp_path, 8, 2, Elsewhere(str(folder), n)) for n in (0, 3))
+    assert '--latency-wait' not in own and '--jobs' not in own and asked[asked.index('--jobs') + 1] == '3'
+
+def test_a_file_that_no_step_wrote_is_not_published(again, monkeypatch):
+    monkeypatch.setenv('YFPO_ROOT', str(again))
+    (again/'runs/toy/results/stray.csv').write_text('a\n1\n')
+    to = publish('toy')
+    assert not (to/'stray.csv').exists() and (to/'main.csv').exists() and (to/'manifest.json').exists()
+    old = to.with_name('.toy.old')
+    to.rename(old)                                             # an earlier publish was killed between its two renames
+    monkeypatch.setattr(shutil, 'copy2', mock.Mock(side_effect=OSError(28, 'No space left on device')))
+    with pytest.raises(OSError): publish('toy')
+    assert (to/'main.csv').exists(), 'the old numbers are back'
+
+def test_the_seed_of_any_stage_with_arms_is_the_runners(toy):
+    notebook(toy/'nbs'/'paper'/'stages'/'retrain.ipynb', *TRAIN[:2], TRAIN_FILES.replace('results/main.csv', 'results/other.csv'))
+    recipe(toy, '  train: {beta: 1}\n', '  train: {beta: 1}\n  retrain: {seed: 5}\n')
+    with pytest.raises(ValueError, match="stage 'retrain': 'seed' is set by the runner"): plan(read_recipe('toy'))
+
+def test_edited_records_are_no_traceback(again):
+    from yfpo.lab.step import _noted, read_record
+    run = again/'runs'/'toy'
+    for change in (dict(threads='2'), dict(needs=[])):
+        f = run/'done'/'sft.json'
+        was = f.read_text()
+        f.write_text(json.dumps({**json.loads(was), **change}))
+        assert read_record(f) is None
+        f.write_text(was)
+    m = run/'results'/'manifest.json'
+    m.write_text(json.dumps({**json.loads(m.read_text()), 'stages': {'sft': 3}}))
+    r = yfpo(again, 'run', 'toy')
+    assert r.returncode == 0 and 'nothing to do' in r.stdout and json.loads(m.read_text())['stages']['sft']['key']
+    notes = again/'notes'
+    notes.write_text('{"peak_memory_mb": 7, "a": 1}\n{"peak_mem')
+    assert _noted(notes) == (7, dict(a=1), 0)
+
+def test_labels_that_differ_in_a_dash_are_two_rules(toy):
+    recipe(toy, '  sft: {lr: 1e-3}\n', '  sft: {lr: 1e-3}\n  a-b: {}\n  a_b: {}\n')
+    for name in ('a-b', 'a_b'):
+        notebook(toy/'nbs'/'paper'/'stages'/f'{name}.ipynb', "recipe:str = 'toy' # name\nrun_dir:str = '' # folder",
+                 f"from pathlib import Path\n(Path(run_dir)/'{name}').mkdir(exist_ok=True); (Path(run_dir)/'{name}'/'x').write_text('1')",
+                 f"reads, writes = [], ['{name}/x']")
+    r = yfpo(toy, 'run', 'toy', '--until', 'a_b')
+    assert r.returncode == 0 and (toy/'runs/toy/a-b/x').exists() and (toy/'runs/toy/a_b/x').exists(), r.stderr
+
+def test_a_job_that_is_lost_is_said(tmp_path):
+    from yfpo.lab.workflow import _said
+    (tmp_path/'snakemake.log').write_text('Exiting because a job execution failed.\n')
+    said = _said(tmp_path, 1, ['train-dpo-seed0'])
+    assert said.startswith('train-dpo-seed0 was killed before it could say why, perhaps for memory or time (its log: ')
+    assert 'goes on from here' in said and '\n' not in said and 'Exiting because' in _said(tmp_path, 1)
+
+def test_fewer_threads_than_before_are_said(again):
+    f = again/'runs'/'toy'/'done'/'sft.json'
+    f.write_text(json.dumps({**json.loads(f.read_text()), 'threads': 512}))
+    r = yfpo(again, 'run', 'toy', '--force', 'sft', '--until', 'sft')
+    assert f'sft had 512 threads before and gets {cores_here()} here' in r.stdout
+
+def test_a_step_on_another_machine_records_its_own(toy):
+    "Without the runner's template, as under a profile, the record says on what the step ran, and the manifest takes it from there"
+    from yfpo.lab.workflow import write_manifest
+    from yfpo.lm.machine import hardware
+    assert yfpo(toy, 'run', 'toy').returncode == 0
+    run, f = toy/'runs'/'toy', toy/'runs'/'toy'/'done'/'sft.json'
+    m = json.loads(f.read_text())
+    assert 'hardware' not in m, 'here the runner knows it'
+    f.unlink()
+    env = {k: v for k, v in os.environ.items() if k != 'YFPO_TEMPLATE'}
+    subprocess.run([sys.executable, '-P', '-m', 'yfpo.lab.step', str(run), 'sft'], cwd=run, env={**env, 'YFPO_ROOT': str(toy)}, check=True)
+    m = json.loads(f.read_text())
+    assert m['hardware'] == hardware()
+    f.write_text(json.dumps({**m, 'hardware': {**m['hardware'], 'cpu': 'a node'}}))
+    r = read_recipe('toy')
+    write_manifest(r, plan(r), run)
+    assert json.loads((run/'results'/'manifest.json').read_text())['hardware']['cpu'] == 'a node'

@@ -156,7 +156,7 @@ def _add_result_commands(click, app):
         from yfpo.lab.publish import report, show_results
         show_results(report(recipe, _folder(results)))
 
-    @app.command()
+    @app.command(epilog='Example: yfpo publish gsm8k')
     @recipe
     @run_dir
     def publish(recipe, run_dir):
@@ -164,7 +164,7 @@ def _add_result_commands(click, app):
         from yfpo.lab.publish import publish
         print(publish(recipe, _folder(run_dir)))
 
-    @app.command()
+    @app.command(epilog='Example: yfpo check first-look')
     @recipe
     @run_dir
     @click.option('--save', is_flag=True, help='Keep the differences in nbs/paper/agreement.json, from which tolerances are set.')
@@ -176,7 +176,7 @@ def _add_other_commands(click, app):
     "Commands on recipes, the machine and the repository"
     recipe, _ = _options(click)
 
-    @app.command()
+    @app.command(epilog='Example: yfpo cost gsm8k-full')
     @recipe
     def cost(recipe):
         "Estimate what a recipe will take, before it runs."

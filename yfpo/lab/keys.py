@@ -68,12 +68,12 @@ def sources(notebook):
     return code, {m: s for m, s in modules.items() if m not in RUNNERS}
 
 def _texts(modules):
-    "Content hash of the package's files that are no code, for a step whose modules read them: `files('yfpo.data')`"
-    rooms = sorted({r for s in modules.values() for r in re.findall(r"files\('yfpo\.(\w+)'\)", s)})
+    "Content hash of the package's folders that hold no code, for a step whose modules read them: `files('yfpo.data').joinpath('texts'`"
+    given = {(r, sub) for s in modules.values() for r, sub in re.findall(r"files\('yfpo\.(\w+)'\)(?:\.joinpath\('(\w+)')?", s)}
     h = hashlib.sha256()
-    for f in (f for r in rooms for f in sorted((package()/r).glob('*/*')) if f.is_file() and f.suffix not in ('.py', '.pyc')):
+    for f in (f for r, sub in sorted(given) for f in sorted((package()/r).glob(f"{sub or '*'}/*")) if f.is_file() and f.suffix != '.pyc'):
         h.update(f.name.encode() + b'\0' + f.read_bytes())
-    return h.hexdigest() if rooms else ''
+    return h.hexdigest() if given else ''
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-008
 PACKAGES = ('yfpo', 'torch', 'transformers', 'trl', 'accelerate', 'datasets', 'lxt', 'peft', 'papermill', 'snakemake', 'pydantic', 'nbdev',
@@ -167,8 +167,8 @@ def folder_hash(folder):
 
 # %% ../../nbs/lab/03_keys.ipynb #keys-012-c
 def inputs(params):
-    "{parameter: path} of what a step reads from outside the run: its data folder, and a model that is a folder or a file"
-    given = {k: params[k] for k in ('data_dir', 'model') if params.get(k) and isinstance(params[k], str)}
+    "{parameter: path} of what a step reads from outside the run: its data folder, a model that is a folder or a file, a configuration"
+    given = {k: params[k] for k in ('data_dir', 'model', 'accelerate') if params.get(k) and isinstance(params[k], str)}
     return {k: path for k, x in given.items() if (path := root()/os.path.expanduser(x)).exists()}
 
 def input_hashes(params):

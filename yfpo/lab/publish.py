@@ -46,16 +46,25 @@ def pack_answers(folder, # `samples` of a folder of results
         with open(f'{f}.gz', 'wb') as raw, gzip.GzipFile('', 'wb', mtime=0, fileobj=raw) as g: g.write(f.read_bytes())
         f.unlink()
 
+def _copy_results(run, to, steps):
+    "Copy what the steps' records list of results, and the manifest; a file that somebody put beside them stays behind"
+    for f in {'results/manifest.json', *(f for s in steps for f in finished(run, s)['files'] if f.startswith('results/'))}:
+        target = to/Path(f).relative_to('results')
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(run/f, target)
+
 def publish(name:str, run_dir:str=''):
     "Copy the small results of a finished run to nbs/paper/results, to be committed"
     recipe = read_recipe(name)
     run, to = run_folder(recipe.name, run_dir, make=False), root()/'nbs'/'paper'/'results'/recipe.name
     new, old = (to.with_name(f'.{to.name}.{x}') for x in ('new', 'old'))
     with locked(run) if run.is_dir() else nullcontext():
-        why = _unpublishable(plan(recipe, run_dir), run)
+        steps = plan(recipe, run_dir)
+        why = _unpublishable(steps, run)
         if why: raise ValueError(f'the run in {run} cannot be published, {why}; finish it with `yfpo run {name}`')
+        if old.exists() and not to.exists(): old.rename(to)    # an earlier publish was killed between two renames
         for d in (new, old): shutil.rmtree(d, ignore_errors=True)
-        shutil.copytree(run/'results', new, ignore=shutil.ignore_patterns('.*'))
+        _copy_results(run, new, steps)
     pack_answers(new/'samples')
     if to.exists(): to.rename(old)                             # killed here, the old numbers are still whole
     new.rename(to)

@@ -341,7 +341,7 @@ def _over_warm_starts(stage, known, recipe):
         yield stage + '-reference'*reference + f'-warm{w}'*(w > 0), extra
 
 # %% ../../nbs/lab/02_stages.ipynb #stages-026
-def _steps_of(stage, given, known, recipe):
+def _steps_of(stage, known, recipe):
     "(label, extra parameters) of each step of one stage"
     if 'arms' in known or 'warm' in known and 'arm' not in known: yield from _over_warm_starts(stage, known, recipe)
     if {'arm', 'arms'} & set(known): yield from _over_seeds(stage, known, recipe)
@@ -353,9 +353,9 @@ def _instances(recipe):
     if recipe.warm_starts > len(recipe.seeds):
         raise ValueError(f'recipe {recipe.name!r} has {recipe.warm_starts} warm_starts and {len(recipe.seeds)} seeds: each warm start '
                          'needs a seed that begins there')
-    for stage, given in recipe.stages.items():
+    for stage in recipe.stages:
         nb = stage_notebook(stage, recipe)
-        for label, extra in _steps_of(stage, given, notebook_parameters(nb), recipe): yield stage, label, nb, extra
+        for label, extra in _steps_of(stage, notebook_parameters(nb), recipe): yield stage, label, nb, extra
     for o, names in recipe.outputs:
         if names is not None: yield o, o, stage_notebook(o, recipe), dict(only=' '.join(names)) if names else {}
 
@@ -363,9 +363,10 @@ def _instances(recipe):
 def _refuse_fixed(recipe, overrides):
     "Names that the laboratory sets itself may stand nowhere else, or a value would be given and not used"
     places = {'shared': recipe.shared, '-p': overrides, **{f'stage {k!r}': v or {} for k, v in recipe.stages.items()}}
+    seeded = {f'stage {k!r}' for k in recipe.stages if {'arm', 'arms'} & {*notebook_parameters(stage_notebook(k, recipe))}}
     for where, given in places.items():
         fixed = {'recipe', 'run_dir', 'results_dir', 'arms', 'arm', 'warm', 'only'}
-        fixed |= {'seed'} if where in ('-p', "stage 'train'", "stage 'evaluate'") else set()
+        fixed |= {'seed'} if where == '-p' or where in seeded else set()
         for k in fixed & set(given):
             raise ValueError(f"recipe {recipe.name!r}, {where}: {k!r} is set by the runner; arms and seeds stand in `arms`, `seeds` "
                              "and `shared: seed` of the recipe, what is drawn in `outputs`, folders in --run-dir")

@@ -15,6 +15,7 @@ from .keys import file_hash, inputs, portable, step_key
 from .recipes import root
 from .stages import overlap
 from .warm import ask, kernel_template
+from ..lm.machine import hardware
 
 # %% ../../nbs/lab/05_step.ipynb #step-005
 KEPT = {'Relevance': 'yfpo.relevance'}                         # dataclasses that a part may return; no other class is ever made from a file
@@ -100,6 +101,7 @@ def _whole(m):
     "Whether the parts of a record are of the kinds that are written"
     try: time.strptime(m['finished'], TIME)
     except (TypeError, ValueError): return False
+    if type(m.get('threads', 0)) is not int or not isinstance(m['needs'], dict): return False
     marks = m['files'].values() if isinstance(m['files'], dict) else [None]
     return all(isinstance(x, list) and [type(v) for v in x] == [int, int, str] for x in marks) and _inside(m['files']) and isinstance(
         m['params'], dict) and isinstance(m['seconds'], (int, float))
@@ -108,15 +110,15 @@ def finished(run, step): return read_record(record_path(run, step['label']))
 
 # %% ../../nbs/lab/05_step.ipynb #step-022
 def mark(f):
-    "What tells that a file is unchanged: its size, when it was written, and its content hash"
+    "What tells that a file is unchanged: its size, when it was last changed, and its content hash"
     s = f.stat()
-    return [s.st_size, s.st_mtime_ns, file_hash(f)[:16]]
+    return [s.st_size, s.st_ctime_ns, file_hash(f)[:16]]       # a program can set the date, but not this time
 
 def unchanged(f, known):
     "Whether a file is as its mark says; its content is read only where size and time do not tell"
     try: s = f.stat()
     except OSError: return False
-    return s.st_size == known[0] and (s.st_mtime_ns == known[1] or file_hash(f)[:16] == known[2])
+    return s.st_size == known[0] and (s.st_ctime_ns == known[1] or file_hash(f)[:16] == known[2])
 
 def is_done(run, step, key):
     "Whether `step` finished with this key and its files are still as it left them"
@@ -221,9 +223,15 @@ def _surroundings(run, label, key, own, threads):
     return {**quiet, **(dict(OMP_NUM_THREADS=str(threads)) if threads else {}), 'YFPO_RUN': str(run), 'YFPO_WRITES': str(own['writes']),
             'YFPO_NOTES': str(own['notes']), 'YFPO_PROGRESS': str(own['progress']), 'YFPO_STEP': f'{label}/{key}'}
 
+def _row(line):
+    "The object in a line of JSON; {} for a line that a full disk has cut"
+    try: r = json.loads(line)
+    except ValueError: return {}
+    return r if isinstance(r, dict) else {}
+
 def _noted(path):
     "What the processes of a step wrote about it: (peak MB, {what: choice and reason}, signal that ended one, or 0)"
-    rows = [json.loads(l) for l in _lines(path)]
+    rows = [r for l in _lines(path) if (r := _row(l))]
     peak = max((r.pop('peak_memory_mb') for r in rows if 'peak_memory_mb' in r), default=0)
     killed = max((r.pop('killed') for r in rows if 'killed' in r), default=0)
     return peak, {k: v for r in rows for k, v in r.items()}, killed
@@ -279,6 +287,7 @@ def run_step(step, run, notebook): # notebook(spec, env, log, cwd): see `ask`
         raise ValueError(f'{label} failed: its notebook, the library, its data or its model was edited while it ran; run it again')
     shutil.rmtree(parts, ignore_errors=True)
     for f in left_by(run, label) - {*m['files']} - _of_others(path): _remove(run, f)         # made before, and no longer
+    if not os.environ.get('YFPO_TEMPLATE'): m['hardware'] = hardware()                     # a runner on another machine cannot know it
     write_json(path, dict(m, key=key, needs=step['needs_keys'], params=portable(step['params']), resumed=resumed, threads=step['threads'],
         runs=1 + before.get('runs', 1)*bool(before), finished=time.strftime(TIME, time.gmtime()),
         git=git('rev-parse', 'HEAD')))
@@ -302,7 +311,7 @@ def kernels_here():
     "What runs a notebook, see `ask`: the runner's template, or one of its own where the runner is on another machine"
     given = os.environ.get('YFPO_TEMPLATE', '')
     path, _, jupyter = given.partition('|')
-    if path and Path(path).parent.is_dir(): yield functools.partial(ask, path, jupyter)            # it may still be importing
+    if path: yield functools.partial(ask, path, jupyter)       # it may still be importing; if it is gone, so is its runner
     else:
         with kernel_template(['papermill', 'ipykernel.kernelapp', 'IPython']) as t: yield t.run
 
