@@ -14,7 +14,7 @@ import numpy as np
 from .results import SOURCES, read_results
 from .statistics import FAMILY, compare, over_means, over_seeds, values_of
 from .tables import (METRIC_LABELS, SELECTORS, beside_margins, boot_text, capability_table, counting, declared_outcome, delta_text,
-                             hacks_table, harm_margins, left_text, markdown_table, mediation_table, selector_table, simulated, testable,
+                             hacks_table, harm_margins, left_text, markdown_table, mediation_table, SELECTOR_TEXTS, selector_table, simulated, testable,
                              whole_sets)
 from .wording import (NATS, TOKEN_NAMES, arm_label, arm_order, capital, contrast_label, count_word, delta_unit, how_many, interval,
                               listed, number, opening, p_text, percent, set_label, span)
@@ -39,8 +39,8 @@ GLOSSARY = {
     'read-out': 'the one number that a set of neurons gives a response',
     'margin': 'preferred minus dispreferred response of a pair, in read-outs (neuron margin), log-probabilities, or rewards of DPO',
     'spread': 'the standard deviation of the neuron margin over pairs before preference training; its unit',
-    'random neurons': 'layer-matched: as many in each layer as were selected, drawn anew for each seed; where a table has both, '
-                      'its *random* ones are drawn from the whole model',
+    'random neurons': 'layer-matched: as many in each layer as were selected, drawn anew for each seed; in tables that also say '
+                      '*layer-matched*, *random* means drawn from the whole model',
     'held out': 'pairs of questions that no arm was trained on',
     'declared': 'named in the recipe or its plan; the first comparison named is the primary one',
     'Holm': "Holm's correction raises a p-value for the number of declared comparisons of its recipe",
@@ -66,18 +66,25 @@ def _audit_finding(audit, begin='Before preference training, the margin', pairs=
     lp = audit[audit.signal == 'log-probability per token'].iloc[0]
     others = audit[(audit.kind == 'selected') & (audit.readout != 'standardised')].sort_values('auc')
     best = [] if others.empty else [others.iloc[-1]]
-    def row(name, r, draws): return {'picked by': name, 'preferred response (%)': interval(r.auc, r.low, r.high, 100, 0),
-                                     'random sets (%)': span(draws, 100, 0), 'pairs': str(r.n)}
+    def row(name, r, draws):
+        return {'picked by': name, 'preferred response (%)': interval(r.auc, r.low, r.high, 100, 0), 'random sets (%)': span(draws, 100, 0),
+                'do as well': f'{int((draws >= r.auc).sum())} of {len(draws)}' if len(draws) else '', 'pairs': str(r.n)}
     said = [f'{begin} of the selected neurons picks the preferred response in {percent(s.auc)} % of {s.n} {pairs}.',
             _against_chance(s, m.auc), f'Log-probability per token picks it in {percent(lp.auc)} %.',
-            *(_best_other(b, read('layer-matched', b.readout).auc, len(others)) for b in best)]
+            *(x for b in best for x in _best_other(b, _best_of_draws(audit), len(others)))]
     return Finding('Reward audit', said, row('selected neurons, standardised', s, m.auc),
-                   *(row(f'selected neurons, {b.readout}', b, read('layer-matched', b.readout).auc) for b in best),
+                   *(row(f'selected neurons, {b.readout}', b, _best_of_draws(audit)) for b in best),
                    row('log-probability per token', lp, []))
 
+def _best_of_draws(audit):
+    "The best that each random set has among the other read-outs: who searches finds something"
+    drawn = audit[(audit.kind == 'layer-matched') & (audit.readout != 'standardised')]
+    return drawn.groupby('signal').auc.max()
+
 def _best_other(b, draws, n):
-    rank = '' if draws.empty else ', and no random set does' if b.auc > draws.max() else ', and a random set does no worse'
-    return f'The best of {n} other read-outs, {b.readout}, picks it in {percent(b.auc)} %{rank}.'
+    said = f'The best of {n} other read-outs, {b.readout}, picks it in {percent(b.auc)} %.'
+    if not len(draws): return [said]
+    return [said, opening(int((draws >= b.auc).sum()), len(draws), 'random set', 'has', 'have') + ' one that does as well.']
 
 def audit_verdict(audit, # frame of audit.csv
                   *words): # how it begins, and what the pairs are; default: those of a recipe
@@ -89,16 +96,16 @@ def nearest_size(ablation, k, mode='mean'):
     "The rows of the size that was ablated nearest to the one trained on"
     return ablation[(ablation['mode'] == mode) & (ablation.k == ablation.k.iloc[(ablation.k - k).abs().argmin()])]
 
-TEXTS = dict(math='solutions', general='prose')
+TEXTS = dict(math='solutions', general='prose', chat='chat answers')
 
 def _causal_finding(ablation, selection):
     df = nearest_size(ablation, selection['k'])
     def rise(kind, text): return df[(df['set'] == kind) & (df.text == text)]
     def at_most(text): return f"{number(rise('layer-matched', text).delta_nll.max())} on {TEXTS[text]}"
-    own = {t: rise('selected', t).iloc[0] for t in TEXTS}
-    drawn = [t for t in TEXTS if len(rise('layer-matched', t))]
+    own = {t: rise('selected', t).iloc[0] for t in TEXTS if len(rise('selected', t))}
+    drawn = [t for t in own if len(rise('layer-matched', t))]
     said = [f'Setting the top {df.k.iloc[0]} neurons to their mean raises the NLL of solutions by {number(own["math"].delta_nll)} nats per '
-            f'token.', f'That of prose changes by {number(own["general"].delta_nll, 2, "+")}.',
+            f'token.', 'That of ' + listed([f'{TEXTS[t]} changes by {number(own[t].delta_nll, 2, "+")}' for t in own if t != 'math']) + '.',
             f"Random neurons raise it by at most {listed([at_most(t) for t in drawn])}." if drawn else '']
     return Finding('Causal study', said, *({
         'NLL of': TEXTS[t], 'without the selected neurons': interval(r.delta_nll, r.low, r.high, digits=2, sign='+'),
@@ -112,16 +119,21 @@ def _selector_finding(card):
     best = own.loc[gap.idxmax()]
     spared = own[(own.math > 1.96*own.math_se) & (own.general.abs() < 1.96*own.general_se)].sort_values('math', ascending=False)
     def name(r): return SELECTORS.get(r.selector, r.selector)
+    talk = own[own.selector == 'attnlrp-chat']
     clean = listed([name(r) for r in spared.itertuples()]) or 'No selector'
     said = [f'Setting the AttnLRP set to zero raises the NLL of solutions by {number(ours.math)} nats per token, and that of prose by '
             f'{number(ours.general)}.',
+            f'That of chat answers rises by {number(ours.chat)}.' if 'chat' in card and not math.isnan(ours.chat) else '',
             opening(int(ours.reached), int(ours.draws), 'random set', 'costs', 'cost') + ' solutions as much.',
             f'Of {len(own)} selectors, "{name(best)}" has the largest difference, {number(gap.max())}.',
-            f"{capital(clean)} {'cost' if len(spared) > 1 else 'costs'} solutions and nothing measurable on prose."]
-    shown = own.loc[list(dict.fromkeys([ours.name, best.name, *spared.index]))]
+            f"{capital(clean)} {'cost' if len(spared) > 1 else 'costs'} solutions and nothing measurable on prose.",
+            *(f'Chosen against chat answers, the set costs solutions {number(r.math)} and chat answers {number(r.chat)}.'
+              for r in talk.itertuples())]
+    shown = own.loc[list(dict.fromkeys([ours.name, *talk.index, best.name, *spared.index]))]
     apart = [interval(d, d - 1.96*se, d + 1.96*se, digits=2) for d, se in
              zip(shown.math - shown.general, np.hypot(shown.math_se, shown.general_se))]
-    table = selector_table(shown)[['selector', 'math (nats)', 'prose (nats)', 'draws that reach it']].assign(**{'difference (nats)': apart})
+    table = selector_table(shown)
+    table = table[[c for c in (*SELECTOR_TEXTS, 'draws that reach it') if c in table]].assign(**{'difference (nats)': apart})
     return Finding('Selectors', said, *table.rename(columns={'math (nats)': 'solutions (nats)'}).to_dict('records'))
 
 # %% ../../nbs/lab/15_findings.ipynb #17_repor-141

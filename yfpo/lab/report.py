@@ -11,7 +11,8 @@ from pathlib import Path
 from .results import SOURCES, read_results
 from .tables import (audit_table, balance_table, bracket_note, capability_table, contrast_table, difficulty_table, dose_table,
                              gradient_limit, hacks_table, harm_margins, harm_table, main_table, mediation_table, power_table, rates_table,
-                             sampled_table, selector_table, sensitivity_table, sizes_note, specificity_table, study_table, write_table)
+                             sampled_table, selector_table, sensitivity_table, sizes_note, specificity_table, steps_table, study_table,
+                             write_table)
 from .findings import audit_verdict
 from .wording import percent
 from ..beyond.knowledge import chance, knowledge_questions
@@ -85,6 +86,13 @@ def _dose_table(folder):
              f"{limit:.4g}.")
     return dose_table(dose, training, limit), f'Dose. {about}'
 
+def _steps_table(folder):
+    about = (f"{read_results(folder, 'manifest')['model']}. Norms over all trained weights, before clipping: median, and lowest to highest. "
+             "Share: the neuron term's norm over the sum of both norms. DPO's gradient has its likelihood term.")
+    training = read_results(folder, 'training')
+    if 'gradients/share' not in training: return dict(steps='No gradients were logged in this recipe.')
+    return steps_table(training), f'What steps are made of. {about}'
+
 def _power_table(folder):
     answers, contrasts = (read_results(folder, k) for k in ('answers', 'contrasts'))
     table = power_table(answers, contrasts)
@@ -146,7 +154,7 @@ def _hacks_table(folder):
 TABLE_OF = dict(                                               # name: function that makes it, and the kinds of results it reads
     main=(_main_tables, 'main', 'contrasts', 'manifest'),
     specificity=(_specificity_table, 'answers', 'training', 'margins', 'contrasts', 'manifest'),
-    dose=(_dose_table, 'dose', 'training', 'manifest'), power=(_power_table, 'answers', 'contrasts'),
+    dose=(_dose_table, 'dose', 'training', 'manifest'), steps=(_steps_table, 'training', 'manifest'), power=(_power_table, 'answers', 'contrasts'),
     audit=(_audit_table, 'audit', 'pairs'),
     selectors=(_selector_tables, 'selectors', 'manifest'), capability=(_capability_table, 'capability', 'manifest'),
     **{k: (functools.partial(_study, name=k), k, 'manifest') for k in ('grid', 'zoo', 'dynamic')},

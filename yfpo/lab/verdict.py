@@ -59,7 +59,7 @@ def _unseen(rows): # rows of contrasts.csv
     said = [f'{number(max(nats), 2 if max(nats) >= .01 else 4)} nats per token'] if nats else []
     if points: said.append(f'{interval(max(points), math.nan, math.nan, 100, 1)} points of accuracy')
     what = 'That does not show them equal' if len(null) == len(rows) else 'The other differences are not shown to be zero'
-    return f"{what}: true differences below {' or '.join(said)} would often be missed."
+    return f"{what}: where a test is least sensitive, true differences below {' or '.join(said)} would often be missed."
 
 # %% ../../nbs/lab/16_verdict.ipynb #verdict-006
 def verdict(folders): # of results
@@ -79,11 +79,11 @@ def _removed(folders):
     def every(kind, text): return [x for f in folders for x in rise(f, kind, text).delta_nll]
     def most(kind, text): return number(max(every(kind, text)))
     def row(f):
-        own = {t: rise(f, 'selected', t).iloc[0] for t in TEXTS}
+        own = {t: rise(f, 'selected', t) for t in TEXTS}       # some have no chat answers
         return {'recipe': recipe_name(f), **{f'NLL of {TEXTS[t]}': interval(r.delta_nll, r.low, r.high, digits=2, sign='+')
-                                            for t, r in own.items()},
+                                            for t, rows in own.items() for r in rows.itertuples()},
                 **{f'{TEXTS[t]}, random sets': span(rise(f, 'layer-matched', t).delta_nll) for t in TEXTS},
-                'texts': str(own['math'].n)}
+                'texts': str(own['math'].iloc[0].n)}
     said = ["Setting the selected neurons to their mean raises the NLL of solutions by at least "
             f"{number(min(every('selected', 'math')))} nats per token.", f"That of prose rises by at most {most('selected', 'general')}.",
             f"Random neurons raise it by at most {most('layer-matched', 'math')} on solutions and {most('layer-matched', 'general')} "
