@@ -195,7 +195,7 @@ def recipe(folder, *rows):
     write_rows(folder/'contrasts.csv', pd.DataFrame([*rows]))
     return folder
 
-EQUAL = 'That does not show them equal: true differences below '
+EQUAL = 'That does not show them equal: where a test is least sensitive, true differences below '
 
 def test_a_clear_win(tmp_path):
     one = recipe(tmp_path/'one', row('yfpo - dpo', -.1, .01), row('yfpo - yfpo-random', -.2, .001))
