@@ -118,7 +118,7 @@ def test_library_notebook_form(path):
 @pytest.mark.parametrize('recipe', sorted(f.stem for f in (ROOT/'nbs'/'paper'/'recipes').glob('*.yaml')))
 def test_recipe_is_valid(recipe, tmp_path):
     steps = plan(read_recipe(recipe), run_dir=str(tmp_path))
-    few = {'bench': 5, 'what-training-does': 10, 'limits': 7, 'neurons': 9}
+    few = {'bench': 5, 'what-training-does': 10, 'limits': 7, 'neurons': 9, 'which-share': 9, 'right-or-wrong': 9}
     assert read_recipe(recipe).name == recipe and len(steps) > few.get(recipe, 15)
 
 def test_what_is_called_tried_has_a_test():

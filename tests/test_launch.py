@@ -244,7 +244,7 @@ def test_a_configuration_of_accelerate_in_a_recipe(ready, monkeypatch):
     two = run_here(nb, **how, **given)['log']
     assert [r['loss'] for r in two] == pytest.approx([r['loss'] for r in one], abs=2e-4)
     assert '--config_file' not in str(input_hashes(given)) and len(input_hashes(given)['accelerate']) == 64
-    with pytest.raises(FileNotFoundError, match='accelerate is nosuch.yaml, which is no file: give a configuration, such as'):
+    with pytest.raises(FileNotFoundError, match='accelerate is nosuch.yaml, which is no file: give one, such as'):
         run_here(nb, **how, processes=2, accelerate='nosuch.yaml')
 
 def test_uneven_shares_are_refused(ready, monkeypatch):

@@ -144,7 +144,7 @@ def test_a_recipe_by_path(toy, tmp_path):
 
 def test_stage_notebooks_by_themselves_do_what_the_smoke_recipe_does():
     "Run All of one stage after `yfpo run smoke` must not mix two sizes of data"
-    asked = ('gated', 'starts', 'temperatures', 'n_tried', 'dose', 'dose_batches', 'gradients', 'per_round')            # off where no recipe asks for them
+    asked = ('gated', 'starts', 'temperatures', 'n_tried', 'dose', 'dose_batches', 'gradients', 'per_round')     # off by itself
     smoke = read_recipe('smoke')
     for stage, own in smoke.stages.items():
         known = notebook_parameters(ROOT/'nbs'/'paper'/'stages'/f'{stage}.ipynb')

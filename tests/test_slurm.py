@@ -39,7 +39,8 @@ def small(tmp_path):
     "A recipe of the smoke stages up to training and comparison, by path"
     (tmp_path/'spread.yaml').write_text('name: spread\nextends: smoke\narms: [dpo, yfpo]\nseeds: [0]\nwarm_starts: 1\n'
         'without: [audit, causal, selectors, stability, faithfulness, capability, cards, grid, dynamic, zoo, overoptimisation, parts, '
-        'hacks, breakage, browse]\nstages: {gate: {starts: 1}, compare: {family: [yfpo - dpo]}}\noutputs: {tables: [main], figures: [contrasts]}\n')
+        'hacks, breakage, browse]\nstages: {gate: {starts: 1}, '
+        'compare: {family: [yfpo - dpo]}}\noutputs: {tables: [main], figures: [contrasts]}\n')
     return tmp_path/'spread.yaml'
 
 def numbers(run):

@@ -1,5 +1,5 @@
 "What a run trusts: nothing that changed under it, nothing that lies elsewhere, no file that could run code."
-import json, os, pickle, re, shutil, signal, subprocess, sys, time
+import json, os, pickle, random, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -339,6 +339,32 @@ def test_a_planted_checkpoint_runs_no_code(tmp_path, tiny):
     assert not (tmp_path/'ran').exists()
 
 # --- killed ---
+
+def working_in(folder):
+    "Processes whose command line names a folder"
+    def line(p):
+        try: return (p/'cmdline').read_bytes()
+        except OSError: return b''
+    return [p.name for p in Path('/proc').glob('[0-9]*') if os.fsencode(str(folder)) in line(p)]
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='looks at /proc')
+def test_kills_at_any_moment_change_no_byte(finished, tmp_path):
+    "The runner is killed at random moments, as a machine that loses power would; the same command goes on each time"
+    root, rng = shutil.copytree(finished, tmp_path/'repo'), random.Random(0)
+    recipe(root, 'lr: 1e-3', 'lr: 1e-3, wait: 1')
+    shutil.rmtree(root/'runs')
+    for _ in range(6):
+        p = subprocess.Popen([Path(sys.executable).parent/'yfpo', 'run', 'toy'], env={**os.environ, 'YFPO_ROOT': str(root)},
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(.5, 5)); p.kill(); p.wait()
+    r = yfpo(root, 'run', 'toy')
+    assert r.returncode == 0 and 'nothing to do' in yfpo(root, 'run', 'toy').stdout, r.stderr
+    results = [{f.relative_to(d): f.read_bytes().replace(os.fsencode(d), b'') for f in (d/'runs'/'toy'/'results').rglob('*')
+                if f.is_file() and f.name != 'manifest.json'} for d in (finished, root)]
+    assert results[0] == results[1] and len(results[0]) > 3
+    deadline = time.time() + 20
+    while (left := working_in(root)) and time.time() < deadline: time.sleep(.2)
+    assert not left and not [*(root/'runs'/'toy').rglob('locks/*.lock')]
 
 @pytest.mark.skipif(not Path('/proc').exists(), reason='looks at /proc')
 def test_a_killed_kernel_is_reported_as_killed(toy):

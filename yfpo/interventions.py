@@ -255,12 +255,11 @@ def draw_rank(value, draws):
 
 @takes(Trial)
 def score_card(model, tokenizer, neurons, controls, # a set, and matched random draws of it
-               math, general, # items to score, used for no selection
-               chat=None, # a third kind of text, say chat answers without mathematics
+               texts, # {kind: items to score, used for no selection}; math and general are needed, more may stand beside them
                **kwargs): # fields of `Trial`; its `base` is a dict here, with a key for each kind of text, from an earlier card
     "What ablating a set does, as one row"
     how = taken(score_card, kwargs)
-    texts = dict(math=math, general=general, **(dict(chat=chat) if chat else {}))
+    if lost := [k for k in ('math', 'general') if k not in texts]: raise ValueError(f'texts lacks {lost[0]}: give items of that kind too')
     base = how.base or {name: how.nll(model, tokenizer, t) for name, t in texts.items()}
     def rise(s, name): return delta_nll(model, tokenizer, texts[name], s, **dict(vars(how), base=base[name]))
     found = {name: rise(neurons, name) for name in texts}

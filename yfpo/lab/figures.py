@@ -431,7 +431,7 @@ def draw_training(training, # frame of training/*.csv with `arm` and `seed`
     "One panel per metric, one line per arm: running mean, thin lines for single seeds; the loss is shown minus its first value"
     asked, curves = curves, {c: v for c, v in curves.items() if c in training and training[c].notna().any()}
     if not curves: raise ValueError(f"the training logs hold none of {', '.join(asked)}: run the `train` stage with logging on")
-    cols = min(3, len(curves)); rows = -(-len(curves)//cols)
+    cols = 2 if len(curves) == 4 else min(3, len(curves)); rows = -(-len(curves)//cols)
     fig, axs = panels(rows, cols, size=(2.55*cols, 1.9*rows + .45))
     for ax, (col, (name, unit)) in zip(axs.flat, curves.items()):
         for arm in arm_order(training.arm): _curve(ax, training, arm, col, smooth)

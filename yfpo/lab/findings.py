@@ -14,8 +14,8 @@ import numpy as np
 from .results import SOURCES, read_results
 from .statistics import FAMILY, compare, over_means, over_seeds, values_of
 from .tables import (METRIC_LABELS, SELECTORS, beside_margins, boot_text, capability_table, counting, declared_outcome, delta_text,
-                             hacks_table, harm_margins, left_text, markdown_table, mediation_table, SELECTOR_TEXTS, selector_table, simulated, testable,
-                             whole_sets)
+                             hacks_table, harm_margins, left_text, markdown_table, mediation_table, SELECTOR_TEXTS, selector_table,
+                             simulated, testable, whole_sets)
 from .wording import (NATS, TOKEN_NAMES, arm_label, arm_order, capital, contrast_label, count_word, delta_unit, how_many, interval,
                               listed, number, opening, p_text, percent, set_label, span)
 
@@ -101,12 +101,12 @@ TEXTS = dict(math='solutions', general='prose', chat='chat answers')
 def _causal_finding(ablation, selection):
     df = nearest_size(ablation, selection['k'])
     def rise(kind, text): return df[(df['set'] == kind) & (df.text == text)]
-    def at_most(text): return f"{number(rise('layer-matched', text).delta_nll.max())} on {TEXTS[text]}"
+    def at_most(*texts): return number(max(rise('layer-matched', t).delta_nll.max() for t in texts))
     own = {t: rise('selected', t).iloc[0] for t in TEXTS if len(rise('selected', t))}
-    drawn = [t for t in own if len(rise('layer-matched', t))]
+    drawn = [t for t in own if t != 'math' and len(rise('layer-matched', t))]
     said = [f'Setting the top {df.k.iloc[0]} neurons to their mean raises the NLL of solutions by {number(own["math"].delta_nll)} nats per '
             f'token.', 'That of ' + listed([f'{TEXTS[t]} changes by {number(own[t].delta_nll, 2, "+")}' for t in own if t != 'math']) + '.',
-            f"Random neurons raise it by at most {listed([at_most(t) for t in drawn])}." if drawn else '']
+            f"Random neurons raise it by at most {at_most('math')} on solutions and {at_most(*drawn)} elsewhere." if drawn else '']
     return Finding('Causal study', said, *({
         'NLL of': TEXTS[t], 'without the selected neurons': interval(r.delta_nll, r.low, r.high, digits=2, sign='+'),
         'without random neurons': span(rise('layer-matched', t).delta_nll), 'random sets': str(len(rise('layer-matched', t))),

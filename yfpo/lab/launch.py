@@ -184,7 +184,7 @@ def configured(path): # seen from the repository; '' for none
     if not path: return []
     file = root()/os.path.expanduser(path)
     if file.is_file(): return ['--config_file', str(file)]
-    raise FileNotFoundError(f'accelerate is {path}, which is no file: give a configuration, such as nbs/paper/profiles/accelerate/fsdp2.yaml')
+    raise FileNotFoundError(f'accelerate is {path}, which is no file: give one, such as nbs/paper/profiles/accelerate/fsdp2.yaml')
 
 def launch_arm(processes:int, run, recipe:str, arm:str, seed:int,
                options=(), # of `accelerate launch`, such as ['--config_file', 'fsdp2.yaml']

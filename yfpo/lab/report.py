@@ -81,14 +81,15 @@ def _specificity_table(folder):
 def _dose_table(folder):
     dose, training, m = (read_results(folder, k) for k in ('dose', 'training', 'manifest'))
     limit = gradient_limit(m, read_results(folder, 'gate') if (folder/'gate.csv').exists() else None)
-    about = (f"{m['model']}, {training.seed.nunique()} seeds, lowest to highest. \u03bb and gradients: on the reference, before training. "
+    n = training.seed.nunique()
+    about = (f"{m['model']}, {n} seed{'s, lowest to highest' if n > 1 else ''}. \u03bb and gradients: on the reference, before training. "
              "DPO margin: the mean over the last half of training, bold outside 20 % of YFPO's. Clipped: steps with a gradient norm above "
              f"{limit:.4g}.")
     return dose_table(dose, training, limit), f'Dose. {about}'
 
 def _steps_table(folder):
-    about = (f"{read_results(folder, 'manifest')['model']}. Norms over all trained weights, before clipping: median, and lowest to highest. "
-             "Share: the neuron term's norm over the sum of both norms. DPO's gradient has its likelihood term.")
+    about = (f"{read_results(folder, 'manifest')['model']}. Norms over all trained weights, before clipping: median, lowest to "
+             "highest. Share: the neuron term's norm over the sum of both norms. DPO's gradient has its likelihood term.")
     training = read_results(folder, 'training')
     if 'gradients/share' not in training: return dict(steps='No gradients were logged in this recipe.')
     return steps_table(training), f'What steps are made of. {about}'
@@ -154,7 +155,8 @@ def _hacks_table(folder):
 TABLE_OF = dict(                                               # name: function that makes it, and the kinds of results it reads
     main=(_main_tables, 'main', 'contrasts', 'manifest'),
     specificity=(_specificity_table, 'answers', 'training', 'margins', 'contrasts', 'manifest'),
-    dose=(_dose_table, 'dose', 'training', 'manifest'), steps=(_steps_table, 'training', 'manifest'), power=(_power_table, 'answers', 'contrasts'),
+    dose=(_dose_table, 'dose', 'training', 'manifest'), steps=(_steps_table, 'training', 'manifest'),
+    power=(_power_table, 'answers', 'contrasts'),
     audit=(_audit_table, 'audit', 'pairs'),
     selectors=(_selector_tables, 'selectors', 'manifest'), capability=(_capability_table, 'capability', 'manifest'),
     **{k: (functools.partial(_study, name=k), k, 'manifest') for k in ('grid', 'zoo', 'dynamic')},

@@ -369,7 +369,8 @@ def sensitivity_table(answers, contrasts):
 # %% ../../nbs/lab/13_tables.ipynb #17_repor-025
 SELECTORS = {'attnlrp-contrast': 'AttnLRP', 'cp-lrp-contrast': 'CP-LRP', 'gradient-contrast': 'gradient x activation', 'relp-top': 'RelP',
              'atp-top': 'attribution patching', 'wanda-contrast': 'Wanda form', 'mean-abs-contrast': 'mean |activation|', 'lape': 'LAPE',
-             'mathneuro': 'MathNeuro form', 'value-probe': 'value probe', 'attnlrp-top': 'AttnLRP, no contrast', 'attnlrp-chat': 'AttnLRP, against chat',
+             'mathneuro': 'MathNeuro form', 'value-probe': 'value probe', 'attnlrp-top': 'AttnLRP, no contrast',
+             'attnlrp-chat': 'AttnLRP, against chat',
              'bottom': 'AttnLRP, bottom k', 'layer-matched': 'layer-matched random', 'none': 'nothing removed',
              'activation-matched': 'activation-matched random', 'norm-matched': 'norm-matched random',
              'knowledge-contrast': 'integrated gradients', 'logprob-contrast': 'log-probability increase'}
