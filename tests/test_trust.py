@@ -522,6 +522,8 @@ def test_as_many_steps_beside_each_other_as_asked_for(tmp_path):
     from yfpo.lab.workflow import Elsewhere, _arguments, rule_of
     step = dict(label='a', key='k', waits=[], threads=1, priority=1, run=str(tmp_path), stage='sft', params={})
     asks = resources_of(SimpleNamespace(name='toy', cost=None), step)
+    dear = SimpleNamespace(name='toy', cost=SimpleNamespace(memory_gib=80., gpus=2))
+    assert resources_of(dear, step)['gpu'] == 2 and 'gpu' not in resources_of(dear, dict(step, stage='figures')), 'a drawing needs none'
     assert rule_of(step)['resources'] == dict(lane=1) and rule_of(step, asks)['resources'] == asks == dict(mem_mb=8192, runtime=24*60)
     here = ' '.join(_arguments(tmp_path, 8, 2, ''))
     assert '--cores 8 --resources lane=2' in here and '--profile none --workflow-profile none' in here
@@ -691,3 +693,24 @@ def test_a_step_on_another_machine_records_its_own(toy):
     r = read_recipe('toy')
     write_manifest(r, plan(r), run)
     assert json.loads((run/'results'/'manifest.json').read_text())['hardware']['cpu'] == 'a node'
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A disk of 4 MB, where one may be mounted; and a function that makes it larger"
+    at = tmp_path/'disk'
+    at.mkdir()
+    def mount(*options): return subprocess.run(['mount', '-t', 'tmpfs', *options, 'tmpfs', str(at)], capture_output=True).returncode == 0
+    if not shutil.which('mount') or not mount('-o', 'size=4m'): pytest.skip('no disk may be mounted here')
+    yield at, lambda: mount('-o', 'remount,size=40m')
+    subprocess.run(['umount', '-l', str(at)])
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(toy, small_disk):
+    at, enlarge = small_disk
+    notebook(toy/'nbs'/'paper'/'stages'/'sft.ipynb', SFT[0], SFT[1] + "\n(out/'weights').write_bytes(bytes(8*2**20))",
+             SFT_FILES.replace("'sft/pid'", "'sft/pid', 'sft/weights'"))
+    r = yfpo(toy, 'run', 'toy', '--run-dir', at/'run')
+    assert r.returncode == 1 and re.search('No space left|no space left', r.stderr) and 'Traceback' not in r.stderr, r.stderr
+    assert len(r.stderr.strip().splitlines()) == 1 and not (at/'run'/'done'/'sft.json').exists(), r.stderr
+    assert enlarge()
+    r = yfpo(toy, 'run', 'toy', '--run-dir', at/'run')
+    assert r.returncode == 0 and (at/'run'/'results'/'tables'/'main.md').exists(), r.stderr

@@ -432,7 +432,7 @@ def draw_training(training, # frame of training/*.csv with `arm` and `seed`
     asked, curves = curves, {c: v for c, v in curves.items() if c in training and training[c].notna().any()}
     if not curves: raise ValueError(f"the training logs hold none of {', '.join(asked)}: run the `train` stage with logging on")
     cols = 2 if len(curves) == 4 else min(3, len(curves)); rows = -(-len(curves)//cols)
-    fig, axs = panels(rows, cols, size=(2.55*cols, 1.9*rows + .45))
+    fig, axs = panels(rows, cols, size=((3.8 if cols == 2 else 2.55)*cols, 1.9*rows + .45))
     for ax, (col, (name, unit)) in zip(axs.flat, curves.items()):
         for arm in arm_order(training.arm): _curve(ax, training, arm, col, smooth)
         ax.set(title=name, ylabel=unit, xlabel='step')

@@ -175,4 +175,4 @@ def resources_of(recipe, step, counted=None): # counted: see `counted_minutes`
     memory = known['peak_memory_mb']*1.5 + 1024 if known.get('peak_memory_mb') else (c.memory_gib if c else 8.)*1024
     minutes = known['seconds']/60*3 + 10 if known else 60 + 10*counted[step['stage']] if step['stage'] in (counted or {}) else 24*60
     res = dict(mem_mb=math.ceil(memory), runtime=math.ceil(minutes))
-    return {**res, 'gpu': c.gpus} if c and c.gpus else res
+    return {**res, 'gpu': c.gpus} if c and c.gpus and step['stage'] not in DRAWN else res      # a drawing needs none

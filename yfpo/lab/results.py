@@ -31,7 +31,7 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                bench_generation_summary=('bench_generation.json', 'bench_generation'),
                bench_scaling_summary=('bench_scaling.json', 'bench_scaling'), bench_losses=('bench_losses.json', 'bench_losses'),
                bench=('summary.json', 'bench_summary'),
-               pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'evaluate'),
+               responses=('responses.json', 'responses'), pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'evaluate'),
                moves=('moves/*.csv', 'train'), dose=('dose/*.json', 'train'),
                evaluation=('eval/*.csv', 'evaluate'), answers=('samples/*.jsonl*', 'evaluate'), ablation=('ablation.csv', 'causal'),
                manifest=('manifest.json', 'compare'))
@@ -79,7 +79,7 @@ LATER = ('test',)                                              # columns that ol
 FLAGS, KEYS = ('family', 'primary'), dict(main=['arm', 'seed', 'set', 'metric'], contrasts=['contrast', 'seed', 'set', 'metric'])
 
 # %% ../../nbs/lab/11_results.ipynb #results-005
-OBJECTS = dict(selection=dict(n_layers=int, width=int, k=int), pairs=dict(by_error=dict), bench_losses=dict(batches=dict),
+OBJECTS = dict(responses=dict(temperature=float, tried=list), selection=dict(n_layers=int, width=int, k=int), pairs=dict(by_error=dict), bench_losses=dict(batches=dict),
                dose={k: float for k in ('weight', 'preference', 'neurons', 'cosine', 'learning_rate', 'neuron_weight')},
                manifest=dict(recipe=str, about=str, seeds=list, total_seconds=float, hardware=dict(cores=int), versions=dict(torch=object),
                              stages=dict, git=object, model=object),
