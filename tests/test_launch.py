@@ -243,7 +243,9 @@ def test_a_configuration_of_accelerate_in_a_recipe(ready, monkeypatch):
     given = dict(processes=2, accelerate='nbs/paper/profiles/accelerate/several-gpus.yaml')
     two = run_here(nb, **how, **given)['log']
     assert [r['loss'] for r in two] == pytest.approx([r['loss'] for r in one], abs=2e-4)
-    assert '--config_file' not in str(input_hashes(given)) and len(input_hashes(given)['accelerate']) == 64
+    assert len(input_hashes(given)['accelerate']) == 64
+    (odd := ready/'odd.yaml').write_text('distributed_type: NOSUCH\n')
+    with pytest.raises(ValueError, match='whole log'): run_here(nb, **how, processes=2, accelerate=str(odd))       # so it is read
     with pytest.raises(FileNotFoundError, match='accelerate is nosuch.yaml, which is no file: give one, such as'):
         run_here(nb, **how, processes=2, accelerate='nosuch.yaml')
 

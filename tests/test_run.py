@@ -544,7 +544,8 @@ def test_every_default_is_within_its_own_limits():
         for k, (_, default, _) in known.items(): assert check_parameter(k, default, known, nb.name) == default
 
 FREE = ('recipe', 'run_dir', 'results_dir', 'only', 'data_dir', 'model', 'revision', 'task', 'arms', 'arms_read', 'family', 'outcome',
-        'kind', 'drawn', 'arm', 'first', 'real', 'older', 'limits', 'neurons', 'study', 'strong')        # refused where not found
+        'kind', 'drawn', 'arm', 'first', 'real', 'older', 'limits', 'neurons', 'study', 'strong', 'share', 'judge',
+        'accelerate')                                                     # refused where not found
 
 def test_every_word_that_a_stage_takes_is_one_of_a_list_or_free():
     for nb in sorted((ROOT/'nbs'/'paper').rglob('*.ipynb')):

@@ -432,7 +432,7 @@ def draw_training(training, # frame of training/*.csv with `arm` and `seed`
     asked, curves = curves, {c: v for c, v in curves.items() if c in training and training[c].notna().any()}
     if not curves: raise ValueError(f"the training logs hold none of {', '.join(asked)}: run the `train` stage with logging on")
     cols = 2 if len(curves) == 4 else min(3, len(curves)); rows = -(-len(curves)//cols)
-    fig, axs = panels(rows, cols, size=((3.8 if cols == 2 else 2.55)*cols, 1.9*rows + .45))
+    fig, axs = panels(rows, cols, size=((3.8 if len(curves) == 4 else 2.55)*cols, 1.9*rows + .45))
     for ax, (col, (name, unit)) in zip(axs.flat, curves.items()):
         for arm in arm_order(training.arm): _curve(ax, training, arm, col, smooth)
         ax.set(title=name, ylabel=unit, xlabel='step')
@@ -851,7 +851,7 @@ def _solved(folder, stage):
 def _gate(folder):
     "The figure, with intervals of as many questions as there are: those that several warm starts answer count once"
     params = read_results(folder, 'manifest')['stages'].get('gate', {}).get('params', {})
-    return draw_gate(read_results(folder, 'gate'), params.get('starts', 1), params.get('by', ''))
+    return draw_gate(read_results(folder, 'gate'), params.get('starts', 1), params.get('by', 'accuracy'))
 
 def _steps(folder):
     "The figure, or nothing where no gradients were logged"

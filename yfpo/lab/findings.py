@@ -73,7 +73,7 @@ def _audit_finding(audit, begin='Before preference training, the margin', pairs=
             _against_chance(s, m.auc), f'Log-probability per token picks it in {percent(lp.auc)} %.',
             *(x for b in best for x in _best_other(b, _best_of_draws(audit), len(others)))]
     return Finding('Reward audit', said, row('selected neurons, standardised', s, m.auc),
-                   *(row(f'selected neurons, {b.readout}', b, _best_of_draws(audit)) for b in best),
+                   *(row(f'the same, best of {len(others)} others: {b.readout}', b, _best_of_draws(audit)) for b in best),
                    row('log-probability per token', lp, []))
 
 def _best_of_draws(audit):
@@ -105,7 +105,7 @@ def _causal_finding(ablation, selection):
     own = {t: rise('selected', t).iloc[0] for t in TEXTS if len(rise('selected', t))}
     drawn = [t for t in own if t != 'math' and len(rise('layer-matched', t))]
     said = [f'Setting the top {df.k.iloc[0]} neurons to their mean raises the NLL of solutions by {number(own["math"].delta_nll)} nats per '
-            f'token.', 'That of ' + listed([f'{TEXTS[t]} changes by {number(own[t].delta_nll, 2, "+")}' for t in own if t != 'math']) + '.',
+            f'token.', 'It changes by ' + listed([f'{number(own[t].delta_nll, 2, "+")} on {TEXTS[t]}' for t in own if t != 'math']) + '.',
             f"Random neurons raise it by at most {at_most('math')} on solutions and {at_most(*drawn)} elsewhere." if drawn else '']
     return Finding('Causal study', said, *({
         'NLL of': TEXTS[t], 'without the selected neurons': interval(r.delta_nll, r.low, r.high, digits=2, sign='+'),
@@ -123,11 +123,11 @@ def _selector_finding(card):
     clean = listed([name(r) for r in spared.itertuples()]) or 'No selector'
     said = [f'Setting the AttnLRP set to zero raises the NLL of solutions by {number(ours.math)} nats per token, and that of prose by '
             f'{number(ours.general)}.',
-            f'That of chat answers rises by {number(ours.chat)}.' if 'chat' in card and not math.isnan(ours.chat) else '',
+            f'That of chat answers changes by {number(ours.chat, 2, "+")}.' if 'chat' in card and not math.isnan(ours.chat) else '',
             opening(int(ours.reached), int(ours.draws), 'random set', 'costs', 'cost') + ' solutions as much.',
             f'Of {len(own)} selectors, "{name(best)}" has the largest difference, {number(gap.max())}.',
             f"{capital(clean)} {'cost' if len(spared) > 1 else 'costs'} solutions and nothing measurable on prose.",
-            *(f'Chosen against chat answers, the set costs solutions {number(r.math)} and chat answers {number(r.chat)}.'
+            *(f'Chosen against chat answers, the set costs solutions {number(r.math)} and chat answers {number(r.chat, 2, "+")}.'
               for r in talk.itertuples())]
     shown = own.loc[list(dict.fromkeys([ours.name, *talk.index, best.name, *spared.index]))]
     apart = [interval(d, d - 1.96*se, d + 1.96*se, digits=2) for d, se in

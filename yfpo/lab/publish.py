@@ -59,10 +59,10 @@ def publish(name:str, run_dir:str=''):
     run, to = run_folder(recipe.name, run_dir, make=False), root()/'nbs'/'paper'/'results'/recipe.name
     new, old = (to.with_name(f'.{to.name}.{x}') for x in ('new', 'old'))
     with locked(run) if run.is_dir() else nullcontext():
+        if old.exists() and not to.exists(): old.rename(to)    # an earlier publish was killed between two renames
         steps = plan(recipe, run_dir)
         why = _unpublishable(steps, run)
         if why: raise ValueError(f'the run in {run} cannot be published, {why}; finish it with `yfpo run {name}`')
-        if old.exists() and not to.exists(): old.rename(to)    # an earlier publish was killed between two renames
         for d in (new, old): shutil.rmtree(d, ignore_errors=True)
         _copy_results(run, new, steps)
     pack_answers(new/'samples')

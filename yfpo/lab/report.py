@@ -88,7 +88,8 @@ def _dose_table(folder):
     return dose_table(dose, training, limit), f'Dose. {about}'
 
 def _steps_table(folder):
-    about = (f"{read_results(folder, 'manifest')['model']}. Norms over all trained weights, before clipping: median, lowest to "
+    m = read_results(folder, 'manifest')
+    about = (f"{m['model']}, seeds {m['seeds']}. Norms over all trained weights, before clipping: median, lowest to "
              "highest. Share: the neuron term's norm over the sum of both norms. DPO's gradient has its likelihood term.")
     training = read_results(folder, 'training')
     if 'gradients/share' not in training: return dict(steps='No gradients were logged in this recipe.')

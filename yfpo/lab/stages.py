@@ -378,6 +378,12 @@ def _check_drawn(recipe, stage, nb):
     for n in getattr(recipe.outputs, stage) or ():
         if n not in there: raise ValueError(f"recipe {recipe.name!r} names {n!r}, which {nb.name} does not draw: {nearest(n, there)}")
 
+def _refuse_missing(params, where):
+    "A sentence for a configuration of accelerate that is not there: before anything runs, not when the first arm is trained"
+    path = params.get('accelerate')
+    if not path or (root()/os.path.expanduser(path)).is_file(): return
+    raise ValueError(f'{where}: accelerate is {path}, which is no file: give one, such as nbs/paper/profiles/accelerate/fsdp2.yaml')
+
 def data_folder(path, where):
     "The folder of data, seen from the repository and not from where one stands"
     folder = root()/os.path.expanduser(path)
@@ -420,6 +426,7 @@ def plan(recipe, # a `Recipe`
         if stage in DRAWN: _check_drawn(recipe, stage, nb)
         known, where = notebook_parameters(nb), f'stage {stage!r} of recipe {recipe.name!r}'
         given = _params_of(recipe, stage, known, overrides, where)
+        _refuse_missing(given, where)
         if 'train_seed' in given: extra = {k: v for k, v in extra.items() if k != 'train_seed'}
         params = {**given, **extra, 'recipe': recipe.name}
         params.update(results_dir=str(run/'results')) if 'results_dir' in known else params.update(run_dir=str(run))

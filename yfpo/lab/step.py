@@ -101,7 +101,7 @@ def _whole(m):
     "Whether the parts of a record are of the kinds that are written"
     try: time.strptime(m['finished'], TIME)
     except (TypeError, ValueError): return False
-    if type(m.get('threads', 0)) is not int or not isinstance(m['needs'], dict): return False
+    if any(type(m.get(k, 0)) is not int for k in ('threads', 'runs')) or not isinstance(m['needs'], dict): return False
     marks = m['files'].values() if isinstance(m['files'], dict) else [None]
     return all(isinstance(x, list) and [type(v) for v in x] == [int, int, str] for x in marks) and _inside(m['files']) and isinstance(
         m['params'], dict) and isinstance(m['seconds'], (int, float))
@@ -329,6 +329,9 @@ def step_main(run, label):
         except (ValueError, OSError) as e:
             with contextlib.suppress(OSError): say_state(run, label, 'failed', str(e))       # on a full disk the runner sees the code alone
             sys.exit(1)
+        except Exception as e:                                 # nothing that a notebook did: a fault of ours, or an edited file
+            with contextlib.suppress(OSError): say_state(run, label, 'failed', f'{label} failed: {type(e).__name__}: {e}')
+            raise
         with contextlib.suppress(OSError): say_state(run, label, 'done', said)               # the record is there
 
 if __name__ == '__main__' and not hasattr(sys, 'ps1') and 'ipykernel' not in sys.modules: step_main(*sys.argv[1:])

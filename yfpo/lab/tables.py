@@ -302,7 +302,7 @@ def steps_table(training): # frame of training/*.csv, with both gradients logged
     def middle(x, digits=1): return f'{number(x.median(), digits)} ({span(x, digits=digits)})'
     def row(arm, df):
         share, n = 100*df.sort_values('step')['gradients/share'], max(1, len(df)//4)
-        return {'arm': arm_label(arm), 'steps': str(len(df)), "DPO's gradient": middle(df['gradients/preference']),
+        return {'arm': arm_label(arm), 'steps': str(df.step.nunique()), "DPO's gradient": middle(df['gradients/preference']),
                 "neuron term's": middle(df['gradients/neurons']), 'cosine': middle(df['gradients/cosine'], 2),
                 "term's share, first quarter (%)": number(share.iloc[:n].mean(), 0), 'last quarter (%)': number(share.iloc[-n:].mean(), 0),
                 'clipped steps (%)': number(100*(df['gradients/clip'] < 1).mean(), 0)}
@@ -370,7 +370,7 @@ def sensitivity_table(answers, contrasts):
 SELECTORS = {'attnlrp-contrast': 'AttnLRP', 'cp-lrp-contrast': 'CP-LRP', 'gradient-contrast': 'gradient x activation', 'relp-top': 'RelP',
              'atp-top': 'attribution patching', 'wanda-contrast': 'Wanda form', 'mean-abs-contrast': 'mean |activation|', 'lape': 'LAPE',
              'mathneuro': 'MathNeuro form', 'value-probe': 'value probe', 'attnlrp-top': 'AttnLRP, no contrast',
-             'attnlrp-chat': 'AttnLRP, against chat',
+             'attnlrp-chat': 'AttnLRP against chat',
              'bottom': 'AttnLRP, bottom k', 'layer-matched': 'layer-matched random', 'none': 'nothing removed',
              'activation-matched': 'activation-matched random', 'norm-matched': 'norm-matched random',
              'knowledge-contrast': 'integrated gradients', 'logprob-contrast': 'log-probability increase'}

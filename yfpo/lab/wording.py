@@ -77,5 +77,7 @@ def span(v, scale=1, digits=2): # values, None of them or more
     "Their lowest and highest"
     low, high = ((interval(f(v), math.nan, math.nan, scale, digits)) for f in (min, max)) if len(v) else ('', '')
     return low if low == high else f'{low} to {high}'
-def listed(words): return ' and '.join(', '.join(words).rsplit(', ', 1))
+def listed(words):
+    *most, last = list(words) or ['']
+    return f"{', '.join(most)} and {last}" if most else last
 def percent(x): return interval(x, math.nan, math.nan, 100, 0)

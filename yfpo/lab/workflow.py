@@ -111,19 +111,24 @@ class Elsewhere(NamedTuple):
     name: str
     jobs: int = 0   # steps at a time, as the user asks; 0 leaves it to the profile
 
-    def lanes(self):
-        "Steps at a time, as far as the profile's own file tells"
+    def says(self, name):
+        "A setting in the profile's own file, or None"
         f = Path(profile_folder(self.name))/'config.yaml'
-        try: known = read_yaml(f.read_text(encoding='utf-8'), str(f)).get('jobs')
-        except (OSError, ValueError, AttributeError): known = None
+        try: return read_yaml(f.read_text(encoding='utf-8'), str(f)).get(name)
+        except (OSError, ValueError, AttributeError): return None
+
+    def lanes(self):
+        "Steps at a time, as far as it tells"
+        known = self.says('jobs')
         return self.jobs or (known if type(known) is int and known > 0 else 1)
 
 def _arguments(run, cores, jobs, profile):
     "Snakemake's command line"
-    here = ['--profile', 'none', '--workflow-profile', 'none', '--cores', str(cores), '--resources', f'lane={jobs}', '--latency-wait', '60']
+    here = ['--profile', 'none', '--workflow-profile', 'none', '--cores', str(cores), '--resources', f'lane={jobs}']
     where = ['--profile', profile_folder(profile.name), *(['--jobs', str(profile.jobs)] if profile.jobs else [])] if profile else here
+    wait = [] if profile and profile.says('latency-wait') else ['--latency-wait', '60']      # seconds that a shared file system may need
     return ['--snakefile', str(snakefile()), '--directory', str(run), *where, '--rerun-triggers', 'params', '--ignore-incomplete',
-            '--keep-incomplete', '--nolock', '--quiet', 'all']
+            '--keep-incomplete', '--nolock', '--quiet', 'all', *wait]
 
 _ENGINE = """import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)       # a script's `&` ignores it, and Snakemake takes jobs back on it
@@ -177,11 +182,10 @@ def _said(run, code, lost=()): # lost: labels of steps that had begun and never 
     "Why Snakemake itself ended, in a sentence"
     if shutil.disk_usage(run).free < 2**16: return f'there is no space left at {run}: free some; the same command goes on from here'
     if code < 0: return f'Snakemake was killed ({signal.Signals(-code).name}); the same command goes on from here'
-    if lost:
-        return (f"{lost[0]} was killed before it could say why, perhaps for memory or time (its log: {own_files(run, lost[0])['log']}, "
-                f"Snakemake's: {run/'snakemake.log'}); the same command goes on from here")
     lines = [l.strip() for l in (run/'snakemake.log').read_text(encoding='utf-8', errors='replace').splitlines() if l.strip()]
-    return f"Snakemake ended with code {code}: {' '.join(lines[-3:])[:300] or 'it says nothing'} (its log: {run/'snakemake.log'})"
+    said = f"Snakemake ended with code {code}: {' '.join(lines[-3:])[:300] or 'it says nothing'} (its log: {run/'snakemake.log'})"
+    if not lost: return said
+    return f'{lost[0]} never said how it ended, perhaps killed for memory or time; the same command goes on from here. {said}'
 
 def _schedule(todo, run, jobs, profile, env, board):
     "Have Snakemake run the steps; yields each that has ended well"
@@ -222,7 +226,7 @@ def _warm(todo, profile):
 
 def _run_all(recipe, everything, todo, run, say, jobs, profile):
     "Run the steps `todo`; yields each that has ended"
-    committed = (root()/'nbs'/'paper'/'results'/recipe.name/'manifest.json').exists()
+    committed = not profile and (root()/'nbs'/'paper'/'results'/recipe.name/'manifest.json').exists()
     seconds, where = expected(recipe, todo, run, note_speed(run) if committed else None, everything)
     jobs = profile.lanes() if profile else jobs
     say(promise(todo, seconds, where, jobs), flush=True)
@@ -237,7 +241,7 @@ def write_manifest(recipe, steps, run):
     "results/manifest.json: what was run, with which settings and versions, on what, for how long"
     done = {s['label']: m for s in steps if (m := finished(run, s))}
     kept = ('key', 'params', 'git', 'seconds', 'peak_memory_mb', 'threads', 'finished', 'resumed', 'reads', 'runs', 'chosen', 'hardware')
-    there = next((m['hardware'] for m in done.values() if 'hardware' in m), None)            # of a node, where steps ran elsewhere
+    there = next((m['hardware'] for m in done.values()), None) if all('hardware' in m for m in done.values()) else None      # of a node
     said = {k: v for k, v in recipe.model_dump().items() if k not in UNRUN}
     text = json.dumps({**said, 'shared': portable(recipe.shared)}, sort_keys=True)
     write_json(run/'results'/'manifest.json',
