@@ -103,10 +103,11 @@ def _causal_finding(ablation, selection):
     def rise(kind, text): return df[(df['set'] == kind) & (df.text == text)]
     def at_most(*texts): return number(max(rise('layer-matched', t).delta_nll.max() for t in texts))
     own = {t: rise('selected', t).iloc[0] for t in TEXTS if len(rise('selected', t))}
-    drawn = [t for t in own if t != 'math' and len(rise('layer-matched', t))]
+    drawn = [t for t in own if len(rise('layer-matched', t))]
+    also = f" and {at_most(*[t for t in drawn if t != 'math'])} elsewhere" if {*drawn} - {'math'} else ''
     said = [f'Setting the top {df.k.iloc[0]} neurons to their mean raises the NLL of solutions by {number(own["math"].delta_nll)} nats per '
             f'token.', 'It changes by ' + listed([f'{number(own[t].delta_nll, 2, "+")} on {TEXTS[t]}' for t in own if t != 'math']) + '.',
-            f"Random neurons raise it by at most {at_most('math')} on solutions and {at_most(*drawn)} elsewhere." if drawn else '']
+            f"Random neurons raise it by at most {at_most('math')} on solutions{also}." if 'math' in drawn else '']
     return Finding('Causal study', said, *({
         'NLL of': TEXTS[t], 'without the selected neurons': interval(r.delta_nll, r.low, r.high, digits=2, sign='+'),
         'without random neurons': span(rise('layer-matched', t).delta_nll), 'random sets': str(len(rise('layer-matched', t))),
