@@ -79,7 +79,8 @@ LATER = ('test',)                                              # columns that ol
 FLAGS, KEYS = ('family', 'primary'), dict(main=['arm', 'seed', 'set', 'metric'], contrasts=['contrast', 'seed', 'set', 'metric'])
 
 # %% ../../nbs/lab/11_results.ipynb #results-005
-OBJECTS = dict(responses=dict(temperature=float, tried=list), selection=dict(n_layers=int, width=int, k=int), pairs=dict(by_error=dict), bench_losses=dict(batches=dict),
+OBJECTS = dict(responses=dict(temperature=float, tried=list),
+               selection=dict(n_layers=int, width=int, k=int), pairs=dict(by_error=dict), bench_losses=dict(batches=dict),
                dose={k: float for k in ('weight', 'preference', 'neurons', 'cosine', 'learning_rate', 'neuron_weight')},
                manifest=dict(recipe=str, about=str, seeds=list, total_seconds=float, hardware=dict(cores=int), versions=dict(torch=object),
                              stages=dict, git=object, model=object),
