@@ -31,7 +31,8 @@ SOURCES = dict(main=('main.csv', 'compare'), contrasts=('contrasts.csv', 'compar
                bench_generation_summary=('bench_generation.json', 'bench_generation'),
                bench_scaling_summary=('bench_scaling.json', 'bench_scaling'), bench_losses=('bench_losses.json', 'bench_losses'),
                bench=('summary.json', 'bench_summary'),
-               responses=('responses.json', 'responses'), pairs=('pairs.json', 'pairs'), training=('training/*.csv', 'train'), margins=('margins/*.csv', 'evaluate'),
+               responses=('responses.json', 'responses'), pairs=('pairs.json', 'pairs'),
+               training=('training/*.csv', 'train'), margins=('margins/*.csv', 'evaluate'),
                moves=('moves/*.csv', 'train'), dose=('dose/*.json', 'train'),
                evaluation=('eval/*.csv', 'evaluate'), answers=('samples/*.jsonl*', 'evaluate'), ablation=('ablation.csv', 'causal'),
                manifest=('manifest.json', 'compare'))
