@@ -61,7 +61,7 @@ def test_ablation_has_a_panel_each():
                        for m in ('zero', 'mean') for f in (.01, .1) for t in ('math', 'general')])
     assert len(draw_ablation(df).axes) == 4
     titles = [ax.get_title(loc='left') for ax in draw_ablation(pd.concat([df, df[df.text == 'math'].assign(text='chat')])).axes]
-    assert titles == [f'{t} text, {m} ablation' for m in ('zero', 'mean') for t in ('math', 'general', 'chat')]
+    assert titles == [f'{t}, {m} ablation' for m in ('zero', 'mean') for t in ('solutions', 'prose', 'chat answers')]
 
 CPU = ROOT/'nbs'/'paper'/'results'/'first-look'
 

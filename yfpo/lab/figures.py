@@ -234,13 +234,14 @@ def _tile(at, width, color, alpha):
 @styled
 def draw_ablation(ablation): # frame of ablation.csv
     "Rise in loss as more neurons are removed: selected ones, and the range of their controls"
-    wanted = dict(mode=('zero', 'mean'), text=('math', 'general', 'chat'))
+    names = dict(math='solutions', general='prose', chat='chat answers')
+    wanted = dict(mode=('zero', 'mean'), text=tuple(names))
     modes, texts = [[v for v in want if v in set(ablation[c])] for c, want in wanted.items()]
     fig, axs = panels(len(modes), len(texts), size=(3.6*len(texts), 2.35*len(modes) + .35), sharex=True, sharey=True)
     for i, mode in enumerate(modes):
         for j, text in enumerate(texts):
             _ablation_panel(axs[i, j], ablation[(ablation['mode'] == mode) & (ablation['text'] == text)])
-            axs[i, j].set_title(f'{text} text, {mode} ablation')
+            axs[i, j].set_title(f'{names[text]}, {mode} ablation')
             if i == len(modes) - 1: axs[i, j].set_xlabel('share of all MLP neurons ablated (%)')
             if j == 0: axs[i, j].set_ylabel('added loss (nats per token)')
     fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3)

@@ -8,7 +8,7 @@ __all__ = ['GLOSSARY', 'TEXTS', 'METRIC_WORDS', 'HOLDS', 'EXCLUDED', 'ORIGINS', 
            'answer_text', 'before_training', 'finding', 'findings', 'by_recipe']
 
 # %% ../../nbs/lab/15_findings.ipynb #findings-002
-import math
+import math, re
 from pathlib import Path
 import numpy as np
 from .results import SOURCES, read_results
@@ -30,6 +30,10 @@ class Finding:
     def _repr_markdown_(self): return f'{self}\n\n{markdown_table(self.table)}'
 
 GLOSSARY = {
+    'AttnLRP': 'a rule for backpropagation that splits a logit into what each neuron adds to it, its relevance',
+    'templates': 'our own questions: sentences into which numbers are put',
+    'dev questions': 'those that choose settings; nothing is trained or tested on them',
+    'AUC': 'share of pairs in which the right answer has the higher value; half is a coin',
     'arm': 'one way of training, run with every seed: DPO, YFPO, or YFPO on other neurons',
     'gate': 'the search, on dev questions, for a DPO that does not fall below its warm start; a closed gate ends the recipe',
     'likelihood term': "a second term of the loss, the preferred answer's negative log-likelihood, which keeps that answer likely",
@@ -216,7 +220,7 @@ def _contrast_finding(contrasts):
     first, sure = next(own.itertuples()), int((own.p_holm < .05).sum())
     rest = df[df.contrast.isin(own.contrast) & ~df.family]
     moved = df[df.contrast.isin(['dpo - sft', 'yfpo - sft', 'yfpo-random - dpo']) & df.metric.isin([first.metric, 'nll_gold'])]
-    favoured = f' and favours {arm_label(favours(first))}' if first.delta else ''
+    favoured = f' and favours {arm_label(favours(first))}' if re.search('[1-9]', amount_text(first)) else ''
     favoured += '' if first.p_holm < .05 or not favoured else ', not significantly'
     also = how_many(len(_clear(rest)), len(rest), 'difference', 'excludes', 'exclude') if len(rest) else ''
     said = [f'The primary estimate, {contrast_label(first.contrast)} on {set_label(first.set)}, is {amount_text(first)}{favoured}.',
@@ -523,7 +527,7 @@ def _hacks_finding(rows):
     most = repeated.idxmax()
     said = ['Repeating a calculation gains a text '
             f'{number(before, 2, "+")} spreads under the default read-out before preference training, and {number(after, 2, "+")} after.',
-            f'The read-out that it gains most is `{most[0]}`, with {number(repeated[most], 2, "+")} spreads.',
+            f'It gains most under `{most[0]}`, {number(repeated[most], 2, "+")} spreads.',
             f'Shuffling digits changes a text by at most {number(best("digits shuffled", "reference"), 2, "+")} before and '
             f'{number(best("digits shuffled", "trained"), 2, "+")} after, under all read-outs but the literal one.',
             f'Rescaled weights move the literal read-out by at most {number(moved["paper-literal"].abs().max())}, and the others by at '

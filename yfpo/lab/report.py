@@ -58,8 +58,8 @@ def _main_tables(folder):
              f"{m['model']}, seeds {m['seeds']}.")
     known = '' if not (main.set == 'knowledge').any() else (
         f' Of the questions of plain knowledge, guessing answers {percent(chance(knowledge_questions()))} %, and the ceiling is 100 %.')
-    gives = ('What a training gives and takes. Solutions and held-out pairs are what it is for; prose, verb forms and knowledge should '
-             f"stay. Differences with 95 % intervals, bold where they exclude zero, uncorrected. {m['model']}, seeds {m['seeds']}.")
+    gives = ('What a training gives and takes. Solutions and held-out pairs are what it is for; the rest should stay. '
+             f"Differences with 95 % intervals, bold where they exclude zero, uncorrected. {m['model']}, seeds {m['seeds']}.")
     return dict(
         main=(main_table(main), f'Arms. {about}'), contrasts=(contrast_table(contrasts), paired), balance=(balance_table(contrasts), gives),
         rates=(rates_table(main), f'Three extraction rules. {about}'),
