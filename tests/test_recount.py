@@ -183,9 +183,23 @@ def test_the_dose_table(folder):
     assert len(shown) == len(reached) and 'YFPO' in shown.index
     ours = {'DPO': 'dpo', 'YFPO': 'yfpo', 'YFPO (reversed)': 'yfpo-reversed', 'YFPO (random neurons)': 'yfpo-random'}
     for label, arm in ours.items():
+        if arm not in reached: continue
         part = 100*np.mean(reached[arm])/np.mean(reached['yfpo'])
         assert float(shown['DPO margin reached'][label]) == pytest.approx(np.mean(reached[arm]), abs=6e-4)
         assert shown["of YFPO's (%)"][label] == f'{part:.0f}'
         line = next(l for l in said.split('\n') if l.startswith(f'| {label} |'))
         assert (f'| **{part:.0f}** |' in line) == (not 80 <= part <= 120)
         assert shown['clipped steps (%)'][label] == f'{100*over[arm]/steps[arm]:.0f}'
+
+def test_the_table_of_steps():
+    "From the logs: the neuron term's norm over the sum of both, by quarters of the training, and how many steps were clipped"
+    shown = pd.read_csv(RESULTS/'which-share'/'tables'/'steps.csv', dtype=str).set_index('arm')
+    for label, arm in {'YFPO': 'yfpo', 'YFPO (reversed)': 'yfpo-reversed', 'YFPO (random neurons)': 'yfpo-random'}.items():
+        rows = pd.read_csv(RESULTS/'which-share'/'training'/f'{arm}-seed0.csv').sort_values('step')
+        a, b = rows['gradients/neurons'], rows['gradients/preference']
+        share = 100*a/(a + b)
+        assert len(rows) == 32 == int(shown.steps[label]) and (rows['gradients/cosine'].abs() < .2).all()
+        assert shown["term's share, first quarter (%)"][label] == f'{share[:8].mean():.0f}'
+        assert shown['last quarter (%)'][label] == f'{share[-8:].mean():.0f}' and shown['clipped steps (%)'][label] == '0'
+        whole = np.sqrt(a**2 + b**2 + 2*rows['gradients/cosine']*a*b)
+        assert whole.tolist() == pytest.approx(rows.grad_norm.tolist(), rel=1e-3), 'both parts make the gradient that was logged'
